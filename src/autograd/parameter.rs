@@ -1,0 +1,76 @@
+//! Named tensors of a model: what is learned, and the statistics that belong to it.
+
+use std::sync::Arc;
+
+use crate::Tensor;
+
+/// What a parameter is for; decides its layout, its initialisation and whether it can be learned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Convolution weight `[K, R, S, C]` (in files PyTorch's `[K, C, R, S]`).
+    ConvWeight,
+    /// Linear weight `[out, in]`.
+    LinearWeight,
+    /// Bias of a linear layer `[out]`.
+    LinearBias,
+    /// Batchnorm scale γ `[C]`.
+    NormScale,
+    /// Batchnorm shift β `[C]`.
+    NormShift,
+    /// Batchnorm running mean `[C]`: a statistic, never learned.
+    RunningMean,
+    /// Batchnorm running variance `[C]`: a statistic, never learned.
+    RunningVariance,
+}
+
+impl Role {
+    /// Whether an optimizer may change it.
+    pub fn is_learned(self) -> bool {
+        !matches!(self, Role::RunningMean | Role::RunningVariance)
+    }
+}
+
+/// A named tensor of a model.
+#[derive(Clone, Debug)]
+pub struct Parameter {
+    name: Arc<str>,
+    role: Role,
+    /// The current value, in this engine's layout.
+    pub value: Tensor,
+    trainable: bool,
+}
+
+impl Parameter {
+    /// A parameter under its torchvision name, such as `layer1.0.conv1.weight`. Trainable if its role is learned.
+    pub fn new(name: impl Into<Arc<str>>, role: Role, value: Tensor) -> Self {
+        Self { name: name.into(), role, value, trainable: role.is_learned() }
+    }
+
+    /// The name.
+    pub fn name(&self) -> &Arc<str> {
+        &self.name
+    }
+
+    /// The role.
+    pub fn role(&self) -> Role {
+        self.role
+    }
+
+    /// Whether gradients are computed for it.
+    pub fn is_trainable(&self) -> bool {
+        self.trainable
+    }
+
+    /// Freezes or unfreezes it; statistics stay untrainable.
+    pub fn set_trainable(&mut self, trainable: bool) {
+        self.trainable = trainable && self.role.is_learned();
+    }
+}
+
+/// Anything that holds parameters, visited in a fixed order.
+pub trait Parameters {
+    /// Calls `visit` on each parameter.
+    fn visit<'a>(&'a self, visit: &mut dyn FnMut(&'a Parameter));
+    /// Calls `visit` on each parameter for writing.
+    fn visit_mut(&mut self, visit: &mut dyn FnMut(&mut Parameter));
+}

@@ -1,0 +1,107 @@
+//! What computes and holds memory. Every operation matches on [`Device`] exhaustively.
+
+mod cpu;
+
+pub use cpu::CpuDevice;
+
+use std::{fmt, str::FromStr, sync::Arc};
+
+use crate::{Error, Result};
+
+/// A place that computes. Cheap to clone.
+#[derive(Clone)]
+pub enum Device {
+    /// The processor, with a thread pool of its own.
+    Cpu(Arc<CpuDevice>),
+}
+
+impl Device {
+    /// The processor with `threads` worker threads; 0 means one per core.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if the operating system refuses the threads.
+    pub fn cpu(threads: usize) -> Result<Self> {
+        Ok(Device::Cpu(Arc::new(CpuDevice::new(threads)?)))
+    }
+
+    /// Opens the device that `name` asks for, with `threads` host threads (0: one per core).
+    ///
+    /// # Errors
+    /// [`Error::Device`] if it is not available on this machine or in this build.
+    pub fn open(name: DeviceName, threads: usize) -> Result<Self> {
+        match name {
+            DeviceName::Auto | DeviceName::Cpu => Device::cpu(threads),
+            DeviceName::Cuda(_) => Err(Error::Device {
+                device: name.to_string(),
+                message: "this version has no GPU engine; use --device cpu or auto".into(),
+            }),
+        }
+    }
+
+    /// Host threads that this device works with.
+    pub fn threads(&self) -> usize {
+        match self {
+            Device::Cpu(cpu) => cpu.threads(),
+        }
+    }
+
+    /// Runs `work` inside the device's thread pool, so that parallel iterators within use only its threads.
+    pub fn install<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
+        match self {
+            Device::Cpu(cpu) => cpu.install(work),
+        }
+    }
+}
+
+impl fmt::Display for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Device::Cpu(_) => f.write_str("cpu"),
+        }
+    }
+}
+
+impl fmt::Debug for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self} ({} threads)", self.threads())
+    }
+}
+
+/// The name of a device as written on a command line: `auto`, `cpu`, `cuda:0`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DeviceName {
+    /// The best device at hand.
+    #[default]
+    Auto,
+    /// The processor.
+    Cpu,
+    /// The GPU with this ordinal.
+    Cuda(usize),
+}
+
+impl FromStr for DeviceName {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(DeviceName::Auto),
+            "cpu" => Ok(DeviceName::Cpu),
+            "cuda" => Ok(DeviceName::Cuda(0)),
+            _ => text
+                .strip_prefix("cuda:")
+                .and_then(|ordinal| ordinal.parse().ok())
+                .map(DeviceName::Cuda)
+                .ok_or_else(|| format!("'{text}' is no device; use auto, cpu or cuda:N")),
+        }
+    }
+}
+
+impl fmt::Display for DeviceName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            DeviceName::Auto => f.write_str("auto"),
+            DeviceName::Cpu => f.write_str("cpu"),
+            DeviceName::Cuda(ordinal) => write!(f, "cuda:{ordinal}"),
+        }
+    }
+}

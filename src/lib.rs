@@ -1,0 +1,19 @@
+//! ResNet transfer learning in pure Rust: freezing, cached activations, a learning rate per layer group.
+#![deny(missing_docs)]
+
+pub mod autograd;
+pub mod cache;
+pub mod checkpoint;
+pub mod data;
+pub mod device;
+mod error;
+pub mod learner;
+pub mod nn;
+pub mod ops;
+pub mod optim;
+pub mod random;
+pub mod tensor;
+
+pub use device::{Device, DeviceName};
+pub use error::{Error, Result};
+pub use tensor::{DType, Element, Shape, Tensor};
