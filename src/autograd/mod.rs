@@ -1,5 +1,7 @@
-//! Reverse-mode differentiation: [`Parameter`]s and the tape, nothing else.
+//! Reverse-mode differentiation: [`Parameter`]s and the [`Tape`], nothing else.
 
 mod parameter;
+mod tape;
 
 pub use parameter::{Parameter, Parameters, Role};
+pub use tape::{Gradients, ParameterGradients, Slot, Tape, Var};

@@ -1,8 +1,10 @@
 //! What computes and holds memory. Every operation matches on [`Device`] exhaustively.
 
 mod cpu;
+mod gemm;
 
 pub use cpu::CpuDevice;
+pub(crate) use gemm::{Matrix, gemm};
 
 use std::{fmt, str::FromStr, sync::Arc};
 

@@ -1,1 +1,39 @@
-//! Operations.
+//! The operations. Each has one folder: `mod.rs` is the contract (docs, shape checks, dispatch by device), `cpu.rs`
+//! the work on the processor, `grad.rs` its place on the tape.
+
+pub mod augment;
+pub mod batchnorm;
+pub mod conv;
+pub mod dropout;
+pub mod elementwise;
+pub mod linear;
+pub mod loss;
+pub mod optimizer;
+pub mod pool;
+pub mod shortcut;
+
+use crate::{Error, Result, Shape, Tensor};
+
+/// Elements per task of an elementwise operation: large enough to be worth a thread.
+const CHUNK: usize = 1 << 14;
+
+/// The extents `[N, H, W, C]` of an activation.
+fn nhwc(op: &'static str, tensor: &Tensor) -> Result<[usize; 4]> {
+    tensor
+        .dims()
+        .try_into()
+        .map_err(|_| Error::shape(op, format!("expected an activation [N, H, W, C], got {}", tensor.shape())))
+}
+
+/// The extents `[rows, cols]` of a matrix.
+fn matrix(op: &'static str, tensor: &Tensor) -> Result<[usize; 2]> {
+    tensor.dims().try_into().map_err(|_| Error::shape(op, format!("expected a matrix, got {}", tensor.shape())))
+}
+
+fn expect_shape(op: &'static str, what: &str, tensor: &Tensor, expected: impl Into<Shape>) -> Result<()> {
+    let expected = expected.into();
+    if tensor.shape() == expected {
+        return Ok(());
+    }
+    Err(Error::shape(op, format!("{what} should be {expected}, is {}", tensor.shape())))
+}

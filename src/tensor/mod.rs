@@ -1,5 +1,6 @@
 //! Dense, contiguous tensors: a shape, a device and one block of elements. No strides, no views.
 
+mod arithmetic;
 mod dtype;
 mod shape;
 

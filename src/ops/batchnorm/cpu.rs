@@ -1,0 +1,192 @@
+//! Batchnorm on the processor. Sums over rows are taken in fixed blocks and merged in order.
+
+use rayon::prelude::*;
+
+use crate::{Result, Tensor, device::CpuDevice};
+
+/// Rows per task.
+const ROWS: usize = 256;
+
+/// Centred sums of a block of rows, and of blocks merged.
+struct Partial {
+    rows: f64,
+    mean: Vec<f64>,
+    /// Σ (x − mean)².
+    m2: Vec<f64>,
+}
+
+impl Partial {
+    fn of(block: &[f32], channels: usize) -> Self {
+        let rows = (block.len() / channels) as f32;
+        let mut mean = vec![0f32; channels];
+        for row in block.chunks_exact(channels) {
+            mean.iter_mut().zip(row).for_each(|(mean, x)| *mean += x);
+        }
+        mean.iter_mut().for_each(|mean| *mean /= rows);
+        let mut m2 = vec![0f32; channels];
+        for row in block.chunks_exact(channels) {
+            for ((m2, x), mean) in m2.iter_mut().zip(row).zip(&mean) {
+                *m2 += (x - mean) * (x - mean);
+            }
+        }
+        let wide = |values: Vec<f32>| values.into_iter().map(f64::from).collect();
+        Self { rows: f64::from(rows), mean: wide(mean), m2: wide(m2) }
+    }
+
+    fn merge(mut self, other: &Self) -> Self {
+        let rows = self.rows + other.rows;
+        for channel in 0..self.mean.len() {
+            let delta = other.mean[channel] - self.mean[channel];
+            self.mean[channel] += delta * other.rows / rows;
+            self.m2[channel] += other.m2[channel] + delta * delta * self.rows * other.rows / rows;
+        }
+        self.rows = rows;
+        self
+    }
+}
+
+pub fn moments(cpu: &CpuDevice, input: &Tensor) -> Result<(Tensor, Tensor)> {
+    let (channels, elements) = (input.shape().last(), input.as_slice::<f32>()?);
+    let partials: Vec<Partial> = cpu
+        .install(|| elements.par_chunks(ROWS * channels).map(|block| Partial::of(block, channels)).collect());
+    let empty = Partial { rows: 0.0, mean: vec![0.0; channels], m2: vec![0.0; channels] };
+    let all = partials.iter().fold(empty, Partial::merge);
+    let mean = all.mean.iter().map(|mean| *mean as f32).collect();
+    let variance = all.m2.iter().map(|m2| (m2 / all.rows) as f32).collect();
+    Ok((Tensor::new(mean, [channels], input.device())?, Tensor::new(variance, [channels], input.device())?))
+}
+
+/// `running = (1 − momentum) · running + momentum · factor · new`.
+pub fn blend(running: &mut Tensor, new: &Tensor, momentum: f32, factor: f32) -> Result<()> {
+    let new = new.as_slice::<f32>()?;
+    for (running, new) in running.as_slice_mut::<f32>()?.iter_mut().zip(new) {
+        *running = (1.0 - momentum) * *running + momentum * factor * new;
+    }
+    Ok(())
+}
+
+pub fn fold(
+    scale: &Tensor,
+    shift: &Tensor,
+    mean: &Tensor,
+    variance: &Tensor,
+    eps: f32,
+) -> Result<(Tensor, Tensor)> {
+    let (scale_slice, shift) = (scale.as_slice::<f32>()?, shift.as_slice::<f32>()?);
+    let (mean, variance) = (mean.as_slice::<f32>()?, variance.as_slice::<f32>()?);
+    let exact = |channel: usize| {
+        let factor = f64::from(scale_slice[channel]) / (f64::from(variance[channel]) + f64::from(eps)).sqrt();
+        (factor, f64::from(shift[channel]) - f64::from(mean[channel]) * factor)
+    };
+    let (factor, offset) =
+        (0..scale_slice.len()).map(exact).map(|(factor, offset)| (factor as f32, offset as f32)).unzip();
+    let channels = [scale_slice.len()];
+    Ok((Tensor::new(factor, channels, scale.device())?, Tensor::new(offset, channels, scale.device())?))
+}
+
+pub fn apply(
+    cpu: &CpuDevice,
+    input: &Tensor,
+    factor: &Tensor,
+    offset: &Tensor,
+    residual: Option<&Tensor>,
+    relu: bool,
+) -> Result<Tensor> {
+    let (x, factor, offset) = (input.as_slice::<f32>()?, factor.as_slice::<f32>()?, offset.as_slice::<f32>()?);
+    let residual = residual.map(|residual| residual.as_slice::<f32>()).transpose()?;
+    let channels = factor.len();
+    let floor = if relu { 0.0 } else { f32::NEG_INFINITY };
+    let mut output = vec![0.0; x.len()];
+    cpu.install(|| {
+        output.par_chunks_mut(ROWS * channels).enumerate().for_each(|(block, output)| {
+            let start = block * ROWS * channels;
+            for (row, output) in output.chunks_exact_mut(channels).enumerate() {
+                let start = start + row * channels;
+                let x = &x[start..][..channels];
+                let affine = |channel: usize| x[channel].mul_add(factor[channel], offset[channel]);
+                match residual {
+                    Some(residual) => {
+                        let residual = &residual[start..][..channels];
+                        for channel in 0..channels {
+                            output[channel] = at_least(affine(channel) + residual[channel], floor);
+                        }
+                    }
+                    None => (0..channels).for_each(|channel| output[channel] = at_least(affine(channel), floor)),
+                }
+            }
+        });
+    });
+    Tensor::new(output, input.shape(), input.device())
+}
+
+/// `max` that lets NaN through, so that a diverged run is seen.
+fn at_least(value: f32, floor: f32) -> f32 {
+    if value < floor { floor } else { value }
+}
+
+/// Zeroes the gradient where the ReLU was closed.
+pub fn mask_by_output(cpu: &CpuDevice, grad: &mut Tensor, output: &Tensor) -> Result<()> {
+    let (grad, output) = (grad.as_slice_mut::<f32>()?, output.as_slice::<f32>()?);
+    cpu.install(|| {
+        grad.par_chunks_mut(crate::ops::CHUNK).zip(output.par_chunks(crate::ops::CHUNK)).for_each(
+            |(grad, output)| {
+                for (grad, output) in grad.iter_mut().zip(output) {
+                    *grad = if *output > 0.0 { *grad } else { 0.0 };
+                }
+            },
+        );
+    });
+    Ok(())
+}
+
+/// `(Σ grad, Σ grad · (x − mean))` of each channel.
+pub fn reduce(cpu: &CpuDevice, grad: &Tensor, input: &Tensor, mean: &Tensor) -> Result<(Vec<f64>, Vec<f64>)> {
+    let (grad, x, mean) = (grad.as_slice::<f32>()?, input.as_slice::<f32>()?, mean.as_slice::<f32>()?);
+    let channels = mean.len();
+    let partials: Vec<(Vec<f32>, Vec<f32>)> = cpu.install(|| {
+        let block = |(grad, x): (&[f32], &[f32])| {
+            let (mut sum, mut product) = (vec![0f32; channels], vec![0f32; channels]);
+            for (grad, x) in grad.chunks_exact(channels).zip(x.chunks_exact(channels)) {
+                for channel in 0..channels {
+                    sum[channel] += grad[channel];
+                    product[channel] += grad[channel] * (x[channel] - mean[channel]);
+                }
+            }
+            (sum, product)
+        };
+        grad.par_chunks(ROWS * channels).zip(x.par_chunks(ROWS * channels)).map(block).collect()
+    });
+    let mut sums = (vec![0f64; channels], vec![0f64; channels]);
+    for (sum, product) in &partials {
+        for channel in 0..channels {
+            sums.0[channel] += f64::from(sum[channel]);
+            sums.1[channel] += f64::from(product[channel]);
+        }
+    }
+    Ok(sums)
+}
+
+/// `grad · a + x · b + c` per channel: the gradient of the input.
+pub fn combine(
+    cpu: &CpuDevice,
+    grad: &Tensor,
+    input: &Tensor,
+    coefficients: &[[f32; 3]],
+) -> Result<Tensor> {
+    let (grad, x) = (grad.as_slice::<f32>()?, input.as_slice::<f32>()?);
+    let channels = coefficients.len();
+    let [a, b, c] = [0, 1, 2].map(|i| coefficients.iter().map(|row| row[i]).collect::<Vec<f32>>());
+    let mut result = vec![0.0; x.len()];
+    cpu.install(|| {
+        result.par_chunks_mut(ROWS * channels).enumerate().for_each(|(block, result)| {
+            let start = block * ROWS * channels;
+            let blocks = grad[start..].chunks_exact(channels).zip(x[start..].chunks_exact(channels));
+            for (result, (grad, x)) in result.chunks_exact_mut(channels).zip(blocks) {
+                for channel in 0..channels {
+                    result[channel] = grad[channel].mul_add(a[channel], x[channel].mul_add(b[channel], c[channel]));
+                }
+            }
+        });
+    });
+    Tensor::new(result, input.shape(), input.device())
+}

@@ -1,0 +1,90 @@
+//! Batch normalisation over the last dimension (Ioffe & Szegedy 2015), with the residual addition and the ReLU that
+//! follow it in a ResNet: `relu((x − mean) / √(variance + eps) · scale + shift + residual)`.
+
+mod cpu;
+mod grad;
+#[cfg(test)]
+mod tests;
+
+pub use grad::{Affine, Fused, batchnorm};
+
+use super::expect_shape;
+use crate::{Device, Error, Result, Tensor};
+
+/// Mean and variance of each channel.
+#[derive(Clone, Debug)]
+pub struct Moments {
+    /// `[C]`.
+    pub mean: Tensor,
+    /// `[C]`, biased (divided by the number of rows): what normalisation uses.
+    pub variance: Tensor,
+    /// Rows that the moments were taken over.
+    pub rows: usize,
+}
+
+impl Moments {
+    /// Mean and variance over all rows of `input` `[.., C]`, by centred sums merged in a fixed order (Chan et al.).
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if there are fewer than two rows: one sample has no variance.
+    pub fn of(input: &Tensor) -> Result<Self> {
+        let rows = input.shape().rows();
+        if rows < 2 {
+            return Err(Error::shape(
+                "batchnorm",
+                format!("batch statistics need more than one value per channel, got {}", input.shape()),
+            ));
+        }
+        let (mean, variance) = match input.device() {
+            Device::Cpu(cpu) => cpu::moments(cpu, input)?,
+        };
+        Ok(Self { mean, variance, rows })
+    }
+
+    /// Moves running statistics towards these moments: `running = (1 − momentum) · running + momentum · moment`, with
+    /// the unbiased variance, as PyTorch does.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if the channel counts differ.
+    pub fn update_running(&self, momentum: f32, mean: &mut Tensor, variance: &mut Tensor) -> Result<()> {
+        expect_shape("batchnorm", "running mean", mean, self.mean.shape())?;
+        expect_shape("batchnorm", "running variance", variance, self.variance.shape())?;
+        let unbiased = self.rows as f32 / (self.rows as f32 - 1.0);
+        match &self.mean.device().clone() {
+            Device::Cpu(_) => {
+                cpu::blend(mean, &self.mean, momentum, 1.0)?;
+                cpu::blend(variance, &self.variance, momentum, unbiased)
+            }
+        }
+    }
+}
+
+/// `[C]` factor and offset that carry out a batchnorm with fixed statistics, for a convolution's epilogue.
+///
+/// # Errors
+/// [`Error::Shape`] if the channel counts differ.
+pub fn fold(scale: &Tensor, shift: &Tensor, mean: &Tensor, variance: &Tensor, eps: f32) -> Result<(Tensor, Tensor)> {
+    for (what, tensor) in [("shift", shift), ("mean", mean), ("variance", variance)] {
+        expect_shape("batchnorm", what, tensor, scale.shape())?;
+    }
+    match scale.device() {
+        Device::Cpu(_) => cpu::fold(scale, shift, mean, variance, eps),
+    }
+}
+
+/// `relu(input · factor + offset + residual)`, with the last two optional. `input` is `[.., C]`.
+fn apply(
+    input: &Tensor,
+    factor: &Tensor,
+    offset: &Tensor,
+    residual: Option<&Tensor>,
+    relu: bool,
+) -> Result<Tensor> {
+    expect_shape("batchnorm", "scale", factor, [input.shape().last()])?;
+    if let Some(residual) = residual {
+        expect_shape("batchnorm", "residual", residual, input.shape())?;
+    }
+    match input.device() {
+        Device::Cpu(cpu) => cpu::apply(cpu, input, factor, offset, residual, relu),
+    }
+}

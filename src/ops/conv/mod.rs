@@ -1,0 +1,141 @@
+//! Two-dimensional convolution (cross-correlation, as everywhere in the field) and its two gradients.
+//!
+//! Activations `[N, H, W, C]`, weights `[K, R, S, C / groups]`, outputs `[N, P, Q, K]` with
+//! `P = (H + 2·padding − R) / stride + 1`.
+
+mod cpu;
+mod grad;
+#[cfg(test)]
+mod tests;
+
+pub use grad::conv;
+
+use super::{expect_shape, nhwc};
+use crate::{Device, Error, Result, Shape, Tensor};
+
+/// How the window moves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Geometry {
+    /// Step of the window, both ways. Default 1.
+    pub stride: usize,
+    /// Zeros added on each side. Default 0.
+    pub padding: usize,
+    /// Independent groups of channels. Default 1.
+    pub groups: usize,
+}
+
+impl Default for Geometry {
+    fn default() -> Self {
+        Self { stride: 1, padding: 0, groups: 1 }
+    }
+}
+
+/// What is done to each output before it is stored: `relu(y · scale + shift + residual)`.
+#[derive(Clone, Copy, Default)]
+pub struct Epilogue<'a> {
+    /// Per-channel factor and offset `[K]`: a folded batchnorm.
+    pub scale_shift: Option<(&'a Tensor, &'a Tensor)>,
+    /// Added to the output, `[N, P, Q, K]`.
+    pub residual: Option<&'a Tensor>,
+    /// Whether negative results become zero.
+    pub relu: bool,
+}
+
+/// All extents of a convolution, checked.
+#[derive(Clone, Copy, Debug)]
+struct Extents {
+    n: usize,
+    h: usize,
+    w: usize,
+    c: usize,
+    k: usize,
+    r: usize,
+    s: usize,
+    p: usize,
+    q: usize,
+    stride: usize,
+    padding: usize,
+    groups: usize,
+}
+
+impl Extents {
+    fn new(input: Shape, weight: Shape, geometry: Geometry) -> Result<Self> {
+        let Geometry { stride, padding, groups } = geometry;
+        let fail = |why: &str| {
+            Error::shape("conv", format!("{why}: input {input}, weight {weight}, {geometry:?}"))
+        };
+        let (&[n, h, w, c], &[k, r, s, channels]) = (input.dims(), weight.dims()) else {
+            return Err(fail("expected input [N, H, W, C] and weight [K, R, S, C]"));
+        };
+        if stride == 0 || groups == 0 || channels * groups != c || !k.is_multiple_of(groups) || r * s == 0 {
+            return Err(fail("channels, groups and stride do not fit"));
+        }
+        if h + 2 * padding < r || w + 2 * padding < s {
+            return Err(fail("the window is larger than the padded input; use larger images"));
+        }
+        let (p, q) = ((h + 2 * padding - r) / stride + 1, (w + 2 * padding - s) / stride + 1);
+        Ok(Self { n, h, w, c, k, r, s, p, q, stride, padding, groups })
+    }
+
+    /// Input channels of one group.
+    fn group_c(&self) -> usize {
+        self.c / self.groups
+    }
+
+    /// Output channels of one group.
+    fn group_k(&self) -> usize {
+        self.k / self.groups
+    }
+
+    /// Length of one window of one group.
+    fn window(&self) -> usize {
+        self.r * self.s * self.group_c()
+    }
+
+    fn output(&self) -> Shape {
+        [self.n, self.p, self.q, self.k].into()
+    }
+}
+
+/// The convolution, with `epilogue` applied to each output. Output `[N, P, Q, K]`.
+///
+/// # Errors
+/// [`Error::Shape`] if the extents do not fit.
+pub fn forward(input: &Tensor, weight: &Tensor, geometry: Geometry, epilogue: Epilogue) -> Result<Tensor> {
+    let extents = Extents::new(input.shape(), weight.shape(), geometry)?;
+    if let Some((scale, shift)) = epilogue.scale_shift {
+        expect_shape("conv", "scale", scale, [extents.k])?;
+        expect_shape("conv", "shift", shift, [extents.k])?;
+    }
+    if let Some(residual) = epilogue.residual {
+        expect_shape("conv", "residual", residual, extents.output())?;
+    }
+    match input.device() {
+        Device::Cpu(cpu) => cpu::forward(cpu, input, weight, &extents, epilogue),
+    }
+}
+
+/// The gradient of the input, `[N, H, W, C]`, from that of the output, `[N, P, Q, K]`.
+///
+/// # Errors
+/// [`Error::Shape`] if the extents do not fit.
+pub fn input_grad(output_grad: &Tensor, weight: &Tensor, input: Shape, geometry: Geometry) -> Result<Tensor> {
+    let extents = Extents::new(input, weight.shape(), geometry)?;
+    expect_shape("conv input gradient", "output gradient", output_grad, extents.output())?;
+    match output_grad.device() {
+        Device::Cpu(cpu) => cpu::input_grad(cpu, output_grad, weight, &extents),
+    }
+}
+
+/// The gradient of the weight, `[K, R, S, C / groups]`.
+///
+/// # Errors
+/// [`Error::Shape`] if the extents do not fit.
+pub fn weight_grad(output_grad: &Tensor, input: &Tensor, weight: Shape, geometry: Geometry) -> Result<Tensor> {
+    let extents = Extents::new(input.shape(), weight, geometry)?;
+    expect_shape("conv weight gradient", "output gradient", output_grad, extents.output())?;
+    nhwc("conv weight gradient", input)?;
+    match input.device() {
+        Device::Cpu(cpu) => cpu::weight_grad(cpu, output_grad, input, &extents),
+    }
+}

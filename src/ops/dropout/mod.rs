@@ -1,0 +1,87 @@
+//! Dropout (Srivastava et al. 2014), inverted: what stays is divided by the probability of staying. The mask is a
+//! function of a [`Random`] stream and the element's index, so it is recomputed in the backward pass, not stored.
+
+use rayon::prelude::*;
+
+use super::CHUNK;
+use crate::{
+    Device, Error, Result, Tensor,
+    autograd::{Tape, Var},
+    random::Random,
+};
+
+/// Zeroes each element with probability `p` and divides the others by `1 − p`.
+///
+/// # Errors
+/// [`Error::Setting`] unless `0 ≤ p < 1`.
+pub fn dropout(tape: &mut Tape, input: &Var, p: f32, random: &Random) -> Result<Var> {
+    if !(0.0..1.0).contains(&p) {
+        return Err(Error::setting("dropout", format!("the probability {p} is not in [0, 1)")));
+    }
+    if p == 0.0 {
+        return Ok(input.clone());
+    }
+    let output = apply_mask(input.value(), p, random)?;
+    let (slot, random) = (input.slot(), random.clone());
+    Ok(tape.record(&[input], output, move |grad, gradients| match slot {
+        Some(slot) => gradients.add(slot, apply_mask(&grad, p, &random)?),
+        None => Ok(()),
+    }))
+}
+
+fn apply_mask(input: &Tensor, p: f32, random: &Random) -> Result<Tensor> {
+    match input.device() {
+        Device::Cpu(cpu) => {
+            let x = input.as_slice::<f32>()?;
+            let mut output = vec![0.0; x.len()];
+            let factor = 1.0 / (1.0 - p);
+            cpu.install(|| {
+                output.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).enumerate().for_each(|(chunk, (to, x))| {
+                    for (index, (to, x)) in to.iter_mut().zip(x).enumerate() {
+                        let kept = random.at((chunk * CHUNK + index) as u64) >= p;
+                        *to = if kept { x * factor } else { 0.0 };
+                    }
+                });
+            });
+            Tensor::new(output, input.shape(), input.device())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn drops_the_stated_share_and_masks_the_gradient_alike() -> Result<()> {
+        let device = Device::cpu(2)?;
+        let random = Random::stream(5, "dropout", &[7]);
+        let mut tape = Tape::new();
+        let x = tape.leaf("x", Tensor::full([100, 1000], 2.0, &device));
+        let y = dropout(&mut tape, &x, 0.25, &random)?;
+        let output = y.value().to_vec::<f32>()?;
+        let dropped = output.iter().filter(|y| **y == 0.0).count() as f64 / output.len() as f64;
+        assert!((dropped - 0.25).abs() < 0.01, "{dropped}");
+        assert!(output.iter().all(|y| *y == 0.0 || (y - 2.0 / 0.75).abs() < 1e-6));
+        let grads = tape.backward(&y)?;
+        for (grad, y) in grads["x"].to_vec::<f32>()?.iter().zip(&output) {
+            assert_eq!(*grad, y / 2.0);
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn another_stream_drops_others_and_bad_probabilities_are_errors() -> Result<()> {
+        let device = Device::cpu(1)?;
+        let x = Var::constant(Tensor::full([64], 1.0, &device));
+        let mask = |number| -> Result<Vec<f32>> {
+            dropout(&mut Tape::new(), &x, 0.5, &Random::stream(1, "d", &[number]))?.value().to_vec()
+        };
+        assert_eq!(mask(0)?, mask(0)?);
+        assert_ne!(mask(0)?, mask(1)?);
+        for p in [-0.1, 1.0, f32::NAN] {
+            assert!(dropout(&mut Tape::new(), &x, p, &Random::stream(1, "d", &[])).is_err());
+        }
+        Ok(())
+    }
+}

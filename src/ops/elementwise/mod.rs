@@ -1,0 +1,81 @@
+//! ReLU and addition on their own, where no convolution or batchnorm precedes them to fuse with.
+
+use rayon::prelude::*;
+
+use super::{CHUNK, expect_shape};
+use crate::{
+    Device, Result, Tensor,
+    autograd::{Tape, Var},
+};
+
+/// `max(input, 0)`. The gradient is recovered from the output.
+///
+/// # Errors
+/// [`Error::Shape`](crate::Error::Shape) if `input` is not f32.
+pub fn relu(tape: &mut Tape, input: &Var) -> Result<Var> {
+    let output = match input.value().device() {
+        // A NaN stays, so that a diverged run is seen.
+        Device::Cpu(_) => zip(input.value(), input.value(), |x, _| if x < 0.0 { 0.0 } else { x })?,
+    };
+    let (slot, saved) = (input.slot(), output.clone());
+    Ok(tape.record(&[input], output, move |grad, gradients| match slot {
+        Some(slot) => gradients.add(slot, zip(&grad, &saved, |grad, y| if y > 0.0 { grad } else { 0.0 })?),
+        None => Ok(()),
+    }))
+}
+
+/// `left + right`, of equal shapes.
+///
+/// # Errors
+/// [`Error::Shape`](crate::Error::Shape) if the shapes differ.
+pub fn add(tape: &mut Tape, left: &Var, right: &Var) -> Result<Var> {
+    expect_shape("add", "right side", right.value(), left.value().shape())?;
+    let output = zip(left.value(), right.value(), |left, right| left + right)?;
+    let slots = [left.slot(), right.slot()];
+    Ok(tape.record(&[left, right], output, move |grad, gradients| {
+        slots.into_iter().flatten().try_for_each(|slot| gradients.add(slot, grad.clone()))
+    }))
+}
+
+fn zip(left: &Tensor, right: &Tensor, f: impl Fn(f32, f32) -> f32 + Sync) -> Result<Tensor> {
+    match left.device() {
+        Device::Cpu(cpu) => {
+            let (a, b) = (left.as_slice::<f32>()?, right.as_slice::<f32>()?);
+            let mut output = vec![0.0; a.len()];
+            cpu.install(|| {
+                let inputs = a.par_chunks(CHUNK).zip(b.par_chunks(CHUNK));
+                output.par_chunks_mut(CHUNK).zip(inputs).for_each(|(to, (a, b))| {
+                    to.iter_mut().zip(a.iter().zip(b)).for_each(|(to, (a, b))| *to = f(*a, *b));
+                });
+            });
+            Tensor::new(output, left.shape(), left.device())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn relu_of_a_sum() -> Result<()> {
+        let device = Device::cpu(1)?;
+        let mut tape = Tape::new();
+        let a = tape.leaf("a", Tensor::new(vec![1., -2., 3.], [3], &device)?);
+        let b = tape.leaf("b", Tensor::new(vec![1., 1., -4.], [3], &device)?);
+        let sum = add(&mut tape, &a, &b)?;
+        let y = relu(&mut tape, &sum)?;
+        assert_eq!(y.value().to_vec::<f32>()?, [2., 0., 0.]);
+        let grads = tape.backward(&y)?;
+        assert_eq!(grads["a"].to_vec::<f32>()?, [1., 0., 0.]); // d relu(a + b) / da = 1 where a + b > 0
+        assert_eq!(grads["b"].to_vec::<f32>()?, [1., 0., 0.]);
+        Ok(())
+    }
+
+    #[test]
+    fn relu_keeps_nan() -> Result<()> {
+        let x = Var::constant(Tensor::new(vec![f32::NAN], [1], &Device::cpu(1)?)?);
+        assert!(relu(&mut Tape::new(), &x)?.value().scalar()?.is_nan());
+        Ok(())
+    }
+}

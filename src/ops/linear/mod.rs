@@ -1,0 +1,29 @@
+//! The fully connected layer: `output = input · weightᵀ + bias`, with input `[N, in]` and weight `[out, in]`.
+
+mod cpu;
+mod grad;
+#[cfg(test)]
+mod tests;
+
+pub use grad::linear;
+
+use super::{expect_shape, matrix};
+use crate::{Device, Error, Result, Tensor};
+
+/// `[N, out]`.
+///
+/// # Errors
+/// [`Error::Shape`] if the extents do not fit.
+pub fn forward(input: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
+    let ([_, inputs], [outputs, expected]) = (matrix("linear", input)?, matrix("linear", weight)?);
+    if inputs != expected {
+        return Err(Error::shape(
+            "linear",
+            format!("input {} and weight {} differ in their last extent", input.shape(), weight.shape()),
+        ));
+    }
+    expect_shape("linear", "bias", bias, [outputs])?;
+    match input.device() {
+        Device::Cpu(cpu) => cpu::forward(cpu, input, weight, bias),
+    }
+}

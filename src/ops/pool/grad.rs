@@ -1,0 +1,68 @@
+//! Pooling on the tape.
+
+use super::{Window, average_forward, concat_forward, cpu, max_forward, nhwc};
+use crate::{
+    Device, Result, Tensor,
+    autograd::{Tape, Var},
+};
+
+/// The maximum of each window; see [`max_forward`].
+///
+/// # Errors
+/// [`Error::Shape`](crate::Error::Shape) if the window does not fit.
+pub fn max_pool(tape: &mut Tape, input: &Var, window: Window) -> Result<Var> {
+    let (output, at) = max_forward(input.value(), window)?;
+    let (slot, extents) = (input.slot(), nhwc("max pool", input.value())?);
+    Ok(tape.record(&[input], output, move |grad, gradients| {
+        let Some(slot) = slot else { return Ok(()) };
+        let mut input_grad = Tensor::zeros(extents, grad.device());
+        match grad.device() {
+            Device::Cpu(cpu) => {
+                let stride = grad.shape().elements() / extents[0].max(1);
+                cpu::scatter_max(cpu, grad.as_slice()?, stride, &at, input_grad.as_slice_mut()?, extents)?;
+            }
+        }
+        gradients.add(slot, input_grad)
+    }))
+}
+
+/// The average over all positions; see [`average_forward`].
+///
+/// # Errors
+/// [`Error::Shape`](crate::Error::Shape) if `input` is no activation.
+pub fn average_pool(tape: &mut Tape, input: &Var) -> Result<Var> {
+    let output = average_forward(input.value())?;
+    let (slot, extents) = (input.slot(), nhwc("average pool", input.value())?);
+    Ok(tape.record(&[input], output, move |grad, gradients| {
+        let Some(slot) = slot else { return Ok(()) };
+        let mut input_grad = Tensor::zeros(extents, grad.device());
+        match grad.device() {
+            Device::Cpu(cpu) => {
+                cpu::spread_average(cpu, grad.as_slice()?, extents[3], input_grad.as_slice_mut()?, extents);
+            }
+        }
+        gradients.add(slot, input_grad)
+    }))
+}
+
+/// Maximum and average over all positions; see [`concat_forward`].
+///
+/// # Errors
+/// [`Error::Shape`](crate::Error::Shape) if `input` is no activation.
+pub fn concat_pool(tape: &mut Tape, input: &Var) -> Result<Var> {
+    let (output, at) = concat_forward(input.value())?;
+    let (slot, extents) = (input.slot(), nhwc("concat pool", input.value())?);
+    Ok(tape.record(&[input], output, move |grad, gradients| {
+        let Some(slot) = slot else { return Ok(()) };
+        let mut input_grad = Tensor::zeros(extents, grad.device());
+        match grad.device() {
+            Device::Cpu(cpu) => {
+                let (grad, channels) = (grad.as_slice::<f32>()?, extents[3]);
+                let to = input_grad.as_slice_mut()?;
+                cpu::scatter_max(cpu, grad, 2 * channels, &at, to, extents)?;
+                cpu::spread_average(cpu, grad.get(channels..).unwrap_or_default(), 2 * channels, to, extents);
+            }
+        }
+        gradients.add(slot, input_grad)
+    }))
+}

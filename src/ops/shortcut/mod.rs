@@ -1,0 +1,69 @@
+//! The parameter-free shortcut of the CIFAR ResNets (He et al. 2015, §4.2, option A): every `stride`-th pixel, and
+//! zeros for the new channels, half of them on each side.
+
+use crate::{
+    Device, Error, Result, Tensor,
+    autograd::{Tape, Var},
+    ops::nhwc,
+};
+
+/// From `[N, H, W, C]` to `[N, ⌈H / stride⌉, ⌈W / stride⌉, channels]`.
+///
+/// # Errors
+/// [`Error::Shape`] if channels would be lost.
+pub fn shortcut(tape: &mut Tape, input: &Var, stride: usize, channels: usize) -> Result<Var> {
+    let [n, h, w, c] = nhwc("shortcut", input.value())?;
+    if channels < c || stride == 0 {
+        return Err(Error::shape("shortcut", format!("{} to {channels} channels, stride {stride}", input.value().shape())));
+    }
+    let output = [n, h.div_ceil(stride), w.div_ceil(stride), channels];
+    let before = (channels - c) / 2;
+    let (to_pixels, slot) = (output, input.slot());
+    // Pairs of (offset in the input, offset in the output) of C channels each.
+    let pairs = move || {
+        let [n, p, q, _] = to_pixels;
+        (0..n * p * q).map(move |pixel| {
+            let (image, y, x) = (pixel / (p * q), pixel / q % p, pixel % q);
+            (((image * h + y * stride) * w + x * stride) * c, pixel * channels + before)
+        })
+    };
+    let value = match input.value().device() {
+        Device::Cpu(_) => {
+            let x = input.value().as_slice::<f32>()?;
+            let mut result = vec![0.0; output.iter().product()];
+            pairs().for_each(|(from, to)| result[to..to + c].copy_from_slice(&x[from..from + c]));
+            Tensor::new(result, output, input.value().device())?
+        }
+    };
+    Ok(tape.record(&[input], value, move |grad, gradients| {
+        let Some(slot) = slot else { return Ok(()) };
+        let input_grad = match grad.device() {
+            Device::Cpu(_) => {
+                let from = grad.as_slice::<f32>()?;
+                let mut result = vec![0.0; n * h * w * c];
+                pairs().for_each(|(to, at)| result[to..to + c].copy_from_slice(&from[at..at + c]));
+                Tensor::new(result, [n, h, w, c], grad.device())?
+            }
+        };
+        gradients.add(slot, input_grad)
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn takes_every_second_pixel_and_pads_channels() -> Result<()> {
+        let device = Device::cpu(1)?;
+        let mut tape = Tape::new();
+        let x = tape.leaf("x", Tensor::new((1..=9).map(|v| v as f32).collect(), [1, 3, 3, 1], &device)?);
+        let y = shortcut(&mut tape, &x, 2, 3)?;
+        assert_eq!(y.value().dims(), [1, 2, 2, 3]);
+        assert_eq!(y.value().to_vec::<f32>()?, [0., 1., 0., 0., 3., 0., 0., 7., 0., 0., 9., 0.]);
+        let seed = Tensor::new((0..12).map(|v| v as f32).collect(), [1, 2, 2, 3], &device)?;
+        let grads = tape.backward_from(&y, seed)?;
+        assert_eq!(grads["x"].to_vec::<f32>()?, [1., 0., 4., 0., 0., 0., 7., 0., 10.]);
+        Ok(())
+    }
+}
