@@ -1,1 +1,20 @@
-//! Layers.
+//! Networks: layers, the ResNet family, heads, and a [`Model`] of both with its layer groups.
+
+mod arch;
+mod block;
+mod groups;
+mod head;
+mod init;
+mod layers;
+mod model;
+mod pass;
+mod resnet;
+
+pub use arch::Arch;
+pub use block::{Block, Shortcut};
+pub use groups::{FreezeState, Grouping, Unit};
+pub use head::{Head, HeadSpec};
+pub use layers::{BatchNorm, ConvNorm, Linear};
+pub use model::Model;
+pub use pass::Pass;
+pub use resnet::{Layer, ResNet};

@@ -1,1 +1,9 @@
-//! Optimizers.
+//! Parameter groups, optimizers and schedules.
+
+mod optimizer;
+mod per_group;
+mod schedule;
+
+pub use optimizer::{Optimizer, OptimizerKind};
+pub use per_group::PerGroup;
+pub use schedule::{Point, Schedule};

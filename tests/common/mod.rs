@@ -1,6 +1,8 @@
 //! What several integration tests share.
 #![allow(dead_code)] // each test binary uses a part
 
+pub mod formula;
+
 use std::path::PathBuf;
 
 /// The development data beside the project (`../shared`, or `UNFREEZE_SHARED`), if this machine has `name` there.

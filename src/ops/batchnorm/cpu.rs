@@ -47,8 +47,8 @@ impl Partial {
 
 pub fn moments(cpu: &CpuDevice, input: &Tensor) -> Result<(Tensor, Tensor)> {
     let (channels, elements) = (input.shape().last(), input.as_slice::<f32>()?);
-    let partials: Vec<Partial> = cpu
-        .install(|| elements.par_chunks(ROWS * channels).map(|block| Partial::of(block, channels)).collect());
+    let partials: Vec<Partial> =
+        cpu.install(|| elements.par_chunks(ROWS * channels).map(|block| Partial::of(block, channels)).collect());
     let empty = Partial { rows: 0.0, mean: vec![0.0; channels], m2: vec![0.0; channels] };
     let all = partials.iter().fold(empty, Partial::merge);
     let mean = all.mean.iter().map(|mean| *mean as f32).collect();
@@ -65,13 +65,7 @@ pub fn blend(running: &mut Tensor, new: &Tensor, momentum: f32, factor: f32) -> 
     Ok(())
 }
 
-pub fn fold(
-    scale: &Tensor,
-    shift: &Tensor,
-    mean: &Tensor,
-    variance: &Tensor,
-    eps: f32,
-) -> Result<(Tensor, Tensor)> {
+pub fn fold(scale: &Tensor, shift: &Tensor, mean: &Tensor, variance: &Tensor, eps: f32) -> Result<(Tensor, Tensor)> {
     let (scale_slice, shift) = (scale.as_slice::<f32>()?, shift.as_slice::<f32>()?);
     let (mean, variance) = (mean.as_slice::<f32>()?, variance.as_slice::<f32>()?);
     let exact = |channel: usize| {
@@ -128,13 +122,11 @@ fn at_least(value: f32, floor: f32) -> f32 {
 pub fn mask_by_output(cpu: &CpuDevice, grad: &mut Tensor, output: &Tensor) -> Result<()> {
     let (grad, output) = (grad.as_slice_mut::<f32>()?, output.as_slice::<f32>()?);
     cpu.install(|| {
-        grad.par_chunks_mut(crate::ops::CHUNK).zip(output.par_chunks(crate::ops::CHUNK)).for_each(
-            |(grad, output)| {
-                for (grad, output) in grad.iter_mut().zip(output) {
-                    *grad = if *output > 0.0 { *grad } else { 0.0 };
-                }
-            },
-        );
+        grad.par_chunks_mut(crate::ops::CHUNK).zip(output.par_chunks(crate::ops::CHUNK)).for_each(|(grad, output)| {
+            for (grad, output) in grad.iter_mut().zip(output) {
+                *grad = if *output > 0.0 { *grad } else { 0.0 };
+            }
+        });
     });
     Ok(())
 }
@@ -167,12 +159,7 @@ pub fn reduce(cpu: &CpuDevice, grad: &Tensor, input: &Tensor, mean: &Tensor) -> 
 }
 
 /// `grad · a + x · b + c` per channel: the gradient of the input.
-pub fn combine(
-    cpu: &CpuDevice,
-    grad: &Tensor,
-    input: &Tensor,
-    coefficients: &[[f32; 3]],
-) -> Result<Tensor> {
+pub fn combine(cpu: &CpuDevice, grad: &Tensor, input: &Tensor, coefficients: &[[f32; 3]]) -> Result<Tensor> {
     let (grad, x) = (grad.as_slice::<f32>()?, input.as_slice::<f32>()?);
     let channels = coefficients.len();
     let [a, b, c] = [0, 1, 2].map(|i| coefficients.iter().map(|row| row[i]).collect::<Vec<f32>>());

@@ -73,13 +73,7 @@ pub fn fold(scale: &Tensor, shift: &Tensor, mean: &Tensor, variance: &Tensor, ep
 }
 
 /// `relu(input · factor + offset + residual)`, with the last two optional. `input` is `[.., C]`.
-fn apply(
-    input: &Tensor,
-    factor: &Tensor,
-    offset: &Tensor,
-    residual: Option<&Tensor>,
-    relu: bool,
-) -> Result<Tensor> {
+fn apply(input: &Tensor, factor: &Tensor, offset: &Tensor, residual: Option<&Tensor>, relu: bool) -> Result<Tensor> {
     expect_shape("batchnorm", "scale", factor, [input.shape().last()])?;
     if let Some(residual) = residual {
         expect_shape("batchnorm", "residual", residual, input.shape())?;

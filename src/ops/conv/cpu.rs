@@ -129,9 +129,7 @@ fn gather_window(input: &[f32], extents: &Extents, group: usize, pixel: usize, w
 fn transposed_weight(weight: &[f32], extents: &Extents) -> Vec<f32> {
     let (window, group_k) = (extents.window(), extents.group_k());
     let mut transposed = vec![0.0; weight.len()];
-    for (from, to) in
-        weight.chunks_exact(window * group_k).zip(transposed.chunks_exact_mut(window * group_k))
-    {
+    for (from, to) in weight.chunks_exact(window * group_k).zip(transposed.chunks_exact_mut(window * group_k)) {
         transpose(from, group_k, window, to);
     }
     transposed
@@ -151,12 +149,7 @@ fn transpose(from: &[f32], rows: usize, cols: usize, to: &mut [f32]) {
     });
 }
 
-fn apply_epilogue(
-    tile: &mut [f32],
-    scale_shift: Option<(&[f32], &[f32])>,
-    residual: Option<&[f32]>,
-    relu: bool,
-) {
+fn apply_epilogue(tile: &mut [f32], scale_shift: Option<(&[f32], &[f32])>, residual: Option<&[f32]>, relu: bool) {
     if let Some((scale, shift)) = scale_shift {
         for row in tile.chunks_exact_mut(scale.len()) {
             for ((value, scale), shift) in row.iter_mut().zip(scale).zip(shift) {
@@ -244,12 +237,7 @@ fn scatter_tile(
 
 /// With stride 1 the input gradient is itself a convolution: of the output gradient, with the weights turned by 180°
 /// and their channels exchanged.
-fn input_grad_as_forward(
-    cpu: &CpuDevice,
-    output_grad: &Tensor,
-    weight: &Tensor,
-    extents: &Extents,
-) -> Result<Tensor> {
+fn input_grad_as_forward(cpu: &CpuDevice, output_grad: &Tensor, weight: &Tensor, extents: &Extents) -> Result<Tensor> {
     let from = weight.as_slice::<f32>()?;
     let (positions, group_c, group_k) = (extents.r * extents.s, extents.group_c(), extents.group_k());
     let mut turned = vec![0.0; from.len()];
@@ -279,8 +267,7 @@ pub fn weight_grad(cpu: &CpuDevice, output_grad: &Tensor, input: &Tensor, extent
     // A block holds whole positions of the window, so that gathering copies whole runs of channels.
     let positions = extents.r * extents.s;
     let block = (COLUMNS / group_c).clamp(1, positions);
-    let blocks: Vec<_> =
-        (0..positions).step_by(block).map(|start| start..(start + block).min(positions)).collect();
+    let blocks: Vec<_> = (0..positions).step_by(block).map(|start| start..(start + block).min(positions)).collect();
     let parts = (TASKS.div_ceil(blocks.len() * extents.groups)).clamp(1, extents.n.max(1));
     let images = extents.n.div_ceil(parts);
 

@@ -61,9 +61,7 @@ struct Extents {
 impl Extents {
     fn new(input: Shape, weight: Shape, geometry: Geometry) -> Result<Self> {
         let Geometry { stride, padding, groups } = geometry;
-        let fail = |why: &str| {
-            Error::shape("conv", format!("{why}: input {input}, weight {weight}, {geometry:?}"))
-        };
+        let fail = |why: &str| Error::shape("conv", format!("{why}: input {input}, weight {weight}, {geometry:?}"));
         let (&[n, h, w, c], &[k, r, s, channels]) = (input.dims(), weight.dims()) else {
             return Err(fail("expected input [N, H, W, C] and weight [K, R, S, C]"));
         };

@@ -48,12 +48,10 @@ pub fn input_grad(cpu: &CpuDevice, grad: &Tensor, weight: &Tensor) -> Result<Ten
     let (grad_slice, w) = (grad.as_slice::<f32>()?, weight.as_slice::<f32>()?);
     let mut input_grad = vec![0.0; n * inputs];
     cpu.install(|| {
-        input_grad.par_chunks_mut(ROWS * inputs).zip(grad_slice.par_chunks(ROWS * outputs)).for_each(
-            |(to, grad)| {
-                let rows = grad.len() / outputs;
-                gemm(Matrix::dense(grad, rows, outputs), Matrix::dense(w, outputs, inputs), to, inputs, false);
-            },
-        );
+        input_grad.par_chunks_mut(ROWS * inputs).zip(grad_slice.par_chunks(ROWS * outputs)).for_each(|(to, grad)| {
+            let rows = grad.len() / outputs;
+            gemm(Matrix::dense(grad, rows, outputs), Matrix::dense(w, outputs, inputs), to, inputs, false);
+        });
     });
     Tensor::new(input_grad, [n, inputs], grad.device())
 }

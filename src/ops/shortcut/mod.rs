@@ -14,7 +14,10 @@ use crate::{
 pub fn shortcut(tape: &mut Tape, input: &Var, stride: usize, channels: usize) -> Result<Var> {
     let [n, h, w, c] = nhwc("shortcut", input.value())?;
     if channels < c || stride == 0 {
-        return Err(Error::shape("shortcut", format!("{} to {channels} channels, stride {stride}", input.value().shape())));
+        return Err(Error::shape(
+            "shortcut",
+            format!("{} to {channels} channels, stride {stride}", input.value().shape()),
+        ));
     }
     let output = [n, h.div_ceil(stride), w.div_ceil(stride), channels];
     let before = (channels - c) / 2;

@@ -1,0 +1,113 @@
+//! A residual block: two or three convolutions, and a shortcut around them.
+
+use super::{ConvNorm, Pass, layers::Kernel};
+use crate::{
+    Device, Result,
+    autograd::{Parameter, Parameters, Var},
+    ops::{conv::Geometry, shortcut::shortcut},
+};
+
+/// What is added to the output of a block's convolutions.
+#[derive(Clone, Debug)]
+pub enum Shortcut {
+    /// The block's input.
+    Identity,
+    /// The input through a strided 1×1 convolution.
+    Projection(Box<ConvNorm>),
+    /// Every second pixel of the input, with zeros for the new channels.
+    Padding {
+        /// Step over pixels.
+        stride: usize,
+        /// Channels of the output.
+        channels: usize,
+    },
+}
+
+/// A basic block (3×3, 3×3) or a bottleneck (1×1, 3×3 with the stride, 1×1).
+#[derive(Clone, Debug)]
+pub struct Block {
+    convolutions: Vec<ConvNorm>,
+    shortcut: Shortcut,
+}
+
+/// The extents of a block.
+pub(super) struct BlockSpec {
+    pub inputs: usize,
+    /// Channels of the 3×3 convolutions.
+    pub width: usize,
+    pub outputs: usize,
+    pub stride: usize,
+    pub groups: usize,
+    pub bottleneck: bool,
+    pub padded_shortcut: bool,
+}
+
+impl Block {
+    pub(super) fn new(name: &str, spec: &BlockSpec, seed: u64, device: &Device) -> Self {
+        let &BlockSpec { inputs, width, outputs, stride, groups, .. } = spec;
+        // (inputs, outputs, size, stride, groups)
+        let layout: &[_] = if spec.bottleneck {
+            &[(inputs, width, 1, 1, 1), (width, width, 3, stride, groups), (width, outputs, 1, 1, 1)]
+        } else {
+            &[(inputs, width, 3, stride, 1), (width, outputs, 3, 1, 1)]
+        };
+        let convolutions = layout.iter().enumerate().map(|(index, &(inputs, outputs, size, stride, groups))| {
+            let (conv, norm) = (format!("{name}.conv{}", index + 1), format!("{name}.bn{}", index + 1));
+            let geometry = Geometry { stride, padding: size / 2, groups };
+            ConvNorm::new(&conv, &norm, Kernel { inputs, outputs, size }, geometry, seed, device)
+        });
+        let shortcut = if stride == 1 && inputs == outputs {
+            Shortcut::Identity
+        } else if spec.padded_shortcut {
+            Shortcut::Padding { stride, channels: outputs }
+        } else {
+            let (conv, norm) = (format!("{name}.downsample.0"), format!("{name}.downsample.1"));
+            let geometry = Geometry { stride, ..Geometry::default() };
+            let kernel = Kernel { inputs, outputs, size: 1 };
+            Shortcut::Projection(Box::new(ConvNorm::new(&conv, &norm, kernel, geometry, seed, device)))
+        };
+        Self { convolutions: convolutions.collect(), shortcut }
+    }
+
+    /// `relu(convolutions(input) + shortcut(input))`.
+    ///
+    /// # Errors
+    /// [`Error::Shape`](crate::Error::Shape) if extents do not fit.
+    pub fn forward(&self, pass: &mut Pass, input: &Var) -> Result<Var> {
+        let residual = match &self.shortcut {
+            Shortcut::Identity => input.clone(),
+            Shortcut::Projection(projection) => projection.forward(pass, input, None, false)?,
+            Shortcut::Padding { stride, channels } => shortcut(&mut pass.tape, input, *stride, *channels)?,
+        };
+        let mut x = input.clone();
+        for (index, convolution) in self.convolutions.iter().enumerate() {
+            let last = index + 1 == self.convolutions.len();
+            x = convolution.forward(pass, &x, last.then_some(&residual), true)?;
+        }
+        Ok(x)
+    }
+
+    pub(super) fn norms_mut(&mut self) -> impl Iterator<Item = &mut super::BatchNorm> {
+        let projection = match &mut self.shortcut {
+            Shortcut::Projection(projection) => Some(&mut projection.norm),
+            Shortcut::Identity | Shortcut::Padding { .. } => None,
+        };
+        self.convolutions.iter_mut().map(|convolution| &mut convolution.norm).chain(projection)
+    }
+}
+
+impl Parameters for Block {
+    fn visit<'a>(&'a self, visit: &mut dyn FnMut(&'a Parameter)) {
+        self.convolutions.iter().for_each(|convolution| convolution.visit(visit));
+        if let Shortcut::Projection(projection) = &self.shortcut {
+            projection.visit(visit);
+        }
+    }
+
+    fn visit_mut(&mut self, visit: &mut dyn FnMut(&mut Parameter)) {
+        self.convolutions.iter_mut().for_each(|convolution| convolution.visit_mut(visit));
+        if let Shortcut::Projection(projection) = &mut self.shortcut {
+            projection.visit_mut(visit);
+        }
+    }
+}

@@ -1,0 +1,144 @@
+//! A backbone with a head, cut into layer groups.
+
+use std::{collections::HashMap, sync::Arc};
+
+use super::{Arch, BatchNorm, FreezeState, Grouping, Head, HeadSpec, Pass, ResNet, Unit};
+use crate::{
+    Device, Result, Tensor,
+    autograd::{Parameter, Parameters, Var},
+    ops::batchnorm::Moments,
+};
+
+/// A classifier network.
+///
+/// ```
+/// use unfreeze::{Device, Tensor, nn::{Arch, HeadSpec, Model}};
+/// # fn main() -> unfreeze::Result<()> {
+/// let device = Device::cpu(1)?;
+/// let model = Model::new(Arch::ResNet20, HeadSpec::Linear, 10, 0, &device)?;
+/// let logits = model.logits(&Tensor::zeros([2, 32, 32, 3], &device))?;
+/// assert_eq!(logits.dims(), [2, 10]);
+/// # Ok(()) }
+/// ```
+#[derive(Clone, Debug)]
+pub struct Model {
+    /// From image to last activation.
+    pub backbone: ResNet,
+    /// From last activation to logits.
+    pub head: Head,
+    grouping: Grouping,
+}
+
+impl Model {
+    /// A network with random weights, every group trainable.
+    ///
+    /// # Errors
+    /// [`Error::Setting`](crate::Error::Setting) if `head` makes no sense.
+    pub fn new(arch: Arch, head: HeadSpec, classes: usize, seed: u64, device: &Device) -> Result<Self> {
+        let backbone = ResNet::new(arch, seed, device);
+        let head = Head::new(head, arch.features(), classes, seed, device)?;
+        Ok(Self { backbone, head, grouping: Grouping::default() })
+    }
+
+    /// The architecture.
+    pub fn arch(&self) -> Arch {
+        self.backbone.arch()
+    }
+
+    /// How it is cut into layer groups.
+    pub fn grouping(&self) -> Grouping {
+        self.grouping
+    }
+
+    /// Cuts it into other layer groups.
+    pub fn set_grouping(&mut self, grouping: Grouping) {
+        self.grouping = grouping;
+    }
+
+    /// The layer group of the parameter called `name`.
+    pub fn group_of(&self, name: &str) -> usize {
+        self.grouping.group(self.arch(), Unit::of(name))
+    }
+
+    /// Makes the groups trainable or frozen as `state` says. A frozen group's batchnorms use and keep their running
+    /// statistics; with `freeze_norms` those of all groups do, while their scale and shift still learn.
+    pub fn apply(&mut self, state: &FreezeState, freeze_norms: bool) {
+        let (grouping, arch) = (self.grouping, self.arch());
+        let trainable = move |name: &str| state.is_trainable(grouping.group(arch, Unit::of(name)));
+        self.visit_mut(&mut |parameter| {
+            let on = trainable(parameter.name());
+            parameter.set_trainable(on);
+        });
+        for norm in self.norms_mut() {
+            norm.batch_statistics = trainable(&format!("{}.", norm.name())) && !freeze_norms;
+        }
+    }
+
+    /// Pooled features `[N, F]` of images `[N, H, W, 3]`: what the head's trainable layers work on.
+    ///
+    /// # Errors
+    /// [`Error::Shape`](crate::Error::Shape) if the images are too small or have not three channels.
+    pub fn features(&self, pass: &mut Pass, images: &Var) -> Result<Var> {
+        let activation = self.backbone.forward(pass, images)?;
+        self.head.pool(pass, &activation)
+    }
+
+    /// Logits `[N, classes]` of images `[N, H, W, 3]`.
+    ///
+    /// # Errors
+    /// [`Error::Shape`](crate::Error::Shape) if the images are too small or have not three channels.
+    pub fn forward(&self, pass: &mut Pass, images: &Var) -> Result<Var> {
+        let features = self.features(pass, images)?;
+        self.head.classify(pass, &features)
+    }
+
+    /// Logits in evaluation mode.
+    ///
+    /// # Errors
+    /// [`Error::Shape`](crate::Error::Shape) if the images are too small or have not three channels.
+    pub fn logits(&self, images: &Tensor) -> Result<Tensor> {
+        Ok(self.forward(&mut Pass::evaluation(), &Var::constant(images.clone()))?.into_value())
+    }
+
+    /// Moves running statistics towards those that a training pass met.
+    ///
+    /// # Errors
+    /// [`Error::Shape`](crate::Error::Shape) if channel counts differ.
+    pub fn update_statistics(&mut self, statistics: Vec<(Arc<str>, Moments)>) -> Result<()> {
+        let statistics: HashMap<_, _> = statistics.into_iter().collect();
+        for norm in self.norms_mut() {
+            if let Some(moments) = statistics.get(norm.name()) {
+                norm.update(moments)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Number of elements in learned parameters: `(all, trainable)`.
+    pub fn parameter_count(&self) -> (usize, usize) {
+        let mut count = (0, 0);
+        self.visit(&mut |parameter| {
+            let elements = parameter.value.shape().elements();
+            count.0 += if parameter.role().is_learned() { elements } else { 0 };
+            count.1 += if parameter.is_trainable() { elements } else { 0 };
+        });
+        count
+    }
+
+    /// Every batchnorm.
+    pub fn norms_mut(&mut self) -> impl Iterator<Item = &mut BatchNorm> {
+        self.backbone.norms_mut().chain(self.head.norms_mut())
+    }
+}
+
+impl Parameters for Model {
+    fn visit<'a>(&'a self, visit: &mut dyn FnMut(&'a Parameter)) {
+        self.backbone.visit(visit);
+        self.head.visit(visit);
+    }
+
+    fn visit_mut(&mut self, visit: &mut dyn FnMut(&mut Parameter)) {
+        self.backbone.visit_mut(visit);
+        self.head.visit_mut(visit);
+    }
+}

@@ -1,0 +1,118 @@
+//! Optimizers over a model's trainable parameters, with a learning rate and a weight decay per layer group.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    Result, Tensor,
+    autograd::{ParameterGradients, Parameters},
+    nn::Model,
+    ops::optimizer::{AdamWStep, SgdStep, adamw, sgd},
+};
+
+/// Which update rule, and its constants.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase", tag = "kind")]
+pub enum OptimizerKind {
+    /// Stochastic gradient descent; weight decay as an L2 penalty.
+    Sgd {
+        /// Share of the last update that is kept. Default 0.9.
+        momentum: f32,
+        /// Nesterov's look-ahead. Default false.
+        nesterov: bool,
+    },
+    /// AdamW; weight decay decoupled.
+    AdamW {
+        /// Decay of the mean of gradients. Default 0.9.
+        beta1: f32,
+        /// Decay of the mean of squared gradients. Default 0.99, as fastai.
+        beta2: f32,
+        /// Added to the root of the mean square. Default 1e-5, as fastai.
+        eps: f32,
+    },
+}
+
+impl Default for OptimizerKind {
+    fn default() -> Self {
+        OptimizerKind::Sgd { momentum: 0.9, nesterov: false }
+    }
+}
+
+impl OptimizerKind {
+    /// AdamW with its default constants.
+    pub fn adamw() -> Self {
+        OptimizerKind::AdamW { beta1: 0.9, beta2: 0.99, eps: 1e-5 }
+    }
+
+    fn buffers(self) -> usize {
+        match self {
+            OptimizerKind::Sgd { .. } => 1,
+            OptimizerKind::AdamW { .. } => 2,
+        }
+    }
+}
+
+/// An update rule with its state: one or two buffers per parameter that it has met.
+#[derive(Clone, Debug)]
+pub struct Optimizer {
+    kind: OptimizerKind,
+    state: BTreeMap<Arc<str>, Vec<Tensor>>,
+    steps: u32,
+}
+
+impl Optimizer {
+    /// A fresh optimizer.
+    pub fn new(kind: OptimizerKind) -> Self {
+        Self { kind, state: BTreeMap::new(), steps: 0 }
+    }
+
+    /// Moves every trainable parameter of `model` that has a gradient. `lrs` and `weight_decays` hold one value per
+    /// layer group.
+    ///
+    /// # Errors
+    /// [`Error::Shape`](crate::Error::Shape) if a gradient's shape is not its parameter's.
+    pub fn step(
+        &mut self,
+        model: &mut Model,
+        gradients: &ParameterGradients,
+        lrs: &[f32],
+        weight_decays: &[f32],
+    ) -> Result<()> {
+        self.steps += 1;
+        let (grouping, arch) = (model.grouping(), model.arch());
+        let mut outcome = Ok(());
+        model.visit_mut(&mut |parameter| {
+            let Some(gradient) = gradients.get(parameter.name()) else { return };
+            if outcome.is_err() || !parameter.is_trainable() {
+                return;
+            }
+            let group = grouping.group(arch, crate::nn::Unit::of(parameter.name()));
+            let name = parameter.name().clone();
+            outcome = self.update(&name, &mut parameter.value, gradient, lrs[group], weight_decays[group]);
+        });
+        outcome
+    }
+
+    fn update(
+        &mut self,
+        name: &Arc<str>,
+        value: &mut Tensor,
+        gradient: &Tensor,
+        lr: f32,
+        weight_decay: f32,
+    ) -> Result<()> {
+        let fresh = || vec![Tensor::zeros(value.shape(), value.device()); self.kind.buffers()];
+        let buffers = self.state.entry(name.clone()).or_insert_with(fresh);
+        match (self.kind, buffers.as_mut_slice()) {
+            (OptimizerKind::Sgd { momentum, nesterov }, [buffer, ..]) => {
+                sgd(value, gradient, buffer, SgdStep { lr, momentum, weight_decay, nesterov })
+            }
+            (OptimizerKind::AdamW { beta1, beta2, eps }, [mean, square, ..]) => {
+                let step = AdamWStep { lr, beta1, beta2, eps, weight_decay, step: self.steps };
+                adamw(value, gradient, mean, square, step)
+            }
+            (_, _) => Ok(()),
+        }
+    }
+}
