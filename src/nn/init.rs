@@ -1,6 +1,11 @@
-//! Initial weights (He et al. 2015, "Delving Deep into Rectifiers"), each tensor from its own random stream.
+//! Initial weights (He et al. 2015, "Delving Deep into Rectifiers"), each tensor from its own random streams.
+
+use rayon::prelude::*;
 
 use crate::{Device, Shape, Tensor, random::Random};
+
+/// Values per random stream: streams are independent, so that they fill in parallel.
+const CHUNK: usize = 4096;
 
 /// `[K, R, S, C]`: normal with standard deviation √(2 / (K·R·S)), as torchvision's ResNets.
 pub fn conv(name: &str, shape: [usize; 4], seed: u64, device: &Device) -> Tensor {
@@ -14,10 +19,14 @@ pub fn linear(name: &str, shape: [usize; 2], seed: u64, device: &Device) -> Tens
 }
 
 fn normal(name: &str, shape: Shape, std: f32, seed: u64, device: &Device) -> Tensor {
-    let mut random = Random::stream(seed, name, &[]);
-    let mut tensor = Tensor::zeros(shape, device);
-    if let Ok(values) = tensor.as_slice_mut::<f32>() {
-        values.iter_mut().for_each(|value| *value = std * random.normal());
-    }
-    tensor
+    let mut values = vec![0.0; shape.elements()];
+    device.install(|| {
+        values.par_chunks_mut(CHUNK).enumerate().for_each(|(chunk, values)| {
+            let mut random = Random::stream(seed, name, &[chunk as u64]);
+            for pair in values.chunks_mut(2) {
+                random.normal_pair().into_iter().zip(pair).for_each(|(normal, value)| *value = std * normal);
+            }
+        });
+    });
+    Tensor::filled(values, shape, device)
 }

@@ -55,6 +55,13 @@ impl Model {
         self.grouping = grouping;
     }
 
+    /// Its units in order: the stem, each block, the head.
+    pub fn units(&self) -> Vec<Unit> {
+        let blocks = self.arch().spec().blocks.iter().enumerate();
+        let blocks = blocks.flat_map(|(stage, &count)| (0..count).map(move |block| Unit::Block(stage + 1, block)));
+        std::iter::once(Unit::Stem).chain(blocks).chain([Unit::Head]).collect()
+    }
+
     /// The layer group of the parameter called `name`.
     pub fn group_of(&self, name: &str) -> usize {
         self.grouping.group(self.arch(), Unit::of(name))

@@ -4,7 +4,6 @@ mod arithmetic;
 mod dtype;
 mod shape;
 
-use dtype::sealed::Sealed;
 pub use dtype::{DType, Element};
 pub use shape::Shape;
 
@@ -45,10 +44,16 @@ impl Tensor {
         if elements.len() != shape.elements() {
             return Err(Error::shape("tensor", format!("{} elements do not fill {shape}", elements.len())));
         }
+        Ok(Self::filled(elements, shape, device))
+    }
+
+    /// As [`Tensor::new`], for callers that made exactly as many elements as `shape` has.
+    pub(crate) fn filled<T: Element>(elements: Vec<T>, shape: Shape, device: &Device) -> Self {
+        debug_assert_eq!(elements.len(), shape.elements());
         let storage = match device {
             Device::Cpu(_) => Storage::Cpu(Arc::new(T::wrap(elements))),
         };
-        Ok(Self { shape, device: device.clone(), storage })
+        Self { shape, device: device.clone(), storage }
     }
 
     /// A tensor of zeros.
@@ -59,10 +64,7 @@ impl Tensor {
     /// A tensor with every element equal to `value`.
     pub fn full(shape: impl Into<Shape>, value: f32, device: &Device) -> Self {
         let shape = shape.into();
-        let storage = match device {
-            Device::Cpu(_) => Storage::Cpu(Arc::new(f32::wrap(vec![value; shape.elements()]))),
-        };
-        Self { shape, device: device.clone(), storage }
+        Self::filled(vec![value; shape.elements()], shape, device)
     }
 
     /// The extents.

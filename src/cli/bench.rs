@@ -1,0 +1,134 @@
+//! `unfreeze bench`: how many images per second this machine does.
+
+use std::time::Instant;
+
+use clap::{Args, Subcommand};
+use serde_json::json;
+use unfreeze::{
+    Device, Result, Tensor,
+    autograd::Var,
+    nn::{Arch, FreezeState, HeadSpec, Model, Pass},
+    ops::loss::{CrossEntropy, Target, cross_entropy},
+    optim::{Optimizer, OptimizerKind},
+    random::Random,
+};
+
+use super::options::Compute;
+
+/// Measure images per second on random data
+#[derive(Args)]
+pub struct Bench {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Subcommand)]
+enum What {
+    /// The frozen network, in evaluation mode
+    Forward(Options),
+    /// A whole training step: forward, backward, optimizer
+    Train(Train),
+}
+
+#[derive(Args)]
+struct Options {
+    /// Architecture, such as resnet34
+    #[arg(long, default_value = "resnet34")]
+    arch: Arch,
+    /// Side of the images in pixels [default: 224, or 32 for CIFAR networks]
+    #[arg(long, value_name = "N")]
+    size: Option<usize>,
+    /// Images per batch
+    #[arg(long, default_value_t = 16, value_name = "N")]
+    batch_size: usize,
+    /// Measured rounds, after one that is not
+    #[arg(long, default_value_t = 7, value_name = "N")]
+    rounds: usize,
+    #[command(flatten)]
+    compute: Compute,
+    /// Print a JSON object: images_per_second (median), spread (minimum, maximum) and the settings
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Args)]
+struct Train {
+    /// Freeze all layer groups before this one; 0 trains everything, -1 the head alone
+    #[arg(long, default_value_t = 0, allow_hyphen_values = true, value_name = "N")]
+    freeze_to: isize,
+    #[command(flatten)]
+    options: Options,
+}
+
+impl Bench {
+    pub fn run(self) -> Result<()> {
+        match self.what {
+            What::Forward(options) => {
+                let (model, images) = options.setup()?;
+                options.measure("forward", || model.logits(&images).map(drop))
+            }
+            What::Train(Train { freeze_to, options }) => {
+                let (mut model, images) = options.setup()?;
+                let mut state = FreezeState::head_only(options.arch, model.grouping());
+                state.freeze_to(freeze_to)?;
+                model.apply(&state, false);
+                let labels: Vec<u32> = (0..options.batch_size as u32).collect();
+                let target = Target::Labels(Tensor::new(labels, [options.batch_size], images.device())?);
+                let mut optimizer = Optimizer::new(OptimizerKind::default());
+                let rates = vec![1e-4; state.names().len()];
+                let images = Var::constant(images);
+                options.measure("train", || {
+                    let mut pass = Pass::training(0, 0);
+                    let logits = model.forward(&mut pass, &images)?;
+                    let loss = cross_entropy(&mut pass.tape, &logits, &target, &CrossEntropy::default())?;
+                    let statistics = pass.take_statistics();
+                    let gradients = pass.tape.backward(&loss)?;
+                    model.update_statistics(statistics)?;
+                    optimizer.step(&mut model, &gradients, &rates, &rates)
+                })
+            }
+        }
+    }
+}
+
+impl Options {
+    fn setup(&self) -> Result<(Model, Tensor)> {
+        let device: Device = self.compute.open()?;
+        let model = Model::new(self.arch, HeadSpec::Linear, 1000, self.compute.seed, &device)?;
+        let size = self.size();
+        let mut random = Random::stream(self.compute.seed, "bench", &[]);
+        let pixels = (0..self.batch_size * size * size * 3).map(|_| random.uniform(-2.0, 2.0)).collect::<Vec<f32>>();
+        Ok((model, Tensor::new(pixels, [self.batch_size, size, size, 3], &device)?))
+    }
+
+    fn size(&self) -> usize {
+        self.size.unwrap_or(self.arch.published_size())
+    }
+
+    fn measure(&self, what: &str, mut step: impl FnMut() -> Result<()>) -> Result<()> {
+        step()?;
+        let mut rates = Vec::with_capacity(self.rounds.max(1));
+        for _ in 0..self.rounds.max(1) {
+            let start = Instant::now();
+            step()?;
+            rates.push(self.batch_size as f64 / start.elapsed().as_secs_f64());
+        }
+        rates.sort_by(f64::total_cmp);
+        let (low, median, high) = (rates[0], rates[rates.len() / 2], rates[rates.len() - 1]);
+        let (arch, size, batch) = (self.arch, self.size(), self.batch_size);
+        if self.json {
+            let threads = self.compute.open()?.threads();
+            println!(
+                "{}",
+                json!({ "bench": what, "arch": arch.name(), "size": size, "batch_size": batch, "threads": threads,
+                        "images_per_second": median, "minimum": low, "maximum": high })
+            );
+        } else {
+            println!(
+                "{what} {arch} {size} px, batch {batch}: {median:.1} images/s (median of {}; {low:.1} to {high:.1})",
+                rates.len()
+            );
+        }
+        Ok(())
+    }
+}
