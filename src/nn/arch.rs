@@ -104,6 +104,18 @@ impl Arch {
         }
     }
 
+    /// Name and shape, in PyTorch's order `[K, C, R, S]`, of every convolution's weight: what tells architectures
+    /// apart.
+    pub fn convolutions(self) -> Vec<(String, Vec<usize>)> {
+        super::resnet::plan(self)
+            .into_iter()
+            .map(|(name, kernel, geometry)| {
+                let shape = vec![kernel.outputs, kernel.inputs / geometry.groups, kernel.size, kernel.size];
+                (format!("{name}.weight"), shape)
+            })
+            .collect()
+    }
+
     /// Channels of the stem.
     pub(super) fn stem_channels(self) -> usize {
         if self.spec().cifar { 16 } else { 64 }

@@ -42,31 +42,46 @@ pub(super) struct BlockSpec {
     pub padded_shortcut: bool,
 }
 
-impl Block {
-    pub(super) fn new(name: &str, spec: &BlockSpec, seed: u64, device: &Device) -> Self {
-        let &BlockSpec { inputs, width, outputs, stride, groups, .. } = spec;
+impl BlockSpec {
+    /// Name and extents of each convolution, that of a projecting shortcut last.
+    pub(super) fn plan(&self) -> Vec<(String, Kernel, Geometry)> {
+        let &BlockSpec { inputs, width, outputs, stride, groups, .. } = self;
         // (inputs, outputs, size, stride, groups)
-        let layout: &[_] = if spec.bottleneck {
+        let layout: &[_] = if self.bottleneck {
             &[(inputs, width, 1, 1, 1), (width, width, 3, stride, groups), (width, outputs, 1, 1, 1)]
         } else {
             &[(inputs, width, 3, stride, 1), (width, outputs, 3, 1, 1)]
         };
         let convolutions = layout.iter().enumerate().map(|(index, &(inputs, outputs, size, stride, groups))| {
-            let (conv, norm) = (format!("{name}.conv{}", index + 1), format!("{name}.bn{}", index + 1));
             let geometry = Geometry { stride, padding: size / 2, groups };
-            ConvNorm::new(&conv, &norm, Kernel { inputs, outputs, size }, geometry, seed, device)
+            (format!("conv{}", index + 1), Kernel { inputs, outputs, size }, geometry)
         });
-        let shortcut = if stride == 1 && inputs == outputs {
-            Shortcut::Identity
-        } else if spec.padded_shortcut {
-            Shortcut::Padding { stride, channels: outputs }
-        } else {
-            let (conv, norm) = (format!("{name}.downsample.0"), format!("{name}.downsample.1"));
+        let projection = (self.changes_shape() && !self.padded_shortcut).then(|| {
             let geometry = Geometry { stride, ..Geometry::default() };
-            let kernel = Kernel { inputs, outputs, size: 1 };
-            Shortcut::Projection(Box::new(ConvNorm::new(&conv, &norm, kernel, geometry, seed, device)))
+            ("downsample.0".to_string(), Kernel { inputs, outputs, size: 1 }, geometry)
+        });
+        convolutions.chain(projection).collect()
+    }
+
+    fn changes_shape(&self) -> bool {
+        self.stride != 1 || self.inputs != self.outputs
+    }
+}
+
+impl Block {
+    pub(super) fn new(name: &str, spec: &BlockSpec, seed: u64, device: &Device) -> Self {
+        let convolution = |(conv, kernel, geometry): (String, Kernel, Geometry)| {
+            let norm = conv.replace("conv", "bn").replace("downsample.0", "downsample.1");
+            ConvNorm::new(&format!("{name}.{conv}"), &format!("{name}.{norm}"), kernel, geometry, seed, device)
         };
-        Self { convolutions: convolutions.collect(), shortcut }
+        let mut convolutions: Vec<ConvNorm> = spec.plan().into_iter().map(convolution).collect();
+        let depth = if spec.bottleneck { 3 } else { 2 };
+        let shortcut = match convolutions.split_off(depth).pop() {
+            Some(projection) => Shortcut::Projection(Box::new(projection)),
+            None if spec.changes_shape() => Shortcut::Padding { stride: spec.stride, channels: spec.outputs },
+            None => Shortcut::Identity,
+        };
+        Self { convolutions, shortcut }
     }
 
     /// `relu(convolutions(input) + shortcut(input))`.

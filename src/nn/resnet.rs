@@ -66,33 +66,16 @@ pub struct ResNet {
 impl ResNet {
     /// A network with random weights.
     pub fn new(arch: Arch, seed: u64, device: &Device) -> Self {
-        let spec = arch.spec();
-        let stem_channels = arch.stem_channels();
-        let (size, stride) = if spec.cifar { (3, 1) } else { (7, 2) };
-        let kernel = Kernel { inputs: 3, outputs: stem_channels, size };
-        let geometry = Geometry { stride, padding: size / 2, groups: 1 };
-        let stem = ConvNorm::new("conv1", "bn1", kernel, geometry, seed, device);
-
-        let mut inputs = stem_channels;
-        let stages = spec.blocks.iter().enumerate().map(|(stage, &count)| {
-            let base = stem_channels << stage;
-            let blocks = (0..count).map(|index| {
-                let block = BlockSpec {
-                    inputs,
-                    width: base * spec.group_width / 64 * spec.groups,
-                    outputs: base * spec.expansion,
-                    stride: if stage > 0 && index == 0 { 2 } else { 1 },
-                    groups: spec.groups,
-                    bottleneck: spec.expansion > 1,
-                    padded_shortcut: spec.cifar,
-                };
-                inputs = block.outputs;
-                Block::new(&format!("layer{}.{index}", stage + 1), &block, seed, device)
-            });
-            blocks.collect()
-        });
-        let stages = stages.collect();
-        Self { arch, stem, stem_pool: (!spec.cifar).then_some(Window::STEM), stages }
+        let (kernel, geometry) = stem(arch);
+        let blocks = |stage: Vec<(String, BlockSpec)>| {
+            stage.iter().map(|(name, block)| Block::new(name, block, seed, device)).collect()
+        };
+        Self {
+            arch,
+            stem: ConvNorm::new("conv1", "bn1", kernel, geometry, seed, device),
+            stem_pool: (!arch.spec().cifar).then_some(Window::STEM),
+            stages: stages(arch).into_iter().map(blocks).collect(),
+        }
     }
 
     /// The architecture.
@@ -148,6 +131,46 @@ impl ResNet {
         let blocks = self.stages.iter_mut().flatten().flat_map(Block::norms_mut);
         std::iter::once(&mut self.stem.norm).chain(blocks)
     }
+}
+
+fn stem(arch: Arch) -> (Kernel, Geometry) {
+    let (size, stride) = if arch.spec().cifar { (3, 1) } else { (7, 2) };
+    let kernel = Kernel { inputs: 3, outputs: arch.stem_channels(), size };
+    (kernel, Geometry { stride, padding: size / 2, groups: 1 })
+}
+
+/// Name and extents of each block, by stage.
+fn stages(arch: Arch) -> Vec<Vec<(String, BlockSpec)>> {
+    let spec = arch.spec();
+    let mut inputs = arch.stem_channels();
+    let stages = spec.blocks.iter().enumerate().map(|(stage, &count)| {
+        let base = arch.stem_channels() << stage;
+        let blocks = (0..count).map(|index| {
+            let block = BlockSpec {
+                inputs,
+                width: base * spec.group_width / 64 * spec.groups,
+                outputs: base * spec.expansion,
+                stride: if stage > 0 && index == 0 { 2 } else { 1 },
+                groups: spec.groups,
+                bottleneck: spec.expansion > 1,
+                padded_shortcut: spec.cifar,
+            };
+            inputs = block.outputs;
+            (format!("layer{}.{index}", stage + 1), block)
+        });
+        blocks.collect()
+    });
+    stages.collect()
+}
+
+/// Every convolution by name.
+pub(super) fn plan(arch: Arch) -> Vec<(String, Kernel, Geometry)> {
+    let (kernel, geometry) = stem(arch);
+    let blocks = stages(arch).into_iter().flatten().flat_map(|(name, block)| {
+        let named = |(suffix, kernel, geometry)| (format!("{name}.{suffix}"), kernel, geometry);
+        block.plan().into_iter().map(named).collect::<Vec<_>>()
+    });
+    std::iter::once(("conv1".to_string(), kernel, geometry)).chain(blocks).collect()
 }
 
 impl Parameters for ResNet {
