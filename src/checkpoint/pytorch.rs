@@ -1,0 +1,144 @@
+//! Reading what `torch.save` writes, through `pytorch-reader`: a pickle is parsed, never executed.
+
+use std::{io, path::Path};
+
+use pytorch_reader::{DType, FileFormat, PickleError, PickleValue, PytorchError, PytorchReader};
+
+use super::{Checkpoint, FileDtype, FileTensor, Format, guard};
+use crate::{Error, Result};
+
+/// Keys under which training scripts keep the weights beside everything else, the likeliest first.
+const WRAPPERS: [&str; 10] = [
+    "state_dict",
+    "model_state_dict",
+    "model_state",
+    "model",
+    "net",
+    "network",
+    "weights",
+    "params",
+    "model_ema",
+    "state_dict_ema",
+];
+
+/// What `pytorch-reader` calls a tensor among values.
+const TENSOR: &str = "torch.Tensor";
+
+/// Reads the file whose first bytes are `head`.
+pub(super) fn read(path: &Path, head: &[u8]) -> Result<Checkpoint> {
+    guard::check_container(path, head)?;
+    let failed = |error| describe(path, error);
+
+    let values = PytorchReader::read_pickle_data(path, None).map_err(failed)?;
+    let mut types = Vec::new();
+    foreign_types(&values, &mut types);
+    guard::check_calls(path, &types)?;
+
+    let prefix = wrapper_prefix(&values);
+    let reader = PytorchReader::new(path).map_err(failed)?;
+    let format = match reader.metadata().format_type {
+        FileFormat::Zip => Format::PytorchZip,
+        FileFormat::Tar => Format::PytorchTar,
+        FileFormat::Legacy | FileFormat::Pickle => Format::PytorchLegacy,
+    };
+    let tensors: Vec<_> = reader
+        .into_tensors()
+        .into_iter()
+        .filter_map(|(name, tensor)| Some((name.strip_prefix(&prefix)?.to_owned(), tensor)))
+        .collect();
+    if tensors.is_empty() {
+        return Err(Error::checkpoint(path, no_tensors(&types)));
+    }
+    guard::check_total(path, tensors.iter().map(|(_, tensor)| tensor.byte_len() as u64))?;
+
+    let mut checkpoint =
+        Checkpoint { path: path.to_owned(), format, tensors: Default::default(), metadata: Default::default() };
+    for (name, tensor) in tensors {
+        let bytes = tensor.read().map_err(|error| describe(path, error.into()))?;
+        let tensor = FileTensor::new(dtype(tensor.dtype()), tensor.shape().to_vec(), bytes)
+            .map_err(|error| Error::checkpoint(path, format!("tensor {name}: {error}")))?;
+        checkpoint.tensors.insert(name, tensor);
+    }
+    Ok(checkpoint)
+}
+
+/// The dotted path of the dictionary that holds the weights, with a dot at its end; empty for the root.
+fn wrapper_prefix(mut values: &PickleValue) -> String {
+    let mut prefix = String::new();
+    while let PickleValue::Dict(entries) = values {
+        let wrapped = WRAPPERS.iter().find_map(|&key| {
+            let inner = entries.get(key)?;
+            (matches!(inner, PickleValue::Dict(_)) && holds_tensor(inner)).then_some((key, inner))
+        });
+        let Some((key, inner)) = wrapped else { break };
+        prefix += key;
+        prefix += ".";
+        values = inner;
+    }
+    prefix
+}
+
+fn holds_tensor(value: &PickleValue) -> bool {
+    match value {
+        PickleValue::Unsupported(name) => name == TENSOR,
+        PickleValue::Dict(entries) => entries.values().any(holds_tensor),
+        PickleValue::List(items) => items.iter().any(holds_tensor),
+        _ => false,
+    }
+}
+
+/// Collects the names of Python classes and functions that the file mentions.
+fn foreign_types(value: &PickleValue, found: &mut Vec<String>) {
+    match value {
+        PickleValue::Unsupported(name) if name != TENSOR && !found.contains(name) => found.push(name.clone()),
+        PickleValue::Dict(entries) => entries.values().for_each(|value| foreign_types(value, found)),
+        PickleValue::List(items) => items.iter().for_each(|value| foreign_types(value, found)),
+        _ => {}
+    }
+}
+
+fn no_tensors(types: &[String]) -> String {
+    if types.is_empty() {
+        return "holds no tensors".into();
+    }
+    let shown = types.iter().take(8).cloned().collect::<Vec<_>>().join(", ");
+    format!("holds no tensors, only Python objects that are not interpreted: {shown}")
+}
+
+fn dtype(dtype: DType) -> FileDtype {
+    match dtype {
+        DType::F64 => FileDtype::F64,
+        DType::F32 => FileDtype::F32,
+        DType::F16 => FileDtype::F16,
+        DType::BF16 => FileDtype::BF16,
+        DType::I64 => FileDtype::I64,
+        DType::I32 => FileDtype::I32,
+        DType::I16 => FileDtype::I16,
+        DType::I8 => FileDtype::I8,
+        DType::U64 => FileDtype::U64,
+        DType::U32 => FileDtype::U32,
+        DType::U16 => FileDtype::U16,
+        DType::U8 => FileDtype::U8,
+        DType::Bool => FileDtype::Bool,
+    }
+}
+
+/// Tells a file that cannot be read from one that is damaged, and says what to do.
+fn describe(path: &Path, error: PytorchError) -> Error {
+    let interrupted = |cause: &dyn std::fmt::Display| {
+        Error::checkpoint(path, format!("is truncated or damaged ({cause}): was the download interrupted?"))
+    };
+    match error {
+        PytorchError::Io(source) if source.raw_os_error().is_some() => Error::io(path, source),
+        PytorchError::Io(source) => interrupted(&source),
+        PytorchError::Pickle(PickleError::Io(source)) if source.kind() == io::ErrorKind::UnexpectedEof => {
+            interrupted(&"its pickle ends early")
+        }
+        PytorchError::Pickle(PickleError::UnsupportedType(name)) => {
+            Error::checkpoint(path, format!("gives tensors to {name}, which is not interpreted; nothing was run"))
+        }
+        PytorchError::Zip(source) => interrupted(&source),
+        PytorchError::Tar(source) => interrupted(&source),
+        other => Error::checkpoint(path, format!("cannot be read as a PyTorch checkpoint: {other}")),
+    }
+}

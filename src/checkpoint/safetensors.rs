@@ -1,0 +1,64 @@
+//! Reading safetensors: a header that says where each tensor lies, then their bytes.
+
+use std::{
+    fs::File,
+    io::{self, BufReader, Read},
+    path::Path,
+};
+
+use ::safetensors::tensor::Metadata;
+
+use super::{Checkpoint, FileTensor, Format};
+use crate::{Error, Result};
+
+/// The longest header that the format allows.
+pub(super) const MAX_HEADER: u64 = 100_000_000;
+
+/// Reads the whole file, tensor by tensor, so that it is never held twice.
+pub(super) fn read(path: &Path) -> Result<Checkpoint> {
+    let bad = |message: String| Error::checkpoint(path, format!("damaged safetensors file: {message}"));
+    let io = |error: io::Error| Error::io(path, error);
+
+    let file = File::open(path).map_err(io)?;
+    let length = file.metadata().map_err(io)?.len();
+    let mut file = BufReader::new(file);
+
+    let mut prefix = [0; 8];
+    if length < 8 {
+        return Err(bad(format!("its {length} bytes do not even hold the length of a header")));
+    }
+    file.read_exact(&mut prefix).map_err(io)?;
+    let header_length = u64::from_le_bytes(prefix);
+    // Checked before anything is allocated: the length is whatever the file says.
+    if header_length > MAX_HEADER || header_length > length - 8 {
+        return Err(bad(format!("it declares a header of {header_length} bytes, but has {} in all", length - 8)));
+    }
+    let mut header = vec![0; header_length as usize];
+    file.read_exact(&mut header).map_err(io)?;
+    let header: Metadata = serde_json::from_slice(&header).map_err(|error| bad(format!("its header: {error}")))?;
+
+    // `Metadata` has checked that the tensors lie end to end and that each fills its shape.
+    let (declared, present) = (header.data_len() as u64, length - 8 - header_length);
+    if declared != present {
+        let cause = if declared > present { ": was the download interrupted?" } else { "" };
+        return Err(bad(format!("its header declares {declared} bytes of tensors, but {present} follow{cause}")));
+    }
+
+    let mut checkpoint = Checkpoint {
+        path: path.to_owned(),
+        format: Format::Safetensors,
+        tensors: Default::default(),
+        metadata: header.metadata().iter().flatten().map(|(key, value)| (key.clone(), value.clone())).collect(),
+    };
+    for name in header.offset_keys() {
+        let Some(info) = header.info(&name) else { continue };
+        let dtype = info.dtype.to_string().parse().map_err(|_| {
+            Error::checkpoint(path, format!("tensor {name} is of type {}, which is not supported", info.dtype))
+        })?;
+        let mut bytes = vec![0; info.data_offsets.1 - info.data_offsets.0];
+        file.read_exact(&mut bytes).map_err(io)?;
+        let tensor = FileTensor::new(dtype, info.shape.clone(), bytes).map_err(|error| bad(error.to_string()))?;
+        checkpoint.tensors.insert(name, tensor);
+    }
+    Ok(checkpoint)
+}

@@ -1,0 +1,99 @@
+//! Checkpoints of PyTorch's containers, made by hand.
+
+use unfreeze::checkpoint::Format;
+
+use crate::read;
+
+/// A zip archive of stored entries without checksums; `method` and `unpacked` are what its directory claims.
+pub fn zip(entries: &[(&str, &[u8])], method: u16, unpacked: impl Fn(usize) -> u32) -> Vec<u8> {
+    let (mut file, mut directory) = (Vec::new(), Vec::new());
+    for (name, bytes) in entries {
+        let start = file.len() as u32;
+        // Version, flags, method, time, date, checksum, sizes, lengths of name and extra field.
+        let mut common = vec![20, 0, 0, 0];
+        common.extend(method.to_le_bytes());
+        common.extend([0; 8]);
+        common.extend((bytes.len() as u32).to_le_bytes());
+        common.extend(unpacked(bytes.len()).to_le_bytes());
+        common.extend((name.len() as u16).to_le_bytes());
+        common.extend([0; 2]);
+        file.extend([b"PK\x03\x04", &common[..], name.as_bytes(), bytes].concat());
+        directory.extend([b"PK\x01\x02\x14\0", &common[..], &[0; 10], &start.to_le_bytes(), name.as_bytes()].concat());
+    }
+    let (start, count) = (file.len() as u32, entries.len() as u16);
+    let length = directory.len() as u32;
+    file.append(&mut directory);
+    file.extend(b"PK\x05\x06\0\0\0\0");
+    file.extend([&count.to_le_bytes()[..], &count.to_le_bytes(), &length.to_le_bytes()].concat());
+    file.extend([&start.to_le_bytes()[..], &[0; 2]].concat());
+    file
+}
+
+/// The pickle of `{"w": tensor}`, a view of a storage of six elements, and of whatever `more` pickles after it.
+pub fn pickle(shape: [i32; 2], stride: [i32; 2], more: &[u8]) -> Vec<u8> {
+    let pair = |pair: [i32; 2]| pair.iter().flat_map(|n| [b"J", &n.to_le_bytes()[..]].concat()).collect::<Vec<_>>();
+    let mut pickle = b"\x80\x02}X\x01\0\0\0wctorch._utils\n_rebuild_tensor_v2\n((X\x07\0\0\0storage".to_vec();
+    pickle.extend(b"ctorch\nFloatStorage\nX\x01\0\0\x000X\x03\0\0\0cpuK\x06tQK\0");
+    pickle.extend([&pair(shape)[..], b"\x86", &pair(stride), b"\x86\x89}tRs", more, b"."].concat());
+    pickle
+}
+
+/// A checkpoint around `pickle`, in the layout of today's `torch.save`.
+pub fn stored(pickle: &[u8]) -> Vec<u8> {
+    zip(&[("a/data.pkl", pickle), ("a/version", b"3\n"), ("a/data/0", &storage())], 0, |length| length as u32)
+}
+
+/// The six elements that a tensor is a view of.
+fn storage() -> Vec<u8> {
+    (0..6u8).flat_map(|value| f32::from(value).to_le_bytes()).collect()
+}
+
+/// A checkpoint in the layout before PyTorch 0.1.10, of one tensor `w` of shape `[3, 2]`, transposed.
+pub fn tar() -> Vec<u8> {
+    let count = b"\x80\x02K\x01.";
+    let system = b"\x80\x02}X\x0d\0\0\0little_endian\x88s.";
+    let storages = [
+        &count[..],
+        b"\x80\x02K\x07X\x03\0\0\0cpuctorch\nFloatStorage\n\x87.",
+        &6i64.to_le_bytes(),
+        &storage(),
+        b"\x80\x02].",
+    ];
+    // Rank and padding, then sizes, strides and offset.
+    let view = [2i64, 3, 2, 1, 3, 0].map(i64::to_le_bytes).concat();
+    let tensors = [&count[..], b"\x80\x02K\x01K\x07ctorch\nFloatTensor\n\x87.", &view];
+    let root = b"\x80\x02}X\x01\0\0\0wX\x01\0\0\x001Qs.";
+
+    let mut file = Vec::new();
+    for (name, bytes) in
+        [("sys_info", &system[..]), ("storages", &storages.concat()), ("tensors", &tensors.concat()), ("pickle", root)]
+    {
+        let mut header = [0; 512];
+        header[..name.len()].copy_from_slice(name.as_bytes());
+        header[100..107].copy_from_slice(b"0000644");
+        header[124..135].copy_from_slice(format!("{:011o}", bytes.len()).as_bytes());
+        header[148..156].fill(b' ');
+        header[156] = b'0';
+        header[257..265].copy_from_slice(b"ustar\x0000");
+        let checksum: u32 = header.iter().map(|byte| u32::from(*byte)).sum();
+        header[148..155].copy_from_slice(format!("{checksum:06o}\0").as_bytes());
+        file.extend(header);
+        file.extend(bytes);
+        file.resize(file.len().next_multiple_of(512), 0);
+    }
+    file.resize(file.len() + 1024, 0);
+    file
+}
+
+#[test]
+fn hand_made_containers_read() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("made.pth");
+    for (file, format) in [(stored(&pickle([3, 2], [1, 3], b"")), Format::PytorchZip), (tar(), Format::PytorchTar)] {
+        std::fs::write(&path, file).expect("writes");
+        let checkpoint = read(&path);
+        assert_eq!(checkpoint.format, format);
+        assert_eq!(checkpoint.tensors["w"].shape, [3, 2]);
+        assert_eq!(checkpoint.tensors["w"].to_f32(), [0., 3., 1., 4., 2., 5.]);
+    }
+}

@@ -1,0 +1,174 @@
+//! Damaged, hostile and mistaken files: errors that name file and cause, never a panic, a call or much memory.
+
+use std::path::Path;
+
+use proptest::prelude::*;
+use unfreeze::{
+    Error,
+    checkpoint::{Checkpoint, FileTensor},
+};
+
+use crate::{
+    Tensors,
+    containers::{pickle, stored, tar, zip},
+    read, refusal, shared, write,
+};
+
+/// The error of reading a file `name` with these bytes.
+fn refused(name: &str, bytes: &[u8]) -> String {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join(name);
+    std::fs::write(&path, bytes).expect("writes");
+    refusal(path)
+}
+
+#[test]
+fn golden_hostile_and_broken_files_are_refused() {
+    let Some(folder) = shared("golden/checkpoints") else { return };
+    for file in ["hostile_zip.pth", "hostile_plain.pkl"] {
+        let error = refusal(folder.join(file));
+        assert!(error.contains("posix.system"), "{error}");
+    }
+    for folder in [Path::new("."), &folder] {
+        assert!(!folder.join("unfreeze-was-here").exists(), "the pickle was executed");
+    }
+    assert!(refusal(folder.join("truncated.pth")).contains("truncated"));
+    let error = refusal(folder.join("not_a_checkpoint.pth"));
+    assert!(error.contains("web page") && error.contains("<html>404"), "{error}");
+}
+
+#[test]
+fn mistaken_files_are_named_for_what_they_are() {
+    let folder = tempfile::tempdir().expect("a folder");
+    assert!(refusal(folder.path()).contains("is a folder"));
+    let missing = folder.path().join("missing.pth");
+    assert!(matches!(Checkpoint::read(&missing), Err(Error::Io { path, .. }) if path == missing));
+    for (name, bytes, cause) in [
+        ("empty.pth", &b""[..], "is empty"),
+        ("page.safetensors", b"\n <!DOCTYPE html>\n<html>", "web page (it starts with <!DOCTYPE html>)"),
+        ("lfs.pth", b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "git lfs pull"),
+        ("text.pth", b"hello", "no known format"),
+        ("image.pth", b"\x89PNG\r\n\x1a\n", "no known format"),
+        ("list.pkl", b"\x80\x02]K\x01a.", "a PyTorch checkpoint"),
+        ("numbers.pkl", b"\x80\x02}X\x01\0\0\0aK\x01s.", "holds no tensors"),
+        ("cut.pkl", b"\x80\x02}X\x01\0\0\0a", "ends early"),
+        ("other.zip", &zip(&[("readme", b"hello")], 0, |length| length as u32), "data.pkl"),
+    ] {
+        let error = refused(name, bytes);
+        assert!(error.contains(cause), "lacks '{cause}': {error}");
+    }
+}
+
+#[test]
+fn damaged_safetensors_say_what_is_wrong() {
+    let file = |header: &str, data: &[u8]| [&(header.len() as u64).to_le_bytes(), header.as_bytes(), data].concat();
+    let tensor = |dtype: &str, shape: &str, offsets: &str| {
+        format!(r#"{{"a":{{"dtype":"{dtype}","shape":{shape},"data_offsets":{offsets}}}}}"#)
+    };
+    for (bytes, cause) in [
+        (vec![1, 2, 3], "3 bytes"),
+        ([&u64::MAX.to_le_bytes()[..], b"{}"].concat(), "declares a header"),
+        ([&9_000_000u64.to_le_bytes()[..], b"{}"].concat(), "declares a header"),
+        (file("{\"a\":", b""), "header"),
+        (file("{}", b""), "no tensors"),
+        (file(&tensor("F32", "[2]", "[0,8]"), &[0; 4]), "interrupted"),
+        (file(&tensor("F32", "[2]", "[0,8]"), &[0; 12]), "12 follow"),
+        (file(&tensor("F32", "[3]", "[0,8]"), &[0; 8]), "header"),
+        (file(&tensor("F32", "[2]", "[4,12]"), &[0; 12]), "header"),
+        (file(&tensor("F32", "[2]", "[8,0]"), &[0; 8]), "header"),
+        (file(&tensor("F32", "[4611686018427387904,4]", "[0,0]"), b""), "header"),
+        (file(&tensor("F32", "[18446744073709551615]", "[0,18446744073709551615]"), b""), "header"),
+        (file(&tensor("F8_E4M3", "[2]", "[0,2]"), &[0; 2]), "a is of type F8_E4M3"),
+        (file(&tensor("X9", "[2]", "[0,2]"), &[0; 2]), "header"),
+    ] {
+        let error = refused("damaged.safetensors", &bytes);
+        assert!(error.contains(cause), "lacks '{cause}': {error}");
+    }
+}
+
+#[test]
+fn calls_hidden_beside_good_tensors_are_refused() {
+    for (call, name) in [
+        (&b"X\x01\0\0\0xcposix\nsystem\nX\x02\0\0\0ls\x85Rs"[..], "posix.system"),
+        (b"X\x01\0\0\0x]c__builtin__\neval\nX\x01\0\0\x001\x85Ras", "__builtin__.eval"),
+        (b"X\x01\0\0\0xcsubprocess\nPopen\n)\x81s", "subprocess.Popen"),
+    ] {
+        let error = refused("hidden.pth", &stored(&pickle([2, 3], [3, 1], call)));
+        assert!(error.contains(name) && error.contains("nothing was run"), "{error}");
+    }
+    // What honest training scripts leave beside the weights is passed over.
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("honest.pth");
+    let honest = b"X\x01\0\0\0xcargparse\nNamespace\n)\x81}X\x02\0\0\0lrK\x01sbs";
+    std::fs::write(&path, stored(&pickle([2, 3], [3, 1], honest))).expect("writes");
+    assert_eq!(read(&path).tensors.len(), 1);
+}
+
+#[test]
+fn bombs_are_refused_before_they_unpack() {
+    let view = refused("view.pth", &stored(&pickle([40_000, 50_000], [0, 0], b"")));
+    assert!(view.contains("bytes of tensors"), "{view}");
+    let outside = refused("outside.pth", &stored(&pickle([40_000, 50_000], [50_000, 1], b"")));
+    assert!(outside.contains("needs"), "{outside}");
+    let packed = refused("packed.pth", &zip(&[("a/data.pkl", &[0; 100])], 8, |_| 90 << 20));
+    assert!(packed.contains("unpacks to far more"), "{packed}");
+    let deep = refused("deep.pth", &stored(&vec![b']'; 17 << 20]));
+    assert!(deep.contains("pickle of more than"), "{deep}");
+    let mut sparse = tar();
+    sparse[156] = b'S';
+    sparse[257..265].copy_from_slice(b"ustar  \0");
+    let sparse = refused("sparse.pth", &sparse);
+    assert!(sparse.contains("sparse"), "{sparse}");
+}
+
+/// Whole files of each format to damage.
+fn victims() -> Vec<Vec<u8>> {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("whole.safetensors");
+    let tensor = |length: usize| FileTensor::from_f32(vec![length], vec![1.0; length]).expect("fits");
+    write(&path, &Tensors::from([("a".into(), tensor(3)), ("b.weight".into(), tensor(5))]));
+    let mut victims = vec![std::fs::read(path).expect("reads"), stored(&pickle([2, 3], [3, 1], b"")), tar()];
+    for file in ["legacy.pth", "strided_views.pth"] {
+        victims.extend(shared(&format!("golden/checkpoints/{file}")).and_then(|path| std::fs::read(path).ok()));
+    }
+    victims
+}
+
+#[test]
+fn a_file_cut_anywhere_is_refused() {
+    for whole in victims() {
+        // Zeros at the end may be padding, which no reader misses.
+        let end = whole.iter().rposition(|byte| *byte != 0).unwrap_or(0);
+        // Everywhere in the small files, at spread positions in the large ones.
+        for length in (0..=end).step_by(1 + whole.len() / 700) {
+            refused("cut.pth", &whole[..length]);
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn damaged_bytes_never_panic(
+        damage in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>(), any::<bool>()), 1..4),
+        which in any::<prop::sample::Index>(),
+    ) {
+        thread_local!(static VICTIMS: Vec<Vec<u8>> = victims());
+        let mut bytes = VICTIMS.with(|victims| victims[which.index(victims.len())].clone());
+        // Where the structure is: the first and the last kilobyte.
+        let edge = bytes.len().min(1024);
+        for (position, value, at_end) in damage {
+            let position = position.index(edge);
+            let position = if at_end { bytes.len() - 1 - position } else { position };
+            bytes[position] = value;
+        }
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("damaged.pth");
+        std::fs::write(&path, bytes).expect("writes");
+        if let Ok(checkpoint) = Checkpoint::read(&path) {
+            // Damage to a value or a name goes unnoticed; what was read must still be sound.
+            let _ = checkpoint.normalised();
+        }
+    }
+}
