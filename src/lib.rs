@@ -17,3 +17,15 @@ pub mod tensor;
 pub use device::{Device, DeviceName};
 pub use error::{Error, Result};
 pub use tensor::{DType, Element, Shape, Tensor};
+
+/// What a program that trains or predicts needs.
+pub mod prelude {
+    pub use crate::{
+        Device, DeviceName, Error, Result, Tensor,
+        checkpoint::Weights,
+        data::{Augment, ImageData, Split, Transforms},
+        learner::{CancelToken, Classifier, Event, Fit, Flow, Learner},
+        nn::{Arch, Grouping, HeadSpec},
+        optim::{OptimizerKind, PerGroup},
+    };
+}

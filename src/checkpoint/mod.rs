@@ -23,11 +23,13 @@ mod pytorch;
 mod safetensors;
 mod save;
 mod tensor;
+mod weights;
 
 pub use convert::to_safetensors;
 pub use load::{LoadOptions, LoadReport, load_into};
 pub use save::{collect, write_safetensors};
 pub use tensor::{FileDtype, FileTensor};
+pub use weights::Weights;
 
 use std::{
     collections::BTreeMap,

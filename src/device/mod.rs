@@ -26,6 +26,14 @@ impl Device {
         Ok(Device::Cpu(Arc::new(CpuDevice::new(threads)?)))
     }
 
+    /// The best device of this machine, with a host thread per core.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if the operating system refuses the threads.
+    pub fn auto() -> Result<Self> {
+        Device::open(DeviceName::Auto, 0)
+    }
+
     /// Opens the device that `name` asks for, with `threads` host threads (0: one per core).
     ///
     /// # Errors

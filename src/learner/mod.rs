@@ -1,1 +1,253 @@
-//! The recipe.
+//! The recipe: a pretrained backbone with a new head, trained head first on cached activations, then unfrozen with a
+//! learning rate per layer group.
+
+mod classifier;
+mod control;
+mod evaluation;
+mod fit;
+mod history;
+mod model_file;
+mod precompute;
+mod train;
+
+pub use classifier::{Classifier, Prediction};
+pub use control::{Callback, CancelToken, Event, Flow};
+pub use evaluation::Evaluation;
+pub use fit::Fit;
+pub use history::EpochRecord;
+pub use model_file::ModelFile;
+
+use crate::{
+    Device, Error, Result,
+    autograd::Parameters,
+    cache::ActivationCache,
+    checkpoint::Weights,
+    data::{ImageData, Split, Transforms},
+    nn::{FreezeState, Grouping, HeadSpec, Model},
+    ops::loss::CrossEntropy,
+};
+
+/// A network, a data set, and what has been learned so far.
+///
+/// ```no_run
+/// use unfreeze::prelude::*;
+/// # fn main() -> unfreeze::Result<()> {
+/// let weights = Weights::file("resnet34.safetensors")?;
+/// let data = ImageData::from_folders("data/dogscats")?
+///     .transforms(Transforms::for_weights(&weights, 224).augment(Augment::SideOn).max_zoom(1.1));
+/// let mut learner = Learner::pretrained(weights, data)?.seed(1);
+/// learner.precompute(true);
+/// learner.fit(Fit::epochs(2).lr(1e-2))?;
+/// learner.precompute(false);
+/// learner.fit(Fit::cycles(3).cycle_len(1).lr(1e-2))?;
+/// learner.unfreeze();
+/// learner.fit(Fit::cycles(3).cycle_len(1).cycle_mult(2).lr([1e-4, 1e-3, 1e-2]))?;
+/// learner.save("model.safetensors")?;
+/// # Ok(()) }
+/// ```
+pub struct Learner {
+    model: Model,
+    data: ImageData,
+    device: Device,
+    seed: u64,
+    state: FreezeState,
+    freeze_norms: bool,
+    precompute: bool,
+    cache: ActivationCache,
+    loss: CrossEntropy,
+    history: Vec<EpochRecord>,
+    steps: u64,
+    callbacks: Vec<Box<dyn Callback>>,
+    cancel: CancelToken,
+    reported: std::collections::HashSet<String>,
+}
+
+impl Learner {
+    /// The backbone of `weights` with a new fastai head for the classes of `data`, everything but the head frozen.
+    /// Works on the processor, with one thread per core, until [`Learner::device`] says otherwise.
+    ///
+    /// # Errors
+    /// [`Error::Checkpoint`] listing tensors by name if the weights do not fit.
+    pub fn pretrained(weights: Weights, data: ImageData) -> Result<Self> {
+        Self::with_head(weights, data, HeadSpec::default())
+    }
+
+    /// As [`Learner::pretrained`], with a head of the caller's choice.
+    ///
+    /// # Errors
+    /// [`Error::Checkpoint`] if the weights do not fit, [`Error::Setting`] if the head makes no sense.
+    pub fn with_head(weights: Weights, data: ImageData, head: HeadSpec) -> Result<Self> {
+        let device = Device::auto()?;
+        let model = weights.with_head(head, data.classes().len(), 0, &device)?;
+        let mut learner = Self {
+            state: FreezeState::head_only(model.arch(), model.grouping()),
+            model,
+            data,
+            device,
+            seed: 0,
+            freeze_norms: false,
+            precompute: false,
+            cache: ActivationCache::default(),
+            loss: CrossEntropy::default(),
+            history: Vec::new(),
+            steps: 0,
+            callbacks: Vec::new(),
+            cancel: CancelToken::default(),
+            reported: std::collections::HashSet::new(),
+        };
+        learner.apply();
+        Ok(learner)
+    }
+
+    /// Moves the network to `device`.
+    pub fn device(mut self, device: Device) -> Self {
+        self.model.visit_mut(&mut |parameter| parameter.value = parameter.value.to_device(&device));
+        self.device = device;
+        self
+    }
+
+    /// Sets the seed that decides every random choice, and draws the head's initial weights anew from it. Default 0.
+    pub fn seed(mut self, seed: u64) -> Self {
+        self.seed = seed;
+        self.model.head = self.model.head.redrawn(seed, &self.device);
+        self.apply();
+        self
+    }
+
+    /// Cuts the network into other layer groups; everything but the head is frozen again.
+    pub fn grouping(mut self, grouping: Grouping) -> Self {
+        self.model.set_grouping(grouping);
+        self.state = FreezeState::head_only(self.model.arch(), grouping);
+        self.apply();
+        self
+    }
+
+    /// Options of the loss: label smoothing, class weights.
+    pub fn loss(mut self, loss: CrossEntropy) -> Self {
+        self.loss = loss;
+        self
+    }
+
+    /// Adds a callback, which sees every [`Event`] and may end a fit.
+    pub fn callback(mut self, callback: impl Callback + 'static) -> Self {
+        self.callbacks.push(Box::new(callback));
+        self
+    }
+
+    /// A token that ends running work from another thread.
+    pub fn cancel_token(&self) -> CancelToken {
+        self.cancel.clone()
+    }
+
+    /// Freezes everything but the head.
+    pub fn freeze(&mut self) {
+        self.state = FreezeState::head_only(self.model.arch(), self.model.grouping());
+        self.apply();
+    }
+
+    /// Makes every layer group trainable.
+    pub fn unfreeze(&mut self) {
+        self.state.unfreeze();
+        self.apply();
+    }
+
+    /// Freezes all layer groups before `first`; a negative number counts from the end.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] listing the groups if there is no such one.
+    pub fn freeze_to(&mut self, first: isize) -> Result<()> {
+        self.state.freeze_to(first)?;
+        self.apply();
+        Ok(())
+    }
+
+    /// Freezes all layer groups but `group`.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] listing the groups if there is no such one.
+    pub fn freeze_except(&mut self, group: usize) -> Result<()> {
+        self.state.freeze_except(group)?;
+        self.apply();
+        Ok(())
+    }
+
+    /// With `true`, batchnorms of every group use and keep their running statistics, the head's included; their scale
+    /// and shift still learn where the group does. Default false: those of trainable groups use the batch's.
+    pub fn bn_freeze(&mut self, freeze: bool) {
+        self.freeze_norms = freeze;
+        self.apply();
+    }
+
+    /// Whether the head is trained on cached activations while the whole backbone is frozen. An execution detail, not
+    /// a state: with a trainable backbone it has no effect, and whatever changes the activations makes them new.
+    /// Cached activations are those of the clean view; if augmentation is set, a [`Event::Note`] says so.
+    pub fn precompute(&mut self, on: bool) {
+        self.precompute = on;
+    }
+
+    /// Which groups are trained.
+    pub fn freeze_state(&self) -> &FreezeState {
+        &self.state
+    }
+
+    /// The network.
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+
+    /// The data set.
+    pub fn data(&self) -> &ImageData {
+        &self.data
+    }
+
+    /// Replaces the data set, for example by one of larger images; weights, groups and what is frozen stay.
+    ///
+    /// # Errors
+    /// [`Error::Data`] if its classes are others.
+    pub fn set_data(&mut self, data: ImageData) -> Result<()> {
+        if data.classes() != self.data.classes() {
+            let message = format!("its classes {:?} are not {:?}", data.classes(), self.data.classes());
+            return Err(Error::data(data.root(), message));
+        }
+        self.data = data;
+        Ok(())
+    }
+
+    /// One record per finished epoch.
+    pub fn history(&self) -> &[EpochRecord] {
+        &self.history
+    }
+
+    fn apply(&mut self) {
+        self.model.apply(&self.state, self.freeze_norms);
+    }
+
+    /// Whether the next pass can use cached activations.
+    fn uses_cache(&self) -> bool {
+        self.precompute && self.state.is_head_only()
+    }
+
+    fn transforms(&self) -> &Transforms {
+        &self.data.transforms
+    }
+
+    /// Tells the callbacks; true if one of them wants the fit to end.
+    fn tell(&mut self, event: &Event) -> bool {
+        let mut stop = false;
+        for callback in &mut self.callbacks {
+            stop |= callback.event(event) == Flow::Stop;
+        }
+        stop
+    }
+
+    /// Tells the callbacks something once.
+    fn note(&mut self, text: String) {
+        if self.reported.insert(text.clone()) {
+            self.tell(&Event::Note(&text));
+        }
+    }
+
+    fn samples(&self, split: Split) -> usize {
+        self.data.items(split).len()
+    }
+}

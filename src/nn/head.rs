@@ -79,6 +79,7 @@ struct HeadBlock {
 #[derive(Clone, Debug)]
 pub struct Head {
     spec: HeadSpec,
+    channels: usize,
     classes: usize,
     layers: Layers,
 }
@@ -97,6 +98,10 @@ impl Head {
     /// [`Error::Setting`] if the values of `spec` make no sense.
     pub fn new(spec: HeadSpec, channels: usize, classes: usize, seed: u64, device: &Device) -> Result<Self> {
         spec.validate()?;
+        Ok(Self::build(spec, channels, classes, seed, device))
+    }
+
+    fn build(spec: HeadSpec, channels: usize, classes: usize, seed: u64, device: &Device) -> Self {
         let layers = match &spec {
             HeadSpec::Linear => Layers::Linear(Linear::new("fc", channels, classes, seed, device)),
             HeadSpec::Fastai { hidden, dropout } => {
@@ -111,12 +116,25 @@ impl Head {
                 Layers::Fastai(blocks.collect())
             }
         };
-        Ok(Self { spec, classes, layers })
+        Self { spec, channels, classes, layers }
     }
 
     /// The kind.
     pub fn spec(&self) -> &HeadSpec {
         &self.spec
+    }
+
+    /// The same head with initial weights drawn anew.
+    pub fn redrawn(&self, seed: u64, device: &Device) -> Self {
+        Self::build(self.spec.clone(), self.channels, self.classes, seed, device)
+    }
+
+    /// Name of the pooling, which decides what the features are.
+    pub fn pool_name(&self) -> &'static str {
+        match self.layers {
+            Layers::Fastai(_) => "max-average",
+            Layers::Linear(_) => "average",
+        }
     }
 
     /// Number of classes.

@@ -101,6 +101,13 @@ impl Tensor {
         Ok(Self { shape, ..self.clone() })
     }
 
+    /// The same elements on another device.
+    pub fn to_device(&self, device: &Device) -> Self {
+        match (&self.storage, device) {
+            (Storage::Cpu(_), Device::Cpu(_)) => Self { device: device.clone(), ..self.clone() },
+        }
+    }
+
     /// Copies the elements to the host.
     ///
     /// # Errors

@@ -1,0 +1,117 @@
+//! Pretrained weights: an architecture, and where its values come from.
+
+use std::{collections::BTreeMap, path::Path};
+
+use super::{Checkpoint, LoadOptions, load_into};
+use crate::{
+    Device, Error, Result,
+    nn::{Arch, HeadSpec, Model},
+};
+
+/// ImageNet's mean and standard deviation per channel, with which published checkpoints were trained.
+const IMAGENET: ([f32; 3], [f32; 3]) = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]);
+
+/// Where a network's values come from.
+#[derive(Clone, Debug)]
+pub struct Weights {
+    arch: Arch,
+    checkpoint: Option<Checkpoint>,
+}
+
+impl Weights {
+    /// Random values.
+    pub fn random(arch: Arch) -> Self {
+        Self { arch, checkpoint: None }
+    }
+
+    /// A checkpoint file, safetensors or PyTorch; its architecture is told from its tensors.
+    ///
+    /// # Errors
+    /// [`Error::Io`] or [`Error::Checkpoint`] if it cannot be read, or is of no known architecture.
+    pub fn file(path: impl AsRef<Path>) -> Result<Self> {
+        let checkpoint = Checkpoint::read(path)?.normalised()?;
+        let arch = arch_of(&checkpoint).ok_or_else(|| {
+            let known = Arch::ALL.map(Arch::name).join(", ");
+            let message =
+                format!("holds none of the known architectures ({known}); `unfreeze inspect FILE` lists its tensors");
+            Error::checkpoint(&checkpoint.path, message)
+        })?;
+        Ok(Self { arch, checkpoint: Some(checkpoint) })
+    }
+
+    /// As [`Weights::file`], for a file that should be of `arch`.
+    ///
+    /// # Errors
+    /// [`Error::Checkpoint`] also if it is of another architecture.
+    pub fn file_of(arch: Arch, path: impl AsRef<Path>) -> Result<Self> {
+        let checkpoint = Checkpoint::read(path)?.normalised()?;
+        match arch_of(&checkpoint) {
+            Some(found) if found != arch => {
+                let message = format!("is a checkpoint of {found}, not of {arch}; use --arch {found}");
+                Err(Error::checkpoint(&checkpoint.path, message))
+            }
+            // Where the tensors name no architecture, loading tells what is missing.
+            _ => Ok(Self { arch, checkpoint: Some(checkpoint) }),
+        }
+    }
+
+    /// The architecture.
+    pub fn arch(&self) -> Arch {
+        self.arch
+    }
+
+    /// The checkpoint, unless the weights are random.
+    pub fn checkpoint(&self) -> Option<&Checkpoint> {
+        self.checkpoint.as_ref()
+    }
+
+    /// Mean and standard deviation per channel that images should be normalised by: the checkpoint's own if it says
+    /// so, ImageNet's otherwise.
+    pub fn normalisation(&self) -> ([f32; 3], [f32; 3]) {
+        let stored = |key: &str| {
+            let text = self.checkpoint.as_ref()?.metadata.get(key)?;
+            serde_json::from_str::<[f32; 3]>(text).ok()
+        };
+        (stored("mean").unwrap_or(IMAGENET.0), stored("std").unwrap_or(IMAGENET.1))
+    }
+
+    /// The backbone with a new head for `classes`; the checkpoint's own head is left aside.
+    ///
+    /// # Errors
+    /// [`Error::Checkpoint`] listing tensors by name if the checkpoint does not fit.
+    pub fn with_head(&self, head: HeadSpec, classes: usize, seed: u64, device: &Device) -> Result<Model> {
+        let mut model = Model::new(self.arch, head, classes, seed, device)?;
+        if let Some(checkpoint) = &self.checkpoint {
+            let heads = vec!["fc.".to_string(), "head.".to_string()];
+            let options = LoadOptions { allow_missing: heads.clone(), allow_unused: heads };
+            load_into(&mut model, checkpoint, &options)?;
+        }
+        Ok(model)
+    }
+
+    /// The network with the checkpoint's own linear classifier.
+    ///
+    /// # Errors
+    /// [`Error::Checkpoint`] if there is none, listing tensors by name if it does not fit.
+    pub fn with_classifier(&self, device: &Device) -> Result<Model> {
+        let Some(checkpoint) = &self.checkpoint else {
+            return Model::new(self.arch, HeadSpec::Linear, self.arch.published_classes(), 0, device);
+        };
+        let Some(classes) = checkpoint.tensors.get("fc.weight").and_then(|weight| weight.shape.first()) else {
+            let message = "has no classifier of its own (fc.weight), only a backbone";
+            return Err(Error::checkpoint(&checkpoint.path, message));
+        };
+        let mut model = Model::new(self.arch, HeadSpec::Linear, *classes, 0, device)?;
+        load_into(&mut model, checkpoint, &LoadOptions::default())?;
+        Ok(model)
+    }
+}
+
+/// The architecture that a checkpoint's convolutions are those of.
+fn arch_of(checkpoint: &Checkpoint) -> Option<Arch> {
+    let convolutions = |names: &mut dyn Iterator<Item = (String, Vec<usize>)>| -> BTreeMap<String, Vec<usize>> {
+        names.filter(|(_, shape)| shape.len() == 4).collect()
+    };
+    let found = convolutions(&mut checkpoint.tensors.iter().map(|(name, tensor)| (name.clone(), tensor.shape.clone())));
+    Arch::ALL.into_iter().find(|arch| convolutions(&mut arch.convolutions().into_iter()) == found)
+}

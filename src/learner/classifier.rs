@@ -1,0 +1,106 @@
+//! A trained network that predicts.
+
+use std::path::Path;
+
+use super::{ModelFile, evaluation::best};
+use crate::{
+    Device, Result, Tensor,
+    data::{RgbImage, Transforms, View, decode},
+    nn::Model,
+    ops::{augment::normalise, loss::softmax},
+};
+
+/// Classifies images. `&self` everywhere and `Send + Sync`: many threads may share one.
+///
+/// ```no_run
+/// use unfreeze::prelude::*;
+/// # fn main() -> unfreeze::Result<()> {
+/// let classifier = Classifier::load("model.safetensors", Device::auto()?)?;
+/// let prediction = classifier.predict_file("cat.jpg")?;
+/// println!("{} ({:.1} %)", prediction.class, 100.0 * prediction.probability);
+/// # Ok(()) }
+/// ```
+#[derive(Clone, Debug)]
+pub struct Classifier {
+    model: Model,
+    classes: Vec<String>,
+    transforms: Transforms,
+    device: Device,
+}
+
+/// What an image shows.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Prediction {
+    /// The most probable class.
+    pub class: String,
+    /// Its probability.
+    pub probability: f32,
+    /// The probability of every class, in the order of [`Classifier::classes`].
+    pub probabilities: Vec<f32>,
+}
+
+impl Prediction {
+    /// Positions of the `k` most probable classes, the most probable first.
+    pub fn top(&self, k: usize) -> Vec<usize> {
+        let mut order: Vec<usize> = (0..self.probabilities.len()).collect();
+        order.sort_by(|&a, &b| self.probabilities[b].total_cmp(&self.probabilities[a]));
+        order.truncate(k);
+        order
+    }
+}
+
+impl Classifier {
+    /// Loads a model file.
+    ///
+    /// # Errors
+    /// As [`ModelFile::load`].
+    pub fn load(path: impl AsRef<Path>, device: Device) -> Result<Self> {
+        let ModelFile { model, classes, transforms } = ModelFile::load(path, &device)?;
+        Ok(Self { model, classes, transforms, device })
+    }
+
+    /// Names of the classes.
+    pub fn classes(&self) -> &[String] {
+        &self.classes
+    }
+
+    /// From image to network input.
+    pub fn transforms(&self) -> &Transforms {
+        &self.transforms
+    }
+
+    /// Classifies one image.
+    ///
+    /// # Errors
+    /// [`Error::Setting`](crate::Error::Setting) if the image has no pixels.
+    pub fn predict(&self, image: &RgbImage) -> Result<Prediction> {
+        let sample = self.transforms.apply(image, View::Clean)?;
+        let lighting = [[sample.lighting.gain, sample.lighting.offset]];
+        let mut predictions = self.predict_pixels(sample.pixels, &lighting)?;
+        Ok(predictions.remove(0))
+    }
+
+    /// Decodes and classifies one file.
+    ///
+    /// # Errors
+    /// [`Error::Io`](crate::Error::Io) or [`Error::Image`](crate::Error::Image) if it cannot be read.
+    pub fn predict_file(&self, path: impl AsRef<Path>) -> Result<Prediction> {
+        self.predict(&decode(path)?)
+    }
+
+    /// Classifies prepared pixels, bytes `[N, size, size, 3]`, with gain and offset per image.
+    ///
+    /// # Errors
+    /// [`Error::Shape`](crate::Error::Shape) if the number of bytes does not fit.
+    pub fn predict_pixels(&self, pixels: Vec<u8>, lighting: &[[f32; 2]]) -> Result<Vec<Prediction>> {
+        let size = self.transforms.size;
+        let pixels = Tensor::new(pixels, [lighting.len(), size, size, 3], &self.device)?;
+        let images = normalise(&pixels, lighting, self.transforms.mean, self.transforms.std)?;
+        let probabilities = softmax(&self.model.logits(&images)?)?.to_vec::<f32>()?;
+        let prediction = |row: &[f32]| {
+            let best = best(row);
+            Prediction { class: self.classes[best].clone(), probability: row[best], probabilities: row.to_vec() }
+        };
+        Ok(probabilities.chunks_exact(self.classes.len()).map(prediction).collect())
+    }
+}

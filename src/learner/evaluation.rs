@@ -1,0 +1,98 @@
+//! How good the network is on a split.
+
+use super::{Event, Learner};
+use crate::{
+    Result, Tensor,
+    autograd::{Tape, Var},
+    data::{LoaderOptions, Split},
+    nn::Pass,
+    ops::loss::{CrossEntropy, Target, cross_entropy, softmax},
+};
+
+/// Predictions on a split, and how good they are.
+#[derive(Clone, Debug, Default)]
+pub struct Evaluation {
+    /// Cross entropy, averaged over the samples.
+    pub loss: f32,
+    /// Share of samples whose most probable class is theirs.
+    pub accuracy: f32,
+    /// `[samples, classes]`, row by row.
+    pub probabilities: Vec<f32>,
+    /// Class of each sample.
+    pub labels: Vec<u32>,
+    /// Position of each sample in its split.
+    pub indices: Vec<u32>,
+}
+
+impl Learner {
+    /// Evaluates the network on a split, from cached activations where precompute allows.
+    ///
+    /// # Errors
+    /// [`Error::Io`](crate::Error::Io) or [`Error::Image`](crate::Error::Image) for files, in strict mode;
+    /// [`Error::Cancelled`](crate::Error::Cancelled).
+    pub fn evaluate(&mut self, split: Split) -> Result<Evaluation> {
+        let mut tally = Tally::default();
+        let total = self.samples(split);
+        if self.uses_cache() {
+            let activations = self.activations(split)?;
+            let rows: Vec<u32> = (0..activations.rows() as u32).collect();
+            for rows in rows.chunks(self.data.batch_size.max(1)) {
+                self.cancel.check()?;
+                let (features, labels) = activations.gather(rows, &self.device)?;
+                let logits = self.model.head.classify(&mut Pass::evaluation(), &Var::constant(features))?;
+                let indices = rows.iter().map(|&row| activations.indices()[row as usize]).collect();
+                tally.add(logits.into_value(), labels, indices)?;
+            }
+        } else {
+            let mut done = 0;
+            for batch in self.data.loader(split, &LoaderOptions::evaluation())? {
+                self.cancel.check()?;
+                let batch = batch?;
+                done += batch.len() + batch.failed.len();
+                self.report_failures(&batch);
+                if !batch.is_empty() {
+                    let logits = self.model.logits(&self.upload(&batch)?)?;
+                    tally.add(logits, batch.labels, batch.indices)?;
+                }
+                self.tell(&Event::Validating { done, total });
+            }
+        }
+        Ok(tally.finish())
+    }
+}
+
+#[derive(Default)]
+struct Tally {
+    evaluation: Evaluation,
+    loss: f64,
+    correct: usize,
+}
+
+impl Tally {
+    fn add(&mut self, logits: Tensor, labels: Vec<u32>, indices: Vec<u32>) -> Result<()> {
+        let target = Target::Labels(Tensor::new(labels.clone(), [labels.len()], logits.device())?);
+        let probabilities = softmax(&logits)?.to_vec::<f32>()?;
+        // Validation is measured without label smoothing or class weights, so that fits can be compared.
+        let loss = cross_entropy(&mut Tape::inference(), &Var::constant(logits), &target, &CrossEntropy::default())?;
+        self.loss += f64::from(loss.value().scalar()?) * labels.len() as f64;
+        let classes = probabilities.len() / labels.len().max(1);
+        let rows = probabilities.chunks_exact(classes.max(1)).zip(&labels);
+        self.correct += rows.filter(|(row, label)| best(row) == **label as usize).count();
+        self.evaluation.probabilities.extend(probabilities);
+        self.evaluation.labels.extend(labels);
+        self.evaluation.indices.extend(indices);
+        Ok(())
+    }
+
+    fn finish(mut self) -> Evaluation {
+        let count = self.evaluation.labels.len().max(1) as f64;
+        self.evaluation.loss = (self.loss / count) as f32;
+        self.evaluation.accuracy = (self.correct as f64 / count) as f32;
+        self.evaluation
+    }
+}
+
+/// Position of the largest value, the first of equals.
+pub(super) fn best(row: &[f32]) -> usize {
+    (0..row.len()).fold(0, |best, i| if row[i] > row[best] { i } else { best })
+}

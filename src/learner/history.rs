@@ -1,0 +1,37 @@
+//! The record of an epoch: one line of `history.jsonl`.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// What an epoch did.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct EpochRecord {
+    /// Name of the fit, such as `head`.
+    pub phase: String,
+    /// Epoch of the fit, from 0.
+    pub epoch: usize,
+    /// Loss averaged over the training samples, in training mode.
+    pub train_loss: f32,
+    /// Loss on the validation set.
+    pub valid_loss: f32,
+    /// Metrics on the validation set, such as `accuracy`.
+    pub metrics: BTreeMap<String, f32>,
+    /// Learning rate of each layer group at the epoch's last step.
+    pub lrs: Vec<f32>,
+    /// Wall time of training and validation, the filling of the cache included.
+    pub seconds: f64,
+    /// Training samples per second of the training part.
+    pub images_per_second: f64,
+    /// Where it ran.
+    pub device: String,
+    /// Whether it trained on cached activations.
+    pub cached: bool,
+}
+
+impl EpochRecord {
+    /// The accuracy on the validation set.
+    pub fn accuracy(&self) -> f32 {
+        self.metrics.get("accuracy").copied().unwrap_or(f32::NAN)
+    }
+}

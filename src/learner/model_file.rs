@@ -1,0 +1,101 @@
+//! The self-contained model file: tensors under torchvision's names, and in its metadata all that predicting needs.
+
+use std::{collections::BTreeMap, path::Path};
+
+use super::Learner;
+use crate::{
+    Device, Error, Result,
+    checkpoint::{Checkpoint, LoadOptions, collect, load_into, write_safetensors},
+    data::Transforms,
+    nn::{Arch, HeadSpec, Model},
+};
+
+/// The layout of the metadata; readers refuse a later one.
+const FORMAT_VERSION: u32 = 1;
+
+/// A trained network with its classes and its input pipeline.
+#[derive(Clone, Debug)]
+pub struct ModelFile {
+    /// The network.
+    pub model: Model,
+    /// Names of the classes, by position.
+    pub classes: Vec<String>,
+    /// From image to network input.
+    pub transforms: Transforms,
+}
+
+impl ModelFile {
+    /// Writes a safetensors file, whole or not at all.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if it cannot be written.
+    pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
+        write(path.as_ref(), &self.model, &self.classes, &self.transforms)
+    }
+
+    /// Reads a file that [`ModelFile::save`] or [`Learner::save`] wrote.
+    ///
+    /// # Errors
+    /// [`Error::Checkpoint`] if it is something else, damaged, or of a later version.
+    pub fn load(path: impl AsRef<Path>, device: &Device) -> Result<Self> {
+        let checkpoint = Checkpoint::read(path)?;
+        let fail = |message: String| Error::checkpoint(&checkpoint.path, message);
+        let text = |key: &str| {
+            checkpoint.metadata.get(key).ok_or_else(|| {
+                fail(format!(
+                    "has no '{key}' in its metadata: it is a checkpoint, not a model trained by unfreeze train"
+                ))
+            })
+        };
+        let version: u32 = text("format_version")?.parse().map_err(|_| fail("has a bad format_version".into()))?;
+        if version > FORMAT_VERSION {
+            return Err(fail(format!("is of format {version}, later than this program's {FORMAT_VERSION}; update it")));
+        }
+        let bad = |key: &'static str| move |error: serde_json::Error| format!("has a bad '{key}': {error}");
+        let arch: Arch = text("arch")?.parse().map_err(|error: Error| fail(error.to_string()))?;
+        let head: HeadSpec = serde_json::from_str(text("head")?).map_err(|e| fail(bad("head")(e)))?;
+        let classes: Vec<String> = serde_json::from_str(text("classes")?).map_err(|e| fail(bad("classes")(e)))?;
+        let size: usize = serde_json::from_str(text("size")?).map_err(|e| fail(bad("size")(e)))?;
+        let resize: usize = serde_json::from_str(text("resize")?).map_err(|e| fail(bad("resize")(e)))?;
+        let mean: [f32; 3] = serde_json::from_str(text("mean")?).map_err(|e| fail(bad("mean")(e)))?;
+        let std: [f32; 3] = serde_json::from_str(text("std")?).map_err(|e| fail(bad("std")(e)))?;
+        let transforms = Transforms::new(size).resize(resize).normalise(mean, std);
+        transforms.validate().map_err(|error| fail(format!("has bad metadata: {error}")))?;
+        if classes.is_empty() {
+            return Err(fail("has no classes".into()));
+        }
+        let mut model = Model::new(arch, head, classes.len(), 0, device)
+            .map_err(|error| fail(format!("has bad metadata: {error}")))?;
+        load_into(&mut model, &checkpoint, &LoadOptions::default())?;
+        Ok(Self { model, classes, transforms })
+    }
+}
+
+impl Learner {
+    /// Writes the whole network as a self-contained model file, whatever is frozen or cached.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if it cannot be written.
+    pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
+        write(path.as_ref(), &self.model, self.data.classes(), self.transforms())
+    }
+}
+
+fn write(path: &Path, model: &Model, classes: &[String], transforms: &Transforms) -> Result<()> {
+    let json = |value: serde_json::Value| value.to_string();
+    let metadata = BTreeMap::from(
+        [
+            ("format_version", FORMAT_VERSION.to_string()),
+            ("engine_version", env!("CARGO_PKG_VERSION").to_string()),
+            ("arch", model.arch().name().to_string()),
+            ("head", json(serde_json::json!(model.head.spec()))),
+            ("classes", json(serde_json::json!(classes))),
+            ("size", transforms.size.to_string()),
+            ("resize", transforms.resize.to_string()),
+            ("mean", json(serde_json::json!(transforms.mean))),
+            ("std", json(serde_json::json!(transforms.std))),
+        ]
+        .map(|(key, value)| (key.to_string(), value)),
+    );
+    write_safetensors(path, &collect(model)?, &metadata)
+}

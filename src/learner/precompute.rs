@@ -1,0 +1,70 @@
+//! Activations of the frozen backbone, from the cache or computed.
+
+use std::sync::Arc;
+
+use super::{Event, Learner};
+use crate::{
+    Result, Tensor,
+    autograd::Var,
+    cache::{Activations, Key, KeyBuilder},
+    data::{Augment, Batch, LoaderOptions, Split},
+    nn::Pass,
+    ops::augment::normalise,
+};
+
+impl Learner {
+    /// The clean view's features of every sample of `split`, computed if the cache does not have them.
+    pub(super) fn activations(&mut self, split: Split) -> Result<Arc<Activations>> {
+        if self.transforms().augment != Augment::None || self.transforms().max_zoom > 1.0 {
+            self.note("precompute is on: the head trains on clean views, augmentation has no effect".into());
+        }
+        let key = self.activation_key(split)?;
+        if let Some(found) = self.cache.get(&key) {
+            return Ok(found);
+        }
+        let total = self.samples(split);
+        let mut activations = Activations::default();
+        let mut done = 0;
+        for batch in self.data.loader(split, &LoaderOptions::evaluation())? {
+            self.cancel.check()?;
+            let batch = batch?;
+            done += batch.len() + batch.failed.len();
+            self.report_failures(&batch);
+            if !batch.is_empty() {
+                let images = Var::constant(self.upload(&batch)?);
+                let features = self.model.features(&mut Pass::evaluation(), &images)?;
+                activations.push(features.value(), &batch.labels, &batch.indices)?;
+            }
+            self.tell(&Event::Caching { split, done, total });
+        }
+        Ok(self.cache.insert(key, activations))
+    }
+
+    /// Everything that decides the features: the backbone's values and statistics, its architecture, the pool, the
+    /// clean pipeline, and the files.
+    fn activation_key(&self, split: Split) -> Result<Key> {
+        let mut key = KeyBuilder::new(&self.device.to_string());
+        key.text(self.model.arch().name()).text(self.model.head.pool_name());
+        key.parameters(&self.model.backbone)?;
+        key.text(&serde_json::json!(self.transforms().evaluation()).to_string());
+        for item in self.data.items(split).iter() {
+            key.file(&item.path)?.text(&item.label.to_string());
+        }
+        Ok(key.finish())
+    }
+
+    /// A batch as normalised images on the device.
+    pub(super) fn upload(&self, batch: &Batch) -> Result<Tensor> {
+        let transforms = self.transforms();
+        let size = transforms.size;
+        let pixels = Tensor::new(batch.pixels.clone(), [batch.len(), size, size, 3], &self.device)?;
+        normalise(&pixels, &batch.lighting, transforms.mean, transforms.std)
+    }
+
+    /// Tells of files that could not be decoded, each once.
+    pub(super) fn report_failures(&mut self, batch: &Batch) {
+        for failed in &batch.failed {
+            self.note(format!("skipped {failed}"));
+        }
+    }
+}

@@ -1,0 +1,187 @@
+//! The training loop.
+
+use std::{collections::BTreeMap, sync::Arc, time::Instant};
+
+use super::{EpochRecord, Event, Fit, Learner};
+use crate::{
+    Error, Result, Tensor,
+    autograd::Var,
+    cache::Activations,
+    data::{Loader, LoaderOptions, Split, batches, shuffled},
+    nn::Pass,
+    ops::loss::{Target, cross_entropy},
+    optim::{Optimizer, Schedule},
+};
+
+/// A batch on its way into the network.
+enum Input {
+    /// Normalised images `[N, H, W, 3]`.
+    Images(Tensor),
+    /// Cached features `[N, F]`.
+    Features(Tensor),
+}
+
+/// Where an epoch's batches come from.
+enum Source {
+    Images(Loader),
+    Cache { activations: Arc<Activations>, batches: std::vec::IntoIter<Vec<u32>> },
+}
+
+/// What a fit keeps from step to step.
+struct State {
+    schedule: Schedule,
+    lrs: Vec<f32>,
+    weight_decays: Vec<f32>,
+    optimizer: Optimizer,
+    step: usize,
+}
+
+impl Learner {
+    /// Trains as `fit` says and returns the records of its epochs. Each epoch ends with a validation.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] for rates that do not fit the layer groups or a fit of no epochs; [`Error::Diverged`] if the
+    /// loss is no longer finite; [`Error::Cancelled`]; errors of files. Epochs finished before stay in the history.
+    pub fn fit(&mut self, fit: Fit) -> Result<&[EpochRecord]> {
+        let epochs = fit.total_epochs()?;
+        let first = self.history.len();
+        let samples = self.samples(Split::Train);
+        let steps = batches(samples, self.data.batch_size).len();
+        let mut state = State {
+            schedule: fit.schedule(steps),
+            lrs: fit.lr.resolve("lr", &self.state)?,
+            weight_decays: fit.weight_decay.resolve("wd", &self.state)?,
+            optimizer: Optimizer::new(fit.optimizer),
+            step: 0,
+        };
+        if self.precompute && !self.uses_cache() {
+            self.note("precompute is on, but the backbone is trainable: activations are computed anew".into());
+        }
+        for epoch in 0..epochs {
+            let (record, stop) = self.epoch(&fit, epoch, &mut state)?;
+            self.history.push(record.clone());
+            if self.tell(&Event::Epoch(&record)) || stop {
+                break;
+            }
+        }
+        Ok(&self.history[first..])
+    }
+
+    /// One epoch: its record, and whether a callback wants to stop.
+    fn epoch(&mut self, fit: &Fit, epoch: usize, state: &mut State) -> Result<(EpochRecord, bool)> {
+        let start = Instant::now();
+        let cached = self.uses_cache();
+        let mut source = self.source()?;
+        let training = Instant::now();
+        let steps = source.len();
+        // A decoding failure may leave the schedule a step short; the epoch's start keeps it in line.
+        let first_step = epoch * steps;
+        let (mut loss_sum, mut seen, mut stop) = (0f64, 0usize, false);
+        let mut lrs = state.lrs.clone();
+        for step in 0..steps {
+            self.cancel.check()?;
+            let Some((input, labels)) = self.next_batch(&mut source)? else { continue };
+            state.step = first_step + step;
+            let factor = state.schedule.at(state.step).lr;
+            lrs = state.lrs.iter().map(|lr| (f64::from(*lr) * factor) as f32).collect();
+            let samples = labels.len();
+            let loss = self.step(input, labels, &lrs, state)?;
+            if !loss.is_finite() {
+                let message = format!(
+                    "the loss is {loss} in phase '{}', epoch {epoch}, step {step}; lower the learning rate ({})",
+                    fit.phase, fit.lr
+                );
+                return Err(Error::Diverged(message));
+            }
+            loss_sum += f64::from(loss) * samples as f64;
+            seen += samples;
+            if self.tell(&Event::Step { epoch, step, steps, loss, lrs: &lrs }) {
+                stop = true;
+                break;
+            }
+        }
+        if seen == 0 {
+            return Err(Error::data(self.data.root(), "no training image could be decoded"));
+        }
+        let images_per_second = seen as f64 / training.elapsed().as_secs_f64();
+        let valid = self.evaluate(Split::Valid)?;
+        let record = EpochRecord {
+            phase: fit.phase.clone(),
+            epoch,
+            train_loss: (loss_sum / seen as f64) as f32,
+            valid_loss: valid.loss,
+            metrics: BTreeMap::from([("accuracy".to_string(), valid.accuracy)]),
+            lrs,
+            seconds: start.elapsed().as_secs_f64(),
+            images_per_second,
+            device: self.device.to_string(),
+            cached,
+        };
+        Ok((record, stop))
+    }
+
+    fn source(&mut self) -> Result<Source> {
+        // Epochs are numbered through all fits, so that no two see the same order or views.
+        let epoch = self.history.len() as u64;
+        if !self.uses_cache() {
+            let options = LoaderOptions::training(self.seed, epoch);
+            return Ok(Source::Images(self.data.loader(Split::Train, &options)?));
+        }
+        let activations = self.activations(Split::Train)?;
+        let order = shuffled(activations.rows() as u32, self.seed, epoch);
+        let batches: Vec<Vec<u32>> =
+            batches(order.len(), self.data.batch_size).into_iter().map(|range| order[range].to_vec()).collect();
+        Ok(Source::Cache { activations, batches: batches.into_iter() })
+    }
+
+    /// The next batch, unless too few of its images could be decoded for batch statistics.
+    fn next_batch(&mut self, source: &mut Source) -> Result<Option<(Input, Vec<u32>)>> {
+        match source {
+            Source::Cache { activations, batches } => {
+                let Some(rows) = batches.next().filter(|rows| rows.len() > 1) else { return Ok(None) };
+                let (features, labels) = activations.gather(&rows, &self.device)?;
+                Ok(Some((Input::Features(features), labels)))
+            }
+            Source::Images(loader) => {
+                let Some(batch) = loader.next().transpose()? else { return Ok(None) };
+                self.report_failures(&batch);
+                if batch.len() < 2 {
+                    return Ok(None);
+                }
+                Ok(Some((Input::Images(self.upload(&batch)?), batch.labels)))
+            }
+        }
+    }
+
+    /// Forward, backward, optimizer; the loss of the batch. A forward pass changes nothing: gradients and batch
+    /// statistics are applied together at the end.
+    fn step(&mut self, input: Input, labels: Vec<u32>, lrs: &[f32], state: &mut State) -> Result<f32> {
+        let mut pass = Pass::training(self.seed, self.steps);
+        self.steps += 1;
+        let logits = match input {
+            Input::Images(images) => self.model.forward(&mut pass, &Var::constant(images))?,
+            Input::Features(features) => self.model.head.classify(&mut pass, &Var::constant(features))?,
+        };
+        let count = labels.len();
+        let target = Target::Labels(Tensor::new(labels, [count], &self.device)?);
+        let loss = cross_entropy(&mut pass.tape, &logits, &target, &self.loss)?;
+        let value = loss.value().scalar()?;
+        if !value.is_finite() {
+            return Ok(value);
+        }
+        let statistics = pass.take_statistics();
+        let gradients = pass.tape.backward(&loss)?;
+        state.optimizer.step(&mut self.model, &gradients, lrs, &state.weight_decays)?;
+        self.model.update_statistics(statistics)?;
+        Ok(value)
+    }
+}
+
+impl Source {
+    fn len(&self) -> usize {
+        match self {
+            Source::Images(loader) => loader.len(),
+            Source::Cache { batches, .. } => batches.len(),
+        }
+    }
+}
