@@ -7,6 +7,7 @@ pub mod checkpoint;
 pub mod data;
 pub mod device;
 mod error;
+mod files;
 pub mod learner;
 pub mod nn;
 pub mod ops;

@@ -1,15 +1,11 @@
 //! Writing safetensors: whole or not at all.
 
-use std::{
-    collections::BTreeMap,
-    io::{self, BufWriter, Write},
-    path::Path,
-};
+use std::{collections::BTreeMap, io::Write, path::Path};
 
 use serde_json::{Map, Value, json};
 
 use super::{FileTensor, layout, safetensors::MAX_HEADER};
-use crate::{Error, Result, autograd::Parameters};
+use crate::{Error, Result, autograd::Parameters, files::write_atomically};
 
 /// The parameters of `model` under their names, as a file has them: `f32`, in PyTorch's order.
 ///
@@ -49,7 +45,6 @@ pub fn write_safetensors(
         file.write_all(header.as_bytes())?;
         ordered.iter().try_for_each(|(_, tensor)| file.write_all(tensor.bytes()))
     })
-    .map_err(|error| Error::io(path, error))
 }
 
 /// The JSON header, padded so that the data begins at a multiple of eight.
@@ -76,26 +71,4 @@ fn header(tensors: &[(&String, &FileTensor)], metadata: &BTreeMap<String, String
         return Err("has too many tensors, or too long metadata, for safetensors".into());
     }
     Ok(header)
-}
-
-/// Lets `write` fill a temporary file beside `path`, then puts it in place of `path`. The temporary file goes away
-/// if anything fails.
-fn write_atomically(
-    path: &Path,
-    write: impl FnOnce(&mut BufWriter<&mut tempfile::NamedTempFile>) -> io::Result<()>,
-) -> io::Result<()> {
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(".unfreeze-");
-    // A temporary file is private by default; a checkpoint is as readable as the user's other files.
-    #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    let mut file = builder.tempfile_in(folder)?;
-    let mut writer = BufWriter::new(&mut file);
-    write(&mut writer)?;
-    writer.flush()?;
-    drop(writer);
-    file.as_file().sync_all()?;
-    file.persist(path)?;
-    Ok(())
 }

@@ -1,9 +1,16 @@
 //! The command line: one file per subcommand. It parses and prints; the library decides.
 
 mod bench;
+mod convert;
+mod demo;
 mod devices;
+mod features;
+mod inspect;
 mod options;
+mod predict;
+mod progress;
 mod summary;
+mod train;
 
 use std::process::ExitCode;
 
@@ -11,6 +18,9 @@ use clap::{Parser, Subcommand};
 use unfreeze::Error;
 
 /// Transfer learning with ResNets: train an image classifier of your own on a pretrained network.
+///
+/// Results go to standard output, progress and messages to standard error. The exit status is 0 for success, 1 for
+/// failure, 2 for wrong usage.
 #[derive(Parser)]
 #[command(name = "unfreeze", version, about, max_term_width = 110, arg_required_else_help = true)]
 struct Cli {
@@ -20,15 +30,26 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    Demo(demo::Demo),
+    Train(Box<train::Train>),
+    Predict(predict::Predict),
+    Features(features::Features),
+    Convert(convert::Convert),
+    Inspect(inspect::Inspect),
     Summary(summary::Summary),
     Bench(bench::Bench),
     Devices(devices::Devices),
 }
 
-/// Runs the program; 0 success, 1 failure, 2 wrong usage.
+/// Runs the program.
 pub fn run() -> ExitCode {
-    let cli = Cli::parse();
-    let outcome = match cli.command {
+    let outcome = match Cli::parse().command {
+        Command::Demo(command) => command.run(),
+        Command::Train(command) => command.run(),
+        Command::Predict(command) => command.run(),
+        Command::Features(command) => command.run(),
+        Command::Convert(command) => command.run(),
+        Command::Inspect(command) => command.run(),
         Command::Summary(command) => command.run(),
         Command::Bench(command) => command.run(),
         Command::Devices(command) => command.run(),

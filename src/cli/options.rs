@@ -1,7 +1,14 @@
 //! Flags that several commands share.
 
+use std::path::PathBuf;
+
 use clap::Args;
-use unfreeze::{Device, DeviceName, Result};
+use unfreeze::{
+    Device, DeviceName, Error, Result,
+    checkpoint::Weights,
+    data::{Skipped, find_images},
+    nn::Arch,
+};
 
 /// Where and how to compute.
 #[derive(Args, Clone)]
@@ -21,5 +28,57 @@ impl Compute {
     /// Opens the device asked for.
     pub fn open(&self) -> Result<Device> {
         Device::open(self.device, self.threads)
+    }
+}
+
+/// The pretrained network.
+#[derive(Args, Clone)]
+pub struct Pretrained {
+    /// Architecture, such as resnet34 [default: told from the weights]
+    #[arg(long)]
+    pub arch: Option<Arch>,
+    /// Pretrained weights: a .safetensors or PyTorch file, or `random`
+    #[arg(long, value_name = "FILE|random")]
+    pub weights: String,
+}
+
+impl Pretrained {
+    /// Reads the weights.
+    pub fn read(&self) -> Result<Weights> {
+        match (self.weights.as_str(), self.arch) {
+            ("random", Some(arch)) => Ok(Weights::random(arch)),
+            ("random", None) => Err(Error::setting("--arch", "random weights need an architecture, such as resnet18")),
+            (file, Some(arch)) => Weights::file_of(arch, file),
+            (file, None) => Weights::file(file),
+        }
+    }
+}
+
+/// The images that a command's arguments name: files as they are, folders by their images, sorted by name. Files in
+/// folders that are no images are reported on standard error.
+pub fn images(arguments: &[PathBuf]) -> Result<Vec<PathBuf>> {
+    let mut images = Vec::new();
+    for argument in arguments {
+        if argument.is_dir() {
+            let found = find_images(argument)?;
+            if found.images.is_empty() {
+                return Err(Error::data(argument, "holds no images"));
+            }
+            images.extend(found.images);
+            report_skipped(&found.skipped);
+        } else {
+            images.push(argument.clone());
+        }
+    }
+    Ok(images)
+}
+
+/// Names the files left out, and how many they are.
+pub fn report_skipped(skipped: &[Skipped]) {
+    for file in skipped {
+        eprintln!("skipped {file}");
+    }
+    if skipped.len() > 1 {
+        eprintln!("{} files skipped", skipped.len());
     }
 }

@@ -8,6 +8,8 @@ mod fit;
 mod history;
 mod model_file;
 mod precompute;
+mod recipe;
+mod run_folder;
 mod train;
 
 pub use classifier::{Classifier, Prediction};
@@ -16,6 +18,8 @@ pub use evaluation::Evaluation;
 pub use fit::Fit;
 pub use history::EpochRecord;
 pub use model_file::ModelFile;
+pub use recipe::{Parts, Recipe};
+pub use run_folder::RunFolder;
 
 use crate::{
     Device, Error, Result,

@@ -1,0 +1,71 @@
+//! `unfreeze predict`
+
+use std::path::PathBuf;
+
+use clap::Args;
+use serde_json::json;
+use unfreeze::{
+    Error, Result,
+    data::{Item, Loader, LoaderOptions},
+    learner::Classifier,
+};
+
+use super::options::{Compute, images};
+
+/// Classify images with a trained model
+#[derive(Args)]
+pub struct Predict {
+    /// Run folder, or model file
+    model: PathBuf,
+    /// Images, or folders of images
+    #[arg(required = true, value_name = "IMAGE|DIR")]
+    images: Vec<PathBuf>,
+    /// How many classes to print for each image
+    #[arg(long, default_value_t = 1, value_name = "K")]
+    top: usize,
+    /// Images per batch
+    #[arg(long, default_value_t = 16, value_name = "N")]
+    batch_size: usize,
+    #[command(flatten)]
+    compute: Compute,
+    /// Print one JSON object per image: file, class, probability, top (list of class and probability)
+    #[arg(long)]
+    json: bool,
+}
+
+impl Predict {
+    pub fn run(self) -> Result<()> {
+        let model = if self.model.is_dir() { self.model.join("model.safetensors") } else { self.model.clone() };
+        let classifier = Classifier::load(&model, self.compute.open()?)?;
+        let files = images(&self.images)?;
+        let order = (0..files.len() as u32).collect();
+        let items = Item::unlabelled(&files);
+        let options = LoaderOptions { workers: self.compute.threads, ..LoaderOptions::evaluation() };
+        let mut failed = 0;
+        for batch in Loader::new(items, classifier.transforms(), order, self.batch_size, &options)? {
+            let batch = batch?;
+            failed += batch.failed.len();
+            batch.failed.iter().for_each(|file| eprintln!("skipped {file}"));
+            let predictions = classifier.predict_pixels(batch.pixels, &batch.lighting)?;
+            for (prediction, index) in predictions.iter().zip(batch.indices) {
+                let file = files[index as usize].display().to_string();
+                let named = |class: usize| (&classifier.classes()[class], prediction.probabilities[class]);
+                let top: Vec<_> = prediction.top(self.top.max(1)).into_iter().map(named).collect();
+                if self.json {
+                    let top: Vec<_> =
+                        top.iter().map(|(class, p)| json!({ "class": class, "probability": p })).collect();
+                    let (class, probability) = (&prediction.class, prediction.probability);
+                    println!("{}", json!({ "file": file, "class": class, "probability": probability, "top": top }));
+                } else {
+                    let top: Vec<_> = top.iter().map(|(class, p)| format!("{class} {p:.4}")).collect();
+                    println!("{file}\t{}", top.join("\t"));
+                }
+            }
+        }
+        if failed > 0 {
+            let message = format!("{failed} of {} files could not be read", files.len());
+            return Err(Error::data(&self.images[0], message));
+        }
+        Ok(())
+    }
+}

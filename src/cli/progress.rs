@@ -1,0 +1,87 @@
+//! Progress of a fit: a bar on a terminal, nothing between epochs otherwise; and the table of epochs.
+
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressStyle};
+use unfreeze::{
+    data::Split,
+    learner::{Callback, EpochRecord, Event, Flow},
+};
+
+/// Follows a fit.
+pub struct Progress {
+    bar: ProgressBar,
+    task: String,
+    json: bool,
+    phase: Option<String>,
+}
+
+impl Progress {
+    /// Prints epochs as a table, or as JSON objects.
+    pub fn new(json: bool) -> Self {
+        // The bar draws to standard error, and nothing at all where that is no terminal.
+        let bar = ProgressBar::new(0);
+        let style = "{msg:24} {wide_bar} {pos}/{len} {eta:>5}";
+        bar.set_style(ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar()));
+        Self { bar, task: String::new(), json, phase: None }
+    }
+
+    fn show(&mut self, task: String, done: usize, total: usize) {
+        if self.task != task {
+            self.bar.reset();
+            self.bar.set_message(task.clone());
+            self.bar.enable_steady_tick(Duration::from_millis(250));
+            self.task = task;
+        }
+        self.bar.set_length(total as u64);
+        self.bar.set_position(done as u64);
+    }
+
+    fn epoch(&mut self, record: &EpochRecord) {
+        self.bar.finish_and_clear();
+        self.task.clear();
+        if self.json {
+            println!("{}", serde_json::json!(record));
+            return;
+        }
+        if self.phase.as_ref() != Some(&record.phase) {
+            println!(
+                "{:<10} {:>5} {:>11} {:>11} {:>9} {:>8} {:>9}  lr",
+                "phase", "epoch", "train loss", "valid loss", "accuracy", "seconds", "images/s"
+            );
+            self.phase = Some(record.phase.clone());
+        }
+        let lrs: Vec<String> = record.lrs.iter().map(|lr| format!("{lr:.1e}")).collect();
+        println!(
+            "{:<10} {:>5} {:>11.4} {:>11.4} {:>9.4} {:>8.1} {:>9.0}  {}",
+            record.phase,
+            record.epoch,
+            record.train_loss,
+            record.valid_loss,
+            record.accuracy(),
+            record.seconds,
+            record.images_per_second,
+            lrs.join(" ")
+        );
+    }
+}
+
+impl Callback for Progress {
+    fn event(&mut self, event: &Event) -> Flow {
+        match *event {
+            Event::Caching { split, done, total } => {
+                let name = if split == Split::Train { "training" } else { "validation" };
+                self.show(format!("caching {name} set"), done, total);
+                if done == total {
+                    self.bar.finish_and_clear();
+                }
+            }
+            Event::Step { epoch, step, steps, .. } => self.show(format!("epoch {epoch}"), step + 1, steps),
+            Event::Validating { done, total } => self.show("validating".into(), done, total),
+            Event::Epoch(record) => self.epoch(record),
+            Event::Note(text) => self.bar.suspend(|| eprintln!("note: {text}")),
+            _ => {}
+        }
+        Flow::Continue
+    }
+}

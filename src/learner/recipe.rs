@@ -1,0 +1,133 @@
+//! The recipe in one call: the head on cached activations, then everything with a learning rate per layer group.
+
+use serde::{Deserialize, Serialize};
+
+use super::{Fit, Learner};
+use crate::{Result, optim::PerGroup};
+
+/// Which parts of the recipe to run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Parts {
+    /// The head, then the whole network.
+    #[default]
+    Full,
+    /// The head alone.
+    Head,
+    /// The whole network alone.
+    Finetune,
+}
+
+/// The recipe's numbers.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Recipe {
+    /// Which parts to run. Default: both.
+    pub parts: Parts,
+    /// Epochs of the head at a constant rate. Default 10.
+    pub epochs: usize,
+    /// Learning rates. One value is the head's, and in the second part the groups before it get a geometric range
+    /// from a hundredth of it; other forms are those of the second part, the last group's being the head's in the
+    /// first. Default 0.01.
+    pub lr: PerGroup,
+    /// Weight decays. Default 0.
+    pub wd: PerGroup,
+    /// Cycles of the second part. Default 3.
+    pub cycles: usize,
+    /// Epochs of its first cycle. Default 1.
+    pub cycle_len: usize,
+    /// Growth of its cycles. Default 2, so that the defaults make 1 + 2 + 4 epochs.
+    pub cycle_mult: usize,
+    /// Whether the head trains on cached activations, without augmentation. Default true.
+    pub precompute: bool,
+    /// First layer group trained in the second part. Default 0: all.
+    pub freeze_to: isize,
+    /// Whether batchnorms keep their running statistics in the second part. Default false.
+    pub bn_freeze: bool,
+}
+
+impl Default for Recipe {
+    fn default() -> Self {
+        Self {
+            parts: Parts::Full,
+            epochs: 10,
+            lr: PerGroup::All(1e-2),
+            wd: PerGroup::All(0.0),
+            cycles: 3,
+            cycle_len: 1,
+            cycle_mult: 2,
+            precompute: true,
+            freeze_to: 0,
+            bn_freeze: false,
+        }
+    }
+}
+
+impl Recipe {
+    fn head_lr(&self) -> f32 {
+        match &self.lr {
+            PerGroup::All(lr) | PerGroup::Range(_, lr) => *lr,
+            PerGroup::Each(lrs) => lrs.last().copied().unwrap_or_default(),
+        }
+    }
+
+    fn finetune_lr(&self) -> PerGroup {
+        match self.lr {
+            PerGroup::All(lr) if lr > 0.0 => PerGroup::Range(lr / 100.0, lr),
+            _ => self.lr.clone(),
+        }
+    }
+
+    /// The first part: `head`.
+    pub fn head(&self) -> Fit {
+        // Weight decays per group are checked in full before the first epoch, not only when the second part starts.
+        Fit::epochs(self.epochs).lr(self.head_lr()).wd(self.wd.clone()).phase("head")
+    }
+
+    /// The second part: `finetune`.
+    pub fn finetune(&self) -> Fit {
+        let cycles = Fit::cycles(self.cycles).cycle_len(self.cycle_len).cycle_mult(self.cycle_mult);
+        cycles.lr(self.finetune_lr()).wd(self.wd.clone()).phase("finetune")
+    }
+
+    /// Checks everything that can be checked before the first epoch.
+    ///
+    /// # Errors
+    /// [`Error::Setting`](crate::Error::Setting) naming the value that makes no sense.
+    pub fn validate(&self, learner: &Learner) -> Result<()> {
+        let mut state = learner.freeze_state().clone();
+        self.lr.resolve("lr", &state)?;
+        self.wd.resolve("wd", &state)?;
+        if self.parts != Parts::Finetune {
+            self.head().total_epochs()?;
+        }
+        if self.parts != Parts::Head {
+            self.finetune().total_epochs()?;
+            state.freeze_to(self.freeze_to)?;
+        }
+        Ok(())
+    }
+}
+
+impl Learner {
+    /// Runs the recipe; `part_done` is called after each part.
+    ///
+    /// # Errors
+    /// As [`Recipe::validate`], [`Learner::fit`], and those of `part_done`.
+    pub fn run(&mut self, recipe: &Recipe, mut part_done: impl FnMut(&Self) -> Result<()>) -> Result<()> {
+        recipe.validate(self)?;
+        if recipe.parts != Parts::Finetune {
+            self.freeze();
+            self.precompute(recipe.precompute);
+            self.fit(recipe.head())?;
+            part_done(self)?;
+        }
+        if recipe.parts != Parts::Head {
+            self.precompute(false);
+            self.freeze_to(recipe.freeze_to)?;
+            self.bn_freeze(recipe.bn_freeze);
+            self.fit(recipe.finetune())?;
+            part_done(self)?;
+        }
+        Ok(())
+    }
+}
