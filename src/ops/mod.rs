@@ -11,6 +11,8 @@ pub mod loss;
 pub mod optimizer;
 pub mod pool;
 pub mod shortcut;
+#[cfg(test)]
+mod testing;
 
 use crate::{Error, Result, Shape, Tensor};
 
