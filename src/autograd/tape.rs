@@ -178,3 +178,104 @@ impl Tape {
         Slot(self.slots - 1)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        Device,
+        autograd::Role,
+        ops::{elementwise::relu, linear::linear},
+    };
+
+    /// Three linear layers with a ReLU after each of the first two, layers from `trainable` on not frozen.
+    fn network(trainable: usize, device: &Device) -> Vec<[Parameter; 2]> {
+        let layer = |index: usize| {
+            let weight = Tensor::new(vec![0.5, 0.25, 1.0, 0.75], [2, 2], device).expect("four elements");
+            let mut weight = Parameter::new(format!("{index}.weight"), Role::LinearWeight, weight);
+            let mut bias = Parameter::new(format!("{index}.bias"), Role::LinearBias, Tensor::zeros([2], device));
+            weight.set_trainable(index >= trainable);
+            bias.set_trainable(index >= trainable);
+            [weight, bias]
+        };
+        (0..3).map(layer).collect()
+    }
+
+    fn run(tape: &mut Tape, layers: &[[Parameter; 2]], device: &Device) -> Result<Var> {
+        let mut x = Var::constant(Tensor::full([3, 2], 1.0, device));
+        for (index, layer) in layers.iter().enumerate() {
+            let [weight, bias] = layer.each_ref().map(|parameter| tape.parameter(parameter));
+            x = linear(tape, &x, &weight, &bias)?;
+            if index + 1 < layers.len() {
+                x = relu(tape, &x)?;
+            }
+        }
+        Ok(x)
+    }
+
+    #[test]
+    fn a_frozen_prefix_leaves_nothing_on_the_tape() -> Result<()> {
+        let device = Device::cpu(1)?;
+        let mut whole = None;
+        for (trainable, nodes) in [(0, 5), (1, 3), (2, 1)] {
+            let mut tape = Tape::new();
+            let output = run(&mut tape, &network(trainable, &device), &device)?;
+            assert_eq!(tape.len(), nodes, "trainable from layer {trainable}");
+            let grads = tape.backward(&output)?;
+            let names: Vec<String> =
+                (trainable..3).flat_map(|index| ["bias", "weight"].map(|part| format!("{index}.{part}"))).collect();
+            assert_eq!(grads.keys().map(|name| &**name).collect::<Vec<_>>(), names);
+            // Freezing what lies before changes no gradient.
+            let whole = whole.get_or_insert_with(|| grads.clone());
+            for (name, grad) in &grads {
+                assert_eq!(grad.to_vec::<f32>()?, whole[name].to_vec::<f32>()?, "{name}");
+                assert!(grad.to_vec::<f32>()?.iter().any(|grad| *grad != 0.0), "{name}");
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn the_backward_pass_stops_at_the_first_trainable_parameter() -> Result<()> {
+        let device = Device::cpu(1)?;
+        let mut tape = Tape::new();
+        let constant = Var::constant(Tensor::zeros([2], &device));
+        let must_not_run = |_: Tensor, _: &mut Gradients| panic!("nothing trainable lies behind this");
+        let frozen = tape.record(&[&constant], Tensor::zeros([2], &device), must_not_run);
+        assert!(tape.is_empty() && !frozen.needs_grad());
+        let trainable = tape.leaf("p", Tensor::full([2], 2.0, &device));
+        // A branch that the loss does not use stays unvisited too.
+        tape.record(&[&trainable], Tensor::zeros([2], &device), must_not_run);
+        let slot = trainable.slot().expect("a leaf has a slot");
+        let loss = tape.record(&[&frozen, &trainable], Tensor::zeros([2], &device), move |grad, gradients| {
+            gradients.add(slot, grad)
+        });
+        assert_eq!(tape.len(), 2);
+        assert_eq!(tape.backward(&loss)?["p"].to_vec::<f32>()?, [1.0; 2]);
+        Ok(())
+    }
+
+    #[test]
+    fn with_everything_frozen_backward_says_so() -> Result<()> {
+        let device = Device::cpu(1)?;
+        for (mut tape, trainable) in [(Tape::new(), 3), (Tape::inference(), 0)] {
+            let output = run(&mut tape, &network(trainable, &device), &device)?;
+            assert!(tape.is_empty());
+            let error = tape.backward(&output).expect_err("everything is frozen").to_string();
+            assert!(error.contains("every parameter is frozen") && error.contains("unfreeze"), "{error}");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_parameter_used_twice_gets_the_sum() -> Result<()> {
+        let device = Device::cpu(1)?;
+        let layers = network(0, &device);
+        let mut tape = Tape::new();
+        let x = tape.parameter(&layers[0][1]);
+        let y = tape.parameter(&layers[0][1]);
+        let sum = crate::ops::elementwise::add(&mut tape, &x, &y)?;
+        assert_eq!(tape.backward(&sum)?["0.bias"].to_vec::<f32>()?, [2.0; 2]);
+        Ok(())
+    }
+}

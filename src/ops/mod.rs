@@ -11,23 +11,28 @@ pub mod loss;
 pub mod optimizer;
 pub mod pool;
 pub mod shortcut;
+#[cfg(test)]
+mod testing;
 
 use crate::{Error, Result, Shape, Tensor};
 
 /// Elements per task of an elementwise operation: large enough to be worth a thread.
 const CHUNK: usize = 1 << 14;
 
-/// The extents `[N, H, W, C]` of an activation.
+/// The extents `[N, H, W, C]` of an activation, with at least one channel.
 fn nhwc(op: &'static str, tensor: &Tensor) -> Result<[usize; 4]> {
-    tensor
-        .dims()
-        .try_into()
-        .map_err(|_| Error::shape(op, format!("expected an activation [N, H, W, C], got {}", tensor.shape())))
+    match *tensor.dims() {
+        [n, h, w, c] if c > 0 => Ok([n, h, w, c]),
+        _ => Err(Error::shape(op, format!("expected an activation [N, H, W, C], got {}", tensor.shape()))),
+    }
 }
 
-/// The extents `[rows, cols]` of a matrix.
+/// The extents `[rows, cols]` of a matrix, with at least one column.
 fn matrix(op: &'static str, tensor: &Tensor) -> Result<[usize; 2]> {
-    tensor.dims().try_into().map_err(|_| Error::shape(op, format!("expected a matrix, got {}", tensor.shape())))
+    match *tensor.dims() {
+        [rows, cols] if cols > 0 => Ok([rows, cols]),
+        _ => Err(Error::shape(op, format!("expected a matrix, got {}", tensor.shape()))),
+    }
 }
 
 fn expect_shape(op: &'static str, what: &str, tensor: &Tensor, expected: impl Into<Shape>) -> Result<()> {

@@ -16,21 +16,28 @@ struct Partial {
 }
 
 impl Partial {
+    /// Sums around a first estimate of the mean, which is then corrected: the first sum loses digits where the mean is
+    /// far from zero, the centred ones do not.
     fn of(block: &[f32], channels: usize) -> Self {
         let rows = (block.len() / channels) as f32;
-        let mut mean = vec![0f32; channels];
+        let mut centre = vec![0f32; channels];
         for row in block.chunks_exact(channels) {
-            mean.iter_mut().zip(row).for_each(|(mean, x)| *mean += x);
+            centre.iter_mut().zip(row).for_each(|(centre, x)| *centre += x);
         }
-        mean.iter_mut().for_each(|mean| *mean /= rows);
-        let mut m2 = vec![0f32; channels];
+        centre.iter_mut().for_each(|centre| *centre /= rows);
+        let (mut sum, mut square) = (vec![0f32; channels], vec![0f32; channels]);
         for row in block.chunks_exact(channels) {
-            for ((m2, x), mean) in m2.iter_mut().zip(row).zip(&mean) {
-                *m2 += (x - mean) * (x - mean);
+            for channel in 0..channels {
+                let x = row[channel] - centre[channel];
+                sum[channel] += x;
+                square[channel] += x * x;
             }
         }
-        let wide = |values: Vec<f32>| values.into_iter().map(f64::from).collect();
-        Self { rows: f64::from(rows), mean: wide(mean), m2: wide(m2) }
+        let rows = f64::from(rows);
+        let shift: Vec<f64> = sum.iter().map(|sum| f64::from(*sum) / rows).collect();
+        let mean = centre.iter().zip(&shift).map(|(centre, shift)| f64::from(*centre) + shift).collect();
+        let m2 = square.iter().zip(&shift).map(|(square, shift)| f64::from(*square) - shift * shift * rows).collect();
+        Self { rows, mean, m2 }
     }
 
     fn merge(mut self, other: &Self) -> Self {

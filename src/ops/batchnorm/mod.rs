@@ -29,7 +29,7 @@ impl Moments {
     /// [`Error::Shape`] if there are fewer than two rows: one sample has no variance.
     pub fn of(input: &Tensor) -> Result<Self> {
         let rows = input.shape().rows();
-        if rows < 2 {
+        if rows < 2 || input.shape().last() == 0 {
             return Err(Error::shape(
                 "batchnorm",
                 format!("batch statistics need more than one value per channel, got {}", input.shape()),
@@ -74,7 +74,11 @@ pub fn fold(scale: &Tensor, shift: &Tensor, mean: &Tensor, variance: &Tensor, ep
 
 /// `relu(input · factor + offset + residual)`, with the last two optional. `input` is `[.., C]`.
 fn apply(input: &Tensor, factor: &Tensor, offset: &Tensor, residual: Option<&Tensor>, relu: bool) -> Result<Tensor> {
-    expect_shape("batchnorm", "scale", factor, [input.shape().last()])?;
+    let channels = input.shape().last();
+    if channels == 0 {
+        return Err(Error::shape("batchnorm", format!("{} has no channel", input.shape())));
+    }
+    expect_shape("batchnorm", "scale", factor, [channels])?;
     if let Some(residual) = residual {
         expect_shape("batchnorm", "residual", residual, input.shape())?;
     }

@@ -161,7 +161,8 @@ fn apply_epilogue(tile: &mut [f32], scale_shift: Option<(&[f32], &[f32])>, resid
         tile.iter_mut().zip(residual).for_each(|(value, residual)| *value += residual);
     }
     if relu {
-        tile.iter_mut().for_each(|value| *value = value.max(0.0));
+        // Not `max`, which would turn a NaN into 0 and hide a diverged run.
+        tile.iter_mut().for_each(|value| *value = if *value < 0.0 { 0.0 } else { *value });
     }
 }
 

@@ -65,8 +65,11 @@ impl Extents {
         let (&[n, h, w, c], &[k, r, s, channels]) = (input.dims(), weight.dims()) else {
             return Err(fail("expected input [N, H, W, C] and weight [K, R, S, C]"));
         };
-        if stride == 0 || groups == 0 || channels * groups != c || !k.is_multiple_of(groups) || r * s == 0 {
+        if stride == 0 || groups == 0 || channels * groups != c || !k.is_multiple_of(groups) {
             return Err(fail("channels, groups and stride do not fit"));
+        }
+        if [h, w, c, k, r, s].contains(&0) {
+            return Err(fail("only the batch may be empty"));
         }
         if h + 2 * padding < r || w + 2 * padding < s {
             return Err(fail("the window is larger than the padded input; use larger images"));

@@ -1,1 +1,296 @@
+use proptest::prelude::*;
 
+use super::{Epilogue, Geometry, conv, forward, input_grad, weight_grad};
+use crate::{
+    Device, Result, Tensor,
+    ops::testing::{F32, assert_close, assert_close_to, bits, cases, check_op, cpu, norm, normal, on, wide},
+};
+
+/// A convolution on random data.
+#[derive(Clone, Copy, Debug)]
+struct Case {
+    n: usize,
+    h: usize,
+    w: usize,
+    group_c: usize,
+    group_k: usize,
+    r: usize,
+    s: usize,
+    geometry: Geometry,
+}
+
+/// `[n, h, w, c, k, r, s, stride, padding, groups]`, as a short way to write a case.
+fn case([n, h, w, c, k, r, s, stride, padding, groups]: [usize; 10]) -> Case {
+    let geometry = Geometry { stride, padding, groups };
+    Case { n, h, w, group_c: c / groups, group_k: k / groups, r, s, geometry }
+}
+
+/// Ragged shapes with kernels up to `kernel` and up to `channels` channels in each of up to three groups.
+fn any_case(kernel: usize, channels: usize, extra: usize) -> impl Strategy<Value = Case> {
+    let map = (1..4usize, 0..extra, 0..extra, 1..=kernel, 1..=kernel);
+    (map, 1..=channels, 1..=channels, 1..4usize, 0..4usize, 1..4usize).prop_map(
+        |((n, h, w, r, s), group_c, group_k, stride, padding, groups)| {
+            let fit = |kernel: usize| kernel.saturating_sub(2 * padding).max(1);
+            let geometry = Geometry { stride, padding, groups };
+            Case { n, h: h + fit(r), w: w + fit(s), group_c, group_k, r, s, geometry }
+        },
+    )
+}
+
+impl Case {
+    fn input_dims(&self) -> [usize; 4] {
+        [self.n, self.h, self.w, self.group_c * self.geometry.groups]
+    }
+
+    fn weight_dims(&self) -> [usize; 4] {
+        [self.group_k * self.geometry.groups, self.r, self.s, self.group_c]
+    }
+
+    fn output_dims(&self) -> [usize; 4] {
+        let Geometry { stride, padding, .. } = self.geometry;
+        let extent = |extent, kernel| (extent + 2 * padding - kernel) / stride + 1;
+        [self.n, extent(self.h, self.r), extent(self.w, self.s), self.weight_dims()[0]]
+    }
+
+    fn tensors(&self, device: &Device) -> [Tensor; 3] {
+        let dims = [("input", self.input_dims()), ("weight", self.weight_dims()), ("grad", self.output_dims())];
+        dims.map(|(name, dims)| normal(self.h as u64, name, dims, device))
+    }
+
+    /// Calls `visit` with the offsets of input, weight and output of every product in the convolution.
+    fn products(&self, mut visit: impl FnMut(usize, usize, usize)) {
+        let [n, p, q, k] = self.output_dims();
+        let ([_, h, w, c], Geometry { stride, padding, .. }) = (self.input_dims(), self.geometry);
+        for (image, y, x, filter) in
+            (0..n * p * q * k).map(|at| (at / (p * q * k), at / (q * k) % p, at / k % q, at % k))
+        {
+            for (r, s, channel) in (0..self.r * self.s * self.group_c)
+                .map(|at| (at / (self.s * self.group_c), at / self.group_c % self.s, at % self.group_c))
+            {
+                let (Some(from_y), Some(from_x)) =
+                    ((y * stride + r).checked_sub(padding), (x * stride + s).checked_sub(padding))
+                else {
+                    continue;
+                };
+                if from_y < h && from_x < w {
+                    visit(
+                        ((image * h + from_y) * w + from_x) * c + filter / self.group_k * self.group_c + channel,
+                        ((filter * self.r + r) * self.s + s) * self.group_c + channel,
+                        ((image * p + y) * q + x) * k + filter,
+                    );
+                }
+            }
+        }
+    }
+
+    fn reference(&self, input: &[f64], weight: &[f64]) -> Vec<f64> {
+        let mut output = vec![0.0; self.output_dims().iter().product()];
+        self.products(|x, w, y| output[y] += input[x] * weight[w]);
+        output
+    }
+
+    /// Forward and both gradients, compared with f64. The errors are measured against what each sum would be if the
+    /// signs of its terms were random: a few outputs may cancel.
+    fn check(&self, device: &Device) -> Result<()> {
+        let [input, weight, grad] = self.tensors(device);
+        let (x, w, dy) = (wide(&input), wide(&weight), wide(&grad));
+        let [mut dx, mut dw] = [vec![0.0; x.len()], vec![0.0; w.len()]];
+        let mut squares = [0f64; 3];
+        self.products(|at_x, at_w, at_y| {
+            dx[at_x] += dy[at_y] * w[at_w];
+            dw[at_w] += dy[at_y] * x[at_x];
+            squares[0] += (x[at_x] * w[at_w]).powi(2);
+            squares[1] += (dy[at_y] * w[at_w]).powi(2);
+            squares[2] += (dy[at_y] * x[at_x]).powi(2);
+        });
+        let y = self.reference(&x, &w);
+        let output = forward(&input, &weight, self.geometry, Epilogue::default())?;
+        assert_eq!(output.dims(), self.output_dims());
+        let input_grad = input_grad(&grad, &weight, input.shape(), self.geometry)?;
+        assert_eq!(input_grad.dims(), self.input_dims());
+        let weight_grad = weight_grad(&grad, &input, weight.shape(), self.geometry)?;
+        assert_eq!(weight_grad.dims(), self.weight_dims());
+        for (what, actual, expected, squares) in [
+            ("output", &output, &y, squares[0]),
+            ("input gradient", &input_grad, &dx, squares[1]),
+            ("weight gradient", &weight_grad, &dw, squares[2]),
+        ] {
+            assert_close_to(&format!("{what} of {self:?}"), actual, expected, squares.sqrt().max(norm(expected)), F32);
+        }
+        Ok(())
+    }
+
+    /// Forward and both gradients, bit for bit.
+    fn results(&self, device: &Device) -> Result<[Vec<u32>; 3]> {
+        let [input, weight, grad] = self.tensors(device);
+        Ok([
+            bits(&forward(&input, &weight, self.geometry, Epilogue::default())?),
+            bits(&input_grad(&grad, &weight, input.shape(), self.geometry)?),
+            bits(&weight_grad(&grad, &input, weight.shape(), self.geometry)?),
+        ])
+    }
+}
+
+/// Shapes past every block size of the implementation: pixels per tile, columns and parts of the weight gradient, and
+/// the limits of the matrix product's paths.
+fn large() -> Vec<Case> {
+    [
+        [2, 15, 17, 3, 16, 7, 7, 2, 3, 1],
+        [3, 13, 11, 64, 24, 3, 3, 1, 1, 1],
+        [2, 9, 10, 100, 70, 3, 3, 2, 1, 1],
+        [3, 6, 5, 300, 10, 2, 1, 1, 0, 1],
+        [2, 19, 23, 40, 65, 1, 1, 1, 0, 1],
+        [2, 19, 23, 8, 12, 1, 1, 2, 0, 4],
+        [37, 3, 3, 6, 9, 3, 3, 1, 1, 3],
+        [5, 12, 12, 7, 7, 3, 3, 1, 1, 7],
+        [40, 1, 1, 600, 33, 1, 1, 1, 0, 1],
+    ]
+    .map(case)
+    .to_vec()
+}
+
+proptest! {
+    #![proptest_config(cases(64))]
+
+    #[test]
+    fn ragged_shapes_match_the_reference(case in any_case(7, 6, 8)) {
+        case.check(&cpu(2))?;
+    }
+
+    #[test]
+    fn every_epilogue_matches_the_reference(case in any_case(4, 5, 6)) {
+        let device = cpu(2);
+        let [input, weight, residual] = case.tensors(&device);
+        let channels = [case.weight_dims()[0]];
+        let (scale, shift) = (normal(1, "scale", channels, &device), normal(2, "shift", channels, &device));
+        let plain = case.reference(&wide(&input), &wide(&weight));
+        for (with_scale, with_residual, relu) in (0..8).map(|bits| (bits & 1 > 0, bits & 2 > 0, bits & 4 > 0)) {
+            let epilogue = Epilogue {
+                scale_shift: with_scale.then_some((&scale, &shift)),
+                residual: with_residual.then_some(&residual),
+                relu,
+            };
+            let (scale, shift, residual) = (wide(&scale), wide(&shift), wide(&residual));
+            let expected: Vec<f64> = plain.iter().enumerate().map(|(at, y)| {
+                let channel = at % channels[0];
+                let scaled = if with_scale { y * scale[channel] + shift[channel] } else { *y };
+                let sum = if with_residual { scaled + residual[at] } else { scaled };
+                if relu { sum.max(0.0) } else { sum }
+            }).collect();
+            let what = format!("scale {with_scale}, residual {with_residual}, relu {relu}: {case:?}");
+            let actual = forward(&input, &weight, case.geometry, epilogue)?;
+            assert_close_to(&what, &actual, &expected, norm(&plain).max(norm(&expected)), F32);
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(cases(16))]
+
+    #[test]
+    fn the_tape_computes_the_numeric_gradient(case in any_case(3, 2, 3)) {
+        let [input, weight, _] = case.tensors(&cpu(1));
+        check_op("conv", &[input, weight],
+            |tape, vars| conv(tape, &vars[0], &vars[1], case.geometry),
+            |inputs| case.reference(&inputs[0], &inputs[1]))?;
+    }
+}
+
+#[test]
+fn shapes_past_every_block_size_match_the_reference() -> Result<()> {
+    let device = cpu(2);
+    large().iter().try_for_each(|case| case.check(&device))
+}
+
+#[test]
+fn results_do_not_depend_on_the_number_of_threads() -> Result<()> {
+    let devices = [1, 2, 3].map(cpu);
+    for case in large() {
+        let [one, two, three] = devices.each_ref().map(|device| case.results(device));
+        let one = one?;
+        assert!(one == two? && one == three?, "{case:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn an_image_does_not_depend_on_its_batch() -> Result<()> {
+    let device = cpu(2);
+    for case in [
+        [300, 1, 1, 600, 64, 1, 1, 1, 0, 1], // 1×1 maps, narrow product with a long inner dimension
+        [70, 1, 1, 20, 3, 1, 1, 1, 0, 1],
+        [9, 1, 1, 128, 40, 3, 3, 1, 1, 1],
+        [9, 7, 7, 64, 64, 3, 3, 1, 1, 1], // window 576, K = 64
+        [5, 7, 5, 120, 8, 3, 3, 2, 1, 1],
+        [5, 9, 9, 30, 2, 5, 5, 1, 2, 1],
+        [7, 5, 5, 90, 1, 3, 3, 1, 1, 1], // one output channel
+        [7, 9, 5, 5, 5, 3, 3, 2, 1, 5],  // one channel per group
+        [6, 3, 3, 1400, 2, 1, 1, 1, 0, 2],
+        [40, 2, 1, 70, 130, 1, 1, 2, 0, 1],
+        [3, 31, 29, 3, 64, 7, 7, 2, 3, 1],
+        [150, 3, 3, 8, 70, 3, 3, 1, 1, 1],
+    ]
+    .map(case)
+    {
+        let [input, weight, _] = case.tensors(&device);
+        let whole = bits(&forward(&input, &weight, case.geometry, Epilogue::default())?);
+        let (input_image, output_image) = (input.shape().elements() / case.n, whole.len() / case.n);
+        let elements = input.to_vec::<f32>()?;
+        for (first, count) in [(0, 1), (case.n / 2, 1), (case.n - 1, 1), (0, 2), (1, case.n - 1)] {
+            let part = elements[first * input_image..][..count * input_image].to_vec();
+            let part = Tensor::new(part, [count, case.h, case.w, input.shape().last()], &device)?;
+            let part = bits(&forward(&part, &weight, case.geometry, Epilogue::default())?);
+            assert!(part == whole[first * output_image..][..count * output_image], "{first} {count} {case:?}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn an_empty_batch_and_a_single_window_work() -> Result<()> {
+    let device = cpu(1);
+    let empty = case([0, 5, 5, 3, 4, 3, 3, 2, 1, 1]);
+    let [input, weight, grad] = empty.tensors(&device);
+    assert_eq!(forward(&input, &weight, empty.geometry, Epilogue::default())?.dims(), [0, 3, 3, 4]);
+    assert_eq!(input_grad(&grad, &weight, input.shape(), empty.geometry)?.dims(), [0, 5, 5, 3]);
+    assert_close("no images", &weight_grad(&grad, &input, weight.shape(), empty.geometry)?, &[0.0; 108], F32);
+    case([1, 7, 7, 2, 1, 7, 7, 3, 0, 1]).check(&device)
+}
+
+#[test]
+fn a_nan_passes_the_relu() -> Result<()> {
+    let device = cpu(1);
+    let (input, weight) = (Tensor::full([1, 1, 1, 1], f32::NAN, &device), Tensor::full([1, 1, 1, 1], 1.0, &device));
+    let epilogue = Epilogue { relu: true, ..Epilogue::default() };
+    assert!(forward(&input, &weight, Geometry::default(), epilogue)?.scalar()?.is_nan());
+    Ok(())
+}
+
+#[test]
+fn extents_that_do_not_fit_are_errors() {
+    let device = cpu(1);
+    let geometry = |stride, padding, groups| Geometry { stride, padding, groups };
+    for (input, weight, geometry, part) in [
+        ([1, 4, 4, 3], [2, 3, 3, 2], geometry(1, 0, 1), "do not fit"),
+        ([1, 4, 4, 4], [3, 3, 3, 2], geometry(1, 0, 2), "do not fit"),
+        ([1, 4, 4, 3], [2, 3, 3, 3], geometry(0, 0, 1), "do not fit"),
+        ([1, 4, 4, 3], [2, 3, 3, 3], geometry(1, 0, 0), "do not fit"),
+        ([1, 4, 4, 0], [2, 3, 3, 0], geometry(1, 0, 1), "may be empty"),
+        ([1, 4, 4, 3], [0, 3, 3, 3], geometry(1, 0, 1), "may be empty"),
+        ([1, 4, 4, 3], [2, 0, 3, 3], geometry(1, 0, 1), "may be empty"),
+        ([1, 0, 4, 3], [2, 1, 1, 3], geometry(1, 1, 1), "may be empty"),
+        ([1, 2, 4, 3], [2, 3, 3, 3], geometry(1, 0, 1), "larger images"),
+    ] {
+        let (input, weight) = (Tensor::zeros(input, &device), Tensor::zeros(weight, &device));
+        let error = forward(&input, &weight, geometry, Epilogue::default()).expect_err("shapes do not fit").to_string();
+        assert!(error.contains(part), "{error}");
+    }
+    let (input, weight) = (Tensor::zeros([1, 4, 4, 3], &device), Tensor::zeros([2, 3, 3, 3], &device));
+    let wrong = Tensor::zeros([1, 3, 3, 2], &device);
+    assert!(input_grad(&wrong, &weight, input.shape(), Geometry::default()).is_err());
+    assert!(weight_grad(&wrong, &input, weight.shape(), Geometry::default()).is_err());
+    let epilogue = Epilogue { residual: Some(&wrong), ..Epilogue::default() };
+    assert!(forward(&input, &weight, Geometry::default(), epilogue).is_err());
+    let epilogue = Epilogue { scale_shift: Some((&wrong, &wrong)), ..Epilogue::default() };
+    assert!(forward(&on(&device, &input), &weight, Geometry::default(), epilogue).is_err());
+}

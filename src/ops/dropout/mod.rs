@@ -51,6 +51,7 @@ fn apply_mask(input: &Tensor, p: f32, random: &Random) -> Result<Tensor> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ops::testing::{check_op, cpu, normal};
 
     #[test]
     fn drops_the_stated_share_and_masks_the_gradient_alike() -> Result<()> {
@@ -68,6 +69,24 @@ mod tests {
             assert_eq!(*grad, y / 2.0);
         }
         Ok(())
+    }
+
+    #[test]
+    fn the_gradient_is_the_numeric_one() -> Result<()> {
+        let (device, random) = (cpu(2), Random::stream(5, "dropout", &[7]));
+        // More than one chunk would take the numeric gradient too long; the test above has several.
+        let x = normal(1, "x", [13, 7], &device);
+        let p = 0.3;
+        let kept = |at: usize| random.at(at as u64) >= p;
+        check_op(
+            "dropout",
+            &[x],
+            |tape, vars| dropout(tape, &vars[0], p, &random),
+            |inputs| {
+                let scale = |(at, x): (usize, &f64)| if kept(at) { x / (1.0 - f64::from(p)) } else { 0.0 };
+                inputs[0].iter().enumerate().map(scale).collect()
+            },
+        )
     }
 
     #[test]

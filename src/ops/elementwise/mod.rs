@@ -56,6 +56,7 @@ fn zip(left: &Tensor, right: &Tensor, f: impl Fn(f32, f32) -> f32 + Sync) -> Res
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ops::testing::{check_op, cpu, normal};
 
     #[test]
     fn relu_of_a_sum() -> Result<()> {
@@ -70,6 +71,21 @@ mod tests {
         assert_eq!(grads["a"].to_vec::<f32>()?, [1., 0., 0.]); // d relu(a + b) / da = 1 where a + b > 0
         assert_eq!(grads["b"].to_vec::<f32>()?, [1., 0., 0.]);
         Ok(())
+    }
+
+    #[test]
+    fn the_gradients_are_numeric_ones() -> Result<()> {
+        let inputs = ["a", "b"].map(|name| normal(1, name, [5, 7, 3], &cpu(2)));
+        check_op(
+            "relu",
+            &inputs[..1],
+            |tape, vars| relu(tape, &vars[0]),
+            |inputs| inputs[0].iter().map(|x| x.max(0.0)).collect(),
+        )?;
+        let sum = |inputs: &[Vec<f64>]| inputs[0].iter().zip(&inputs[1]).map(|(a, b)| a + b).collect();
+        check_op("add", &inputs, |tape, vars| add(tape, &vars[0], &vars[1]), sum)?;
+        let double = |inputs: &[Vec<f64>]| inputs[0].iter().map(|a| a + a).collect();
+        check_op("add to itself", &inputs[..1], |tape, vars| add(tape, &vars[0], &vars[0]), double)
     }
 
     #[test]

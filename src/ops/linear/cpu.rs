@@ -31,7 +31,7 @@ pub fn forward(cpu: &CpuDevice, input: &Tensor, weight: &Tensor, bias: &Tensor) 
                 .collect()
         });
         for (index, block) in blocks.iter().enumerate() {
-            let columns = block.len() / n;
+            let columns = (outputs - index * COLUMNS).min(COLUMNS);
             for (row, block) in output.chunks_exact_mut(outputs).zip(block.chunks_exact(columns)) {
                 let bias = &bias[index * COLUMNS..];
                 let row = &mut row[index * COLUMNS..][..columns];

@@ -16,10 +16,14 @@ use crate::{Device, Error, Result, Tensor};
 /// [`Error::Shape`] if the extents do not fit.
 pub fn forward(input: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
     let ([_, inputs], [outputs, expected]) = (matrix("linear", input)?, matrix("linear", weight)?);
-    if inputs != expected {
+    if inputs != expected || outputs == 0 {
         return Err(Error::shape(
             "linear",
-            format!("input {} and weight {} differ in their last extent", input.shape(), weight.shape()),
+            format!(
+                "input {} and weight {} do not fit: the last extents must be equal, and outputs more than none",
+                input.shape(),
+                weight.shape()
+            ),
         ));
     }
     expect_shape("linear", "bias", bias, [outputs])?;

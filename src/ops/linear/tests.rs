@@ -1,1 +1,109 @@
+use proptest::prelude::*;
 
+use super::{forward, linear};
+use crate::{
+    Result, Tensor,
+    autograd::Tape,
+    ops::testing::{F32, assert_close_to, bits, cases, check_op, cpu, normal, wide},
+};
+
+fn tensors(n: usize, inputs: usize, outputs: usize, threads: usize) -> [Tensor; 3] {
+    let device = cpu(threads);
+    [
+        normal(n as u64, "input", [n, inputs], &device),
+        normal(inputs as u64, "weight", [outputs, inputs], &device),
+        normal(outputs as u64, "bias", [outputs], &device),
+    ]
+}
+
+fn reference(input: &[f64], weight: &[f64], bias: &[f64]) -> Vec<f64> {
+    let inputs = weight.len() / bias.len();
+    let dot = |x: &[f64], w: &[f64]| x.iter().zip(w).map(|(x, w)| x * w).sum::<f64>();
+    let row = |x: &[f64]| weight.chunks(inputs).zip(bias).map(|(w, bias)| dot(x, w) + bias).collect::<Vec<_>>();
+    input.chunks(inputs).flat_map(row).collect()
+}
+
+proptest! {
+    #![proptest_config(cases(32))]
+
+    #[test]
+    fn ragged_shapes_match_the_reference(n in 1..200usize, inputs in 1..700usize, outputs in 1..140usize) {
+        let [input, weight, bias] = tensors(n, inputs, outputs, 2);
+        let expected = reference(&wide(&input), &wide(&weight), &wide(&bias));
+        // What the products of normal values amount to: a few outputs may cancel.
+        let scale = ((n * outputs * (inputs + 1)) as f64).sqrt();
+        assert_close_to("linear", &forward(&input, &weight, &bias)?, &expected, scale, F32);
+    }
+
+    #[test]
+    fn the_tape_computes_the_numeric_gradient(n in 1..7usize, inputs in 1..10usize, outputs in 1..8usize) {
+        check_op("linear", &tensors(n, inputs, outputs, 2),
+            |tape, vars| linear(tape, &vars[0], &vars[1], &vars[2]),
+            |inputs| reference(&inputs[0], &inputs[1], &inputs[2]))?;
+    }
+}
+
+#[test]
+fn gradients_past_the_block_size_are_numeric_ones() -> Result<()> {
+    check_op(
+        "large linear",
+        &tensors(67, 9, 70, 2),
+        |tape, vars| linear(tape, &vars[0], &vars[1], &vars[2]),
+        |inputs| reference(&inputs[0], &inputs[1], &inputs[2]),
+    )
+}
+
+#[test]
+fn a_sample_does_not_depend_on_its_batch() -> Result<()> {
+    for (n, inputs, outputs) in
+        [(300, 512, 2), (64, 2048, 10), (65, 1024, 1), (33, 700, 65), (40, 600, 129), (500, 5, 3), (20, 1030, 1000)]
+    {
+        let [input, weight, bias] = tensors(n, inputs, outputs, 2);
+        let whole = bits(&forward(&input, &weight, &bias)?);
+        let elements = input.to_vec::<f32>()?;
+        for (first, count) in [(0, 1), (n / 2, 1), (n - 1, 1), (1, 2), (3, n / 2), (1, n - 1)] {
+            let part = elements[first * inputs..][..count * inputs].to_vec();
+            let part = forward(&Tensor::new(part, [count, inputs], input.device())?, &weight, &bias)?;
+            let expected = &whole[first * outputs..][..count * outputs];
+            assert!(bits(&part) == expected, "samples {first} + {count} of {n}, {inputs} to {outputs}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn results_do_not_depend_on_the_number_of_threads() -> Result<()> {
+    let results = |threads: usize| -> Result<Vec<Vec<u32>>> {
+        let tensors = tensors(150, 90, 140, threads);
+        let mut tape = Tape::new();
+        let [input, weight, bias] = tensors.map(|tensor| tape.leaf(&format!("{}", tensor.shape()), tensor));
+        let output = linear(&mut tape, &input, &weight, &bias)?;
+        let seed = normal(1, "seed", output.value().shape(), output.value().device());
+        let output_bits = bits(output.value());
+        let grads = tape.backward_from(&output, seed)?;
+        assert_eq!(grads.len(), 3);
+        Ok([vec![output_bits], grads.values().map(bits).collect()].concat())
+    };
+    let one = results(1)?;
+    assert!(one == results(2)? && one == results(3)?);
+    Ok(())
+}
+
+#[test]
+fn an_empty_batch_works_and_what_does_not_fit_is_an_error() -> Result<()> {
+    let device = cpu(1);
+    let zeros = |dims: [usize; 2]| Tensor::zeros(dims, &device);
+    let bias = |outputs: usize| Tensor::zeros([outputs], &device);
+    assert_eq!(forward(&zeros([0, 4]), &zeros([3, 4]), &bias(3))?.dims(), [0, 3]);
+    let mut tape = Tape::new();
+    let [input, weight, shift] =
+        [zeros([0, 4]), zeros([3, 4]), bias(3)].map(|tensor| tape.leaf(&format!("{}", tensor.shape()), tensor));
+    let output = linear(&mut tape, &input, &weight, &shift)?;
+    assert_eq!(tape.backward(&output)?["[3, 4]"].to_vec::<f32>()?, [0.0; 12]);
+    assert!(forward(&zeros([2, 4]), &zeros([3, 5]), &bias(3)).is_err());
+    assert!(forward(&zeros([2, 4]), &zeros([3, 4]), &bias(4)).is_err());
+    assert!(forward(&zeros([2, 4]), &zeros([0, 4]), &bias(0)).is_err());
+    assert!(forward(&zeros([2, 0]), &zeros([3, 0]), &bias(3)).is_err());
+    assert!(forward(&bias(4), &zeros([3, 4]), &bias(3)).is_err());
+    Ok(())
+}

@@ -1,1 +1,166 @@
+use proptest::prelude::*;
 
+use super::{CrossEntropy, Target, cross_entropy, log_softmax, log_softmax_forward, softmax};
+use crate::{
+    Device, Error, Result, Tensor,
+    autograd::{Tape, Var},
+    ops::testing::{F32, assert_close, assert_close_to, cases, check_op, cpu, normal, wide},
+    random::Random,
+};
+
+fn reference_log_softmax(logits: &[f64], classes: usize) -> Vec<f64> {
+    let row = |row: &[f64]| {
+        let max = row.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let sum: f64 = row.iter().map(|logit| (logit - max).exp()).sum();
+        row.iter().map(|logit| logit - max - sum.ln()).collect::<Vec<_>>()
+    };
+    logits.chunks(classes).flat_map(row).collect()
+}
+
+/// As PyTorch documents it: the loss of the target itself and that of the even spread are averaged apart, with labels
+/// both over the summed weights of the labels, else over the batch.
+fn reference(logits: &[f64], target: &Given, smoothing: f64, weights: Option<&[f64]>, classes: usize) -> f64 {
+    let log_p = reference_log_softmax(logits, classes);
+    let weight = |class: usize| weights.map_or(1.0, |weights| weights[class]);
+    let (mut own, mut even, mut norm) = (0.0, 0.0, 0.0);
+    for (row, log_p) in log_p.chunks(classes).enumerate() {
+        match target {
+            Given::Labels(labels) => {
+                let label = labels[row] as usize;
+                own -= weight(label) * log_p[label];
+                norm += weight(label);
+            }
+            Given::Soft(soft) => {
+                own -=
+                    (0..classes).map(|class| weight(class) * soft[row * classes + class] * log_p[class]).sum::<f64>();
+                norm += 1.0;
+            }
+        }
+        even -= (0..classes).map(|class| weight(class) * log_p[class]).sum::<f64>() / classes as f64;
+    }
+    ((1.0 - smoothing) * own + smoothing * even) / norm
+}
+
+enum Given {
+    Labels(Vec<u32>),
+    Soft(Vec<f64>),
+}
+
+fn labels(n: usize, classes: usize, device: &Device) -> Result<Tensor> {
+    let random = Random::stream(n as u64, "labels", &[]);
+    let labels = (0..n).map(|row| (random.at(row as u64) * classes as f32) as u32).collect();
+    Tensor::new(labels, [n], device)
+}
+
+fn check(logits: &Tensor, smoothing: f32, soft: bool, weighted: bool) -> Result<()> {
+    let (dims, device) = (logits.dims(), logits.device());
+    let [n, classes] = [dims[0], dims[1]];
+    let (target, given) = match soft {
+        true => {
+            let soft = softmax(&normal(n as u64, "targets", [n, classes], device))?;
+            (Target::Soft(soft.clone()), Given::Soft(wide(&soft)))
+        }
+        false => {
+            let labels = labels(n, classes, device)?;
+            (Target::Labels(labels.clone()), Given::Labels(labels.to_vec()?))
+        }
+    };
+    let weights: Vec<f32> = (1..=classes).map(|class| 0.3 * class as f32).collect();
+    let class_weights = weighted.then(|| Tensor::new(weights, [classes], device)).transpose()?;
+    let exact_weights = class_weights.as_ref().map(wide);
+    let options = CrossEntropy { label_smoothing: smoothing, class_weights };
+    check_op(
+        &format!("cross entropy {n} x {classes}, smoothing {smoothing}, soft {soft}, weighted {weighted}"),
+        std::slice::from_ref(logits),
+        |tape, vars| cross_entropy(tape, &vars[0], &target, &options),
+        |inputs| vec![reference(&inputs[0], &given, f64::from(smoothing), exact_weights.as_deref(), classes)],
+    )
+}
+
+proptest! {
+    #![proptest_config(cases(32))]
+
+    #[test]
+    fn every_combination_of_options_matches_the_reference(n in 1..9usize, classes in 1..8usize, smoothing in 0f32..=1.0) {
+        let logits = normal(classes as u64, "logits", [n, classes], &cpu(1));
+        for (smooth, soft, weighted) in (0..8).map(|bits| (bits & 1 > 0, bits & 2 > 0, bits & 4 > 0)) {
+            check(&logits, if smooth { smoothing } else { 0.0 }, soft, weighted)?;
+        }
+    }
+
+    #[test]
+    fn log_softmax_matches_the_reference(n in 1..9usize, classes in 1..12usize) {
+        let logits = normal(classes as u64, "logits", [n, classes], &cpu(1));
+        check_op("log softmax", std::slice::from_ref(&logits), |tape, vars| log_softmax(tape, &vars[0]),
+            |inputs| reference_log_softmax(&inputs[0], classes))?;
+        let probabilities: Vec<f64> = reference_log_softmax(&wide(&logits), classes).iter().map(|v| v.exp()).collect();
+        assert_close("softmax", &softmax(&logits)?, &probabilities, F32);
+    }
+}
+
+#[test]
+fn extreme_logits_stay_finite_and_exact() -> Result<()> {
+    let device = cpu(1);
+    let values = vec![1e4, -1e4, 0., -1e4, -1e4, -1e4, 1e4, 1e4 - 1., -1e4, 88., 89., -104.];
+    let logits = Tensor::new(values, [4, 3], &device)?;
+    let exact = reference_log_softmax(&wide(&logits), 3);
+    assert_close("log softmax", &log_softmax_forward(&logits)?, &exact, F32);
+    let labels = vec![1, 2, 0, 1];
+    let losses: f64 = labels.iter().enumerate().map(|(row, label)| -exact[row * 3 + *label as usize]).sum();
+    let target = Target::Labels(Tensor::new(labels.clone(), [4], &device)?);
+    let mut tape = Tape::new();
+    let x = tape.leaf("x", logits);
+    let loss = cross_entropy(&mut tape, &x, &target, &CrossEntropy::default())?;
+    assert_close("loss", loss.value(), &[losses / 4.0], F32);
+    let grad: Vec<f64> = exact
+        .iter()
+        .enumerate()
+        .map(|(at, log_p)| (log_p.exp() - f64::from(u8::from(labels[at / 3] == (at % 3) as u32))) / 4.0)
+        .collect();
+    assert_close_to("gradient", &tape.backward(&loss)?["x"], &grad, 1.0, F32);
+    Ok(())
+}
+
+#[test]
+fn an_impossible_class_with_no_weight_adds_nothing() -> Result<()> {
+    let device = cpu(1);
+    let logits = Var::constant(Tensor::new(vec![0., f32::NEG_INFINITY], [1, 2], &device)?);
+    let target = Target::Soft(Tensor::new(vec![1., 0.], [1, 2], &device)?);
+    let loss = cross_entropy(&mut Tape::new(), &logits, &target, &CrossEntropy::default())?;
+    assert_eq!(loss.value().scalar()?, 0.0);
+    let nan = Var::constant(Tensor::new(vec![0., f32::NAN], [1, 2], &device)?);
+    let loss = cross_entropy(&mut Tape::new(), &nan, &target, &CrossEntropy::default())?;
+    assert!(loss.value().scalar()?.is_nan());
+    Ok(())
+}
+
+#[test]
+fn labels_and_options_out_of_range_are_errors() -> Result<()> {
+    let device = cpu(1);
+    let logits = Var::constant(Tensor::zeros([3, 4], &device));
+    let labels = |labels: Vec<u32>| -> Result<Target> {
+        let n = labels.len();
+        Ok(Target::Labels(Tensor::new(labels, [n], &device)?))
+    };
+    let attempt = |target: &Target, options: &CrossEntropy| cross_entropy(&mut Tape::new(), &logits, target, options);
+    let plain = CrossEntropy::default();
+    assert!(attempt(&labels(vec![0, 3, 1])?, &plain).is_ok());
+    for label in [4, u32::MAX] {
+        let error = attempt(&labels(vec![0, label, 1])?, &plain).expect_err("no such class").to_string();
+        assert!(error.contains(&format!("label {label} of sample 1")), "{error}");
+        let weighted = CrossEntropy { class_weights: Some(Tensor::full([4], 1.0, &device)), ..plain.clone() };
+        assert!(attempt(&labels(vec![0, label, 1])?, &weighted).is_err());
+    }
+    assert!(attempt(&labels(vec![0, 1])?, &plain).is_err());
+    assert!(attempt(&Target::Soft(Tensor::zeros([3, 5], &device)), &plain).is_err());
+    assert!(attempt(&Target::Labels(Tensor::zeros([3], &device)), &plain).is_err(), "labels that are floats");
+    for label_smoothing in [-0.1, 1.1, f32::NAN] {
+        let options = CrossEntropy { label_smoothing, ..plain.clone() };
+        assert!(matches!(attempt(&labels(vec![0, 3, 1])?, &options), Err(Error::Setting { .. })));
+    }
+    let options = CrossEntropy { class_weights: Some(Tensor::full([3], 1.0, &device)), ..plain };
+    assert!(attempt(&labels(vec![0, 3, 1])?, &options).is_err());
+    assert!(log_softmax_forward(&Tensor::zeros([4], &device)).is_err());
+    assert!(softmax(&Tensor::zeros([4, 0], &device)).is_err());
+    Ok(())
+}

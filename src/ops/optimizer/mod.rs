@@ -5,7 +5,7 @@ mod cpu;
 mod tests;
 
 use super::expect_shape;
-use crate::{Device, Result, Tensor};
+use crate::{Device, Error, Result, Tensor};
 
 /// Settings of one SGD step.
 #[derive(Clone, Copy, Debug)]
@@ -25,7 +25,7 @@ pub struct SgdStep {
 /// With a momentum buffer of zeros the first step is PyTorch's (`b = g`).
 ///
 /// # Errors
-/// [`Error::Shape`](crate::Error::Shape) if the shapes differ.
+/// [`Error::Shape`] if the shapes differ.
 pub fn sgd(parameter: &mut Tensor, grad: &Tensor, buffer: &mut Tensor, step: SgdStep) -> Result<()> {
     expect_shape("sgd", "gradient", grad, parameter.shape())?;
     expect_shape("sgd", "momentum buffer", buffer, parameter.shape())?;
@@ -54,7 +54,7 @@ pub struct AdamWStep {
 /// AdamW (Loshchilov & Hutter 2017): `p −= lr · weight_decay · p`, then Adam with bias correction.
 ///
 /// # Errors
-/// [`Error::Shape`](crate::Error::Shape) if the shapes differ.
+/// [`Error::Shape`] if the shapes differ; [`Error::Setting`] for a step 0, whose correction would divide by zero.
 pub fn adamw(
     parameter: &mut Tensor,
     grad: &Tensor,
@@ -62,6 +62,9 @@ pub fn adamw(
     square: &mut Tensor,
     step: AdamWStep,
 ) -> Result<()> {
+    if step.step == 0 {
+        return Err(Error::setting("adamw step", "steps are numbered from 1"));
+    }
     expect_shape("adamw", "gradient", grad, parameter.shape())?;
     expect_shape("adamw", "mean", mean, parameter.shape())?;
     expect_shape("adamw", "mean square", square, parameter.shape())?;

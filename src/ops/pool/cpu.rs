@@ -5,9 +5,12 @@ use rayon::prelude::*;
 use super::Window;
 use crate::{Result, Tensor, device::CpuDevice};
 
-/// Keeps `value` if it exceeds the best so far; a NaN wins, so that a diverged run is seen.
+/// The position of a maximum that has seen no value yet: even −∞ replaces it.
+const NOWHERE: u32 = u32::MAX;
+
+/// Keeps `value` if it is the first or exceeds the best so far; a NaN wins, so that a diverged run is seen.
 fn keep_best(best: &mut f32, at: &mut u32, value: f32, position: u32) {
-    if value > *best || (value.is_nan() && !best.is_nan()) {
+    if value > *best || *at == NOWHERE || (value.is_nan() && !best.is_nan()) {
         *best = value;
         *at = position;
     }
@@ -23,7 +26,7 @@ pub fn max_forward(
     let x = input.as_slice::<f32>()?;
     let [n, p, q, _] = output;
     let mut best = vec![f32::NEG_INFINITY; n * p * q * c];
-    let mut at = vec![0u32; best.len()];
+    let mut at = vec![NOWHERE; best.len()];
     cpu.install(|| {
         best.par_chunks_mut(q * c).zip(at.par_chunks_mut(q * c)).enumerate().for_each(|(row, (best, at))| {
             let (image, y) = (row / p, row % p);
@@ -71,7 +74,7 @@ fn average_image(image: &[f32], output: &mut [f32]) {
 pub fn concat_forward(cpu: &CpuDevice, input: &Tensor, [n, h, w, c]: [usize; 4]) -> Result<(Tensor, Tensor)> {
     let x = input.as_slice::<f32>()?;
     let mut output = vec![0.0; n * 2 * c];
-    let mut at = vec![0u32; n * c];
+    let mut at = vec![NOWHERE; n * c];
     cpu.install(|| {
         output.par_chunks_mut(2 * c).zip(at.par_chunks_mut(c)).enumerate().for_each(|(image, (output, at))| {
             let image = &x[image * h * w * c..][..h * w * c];

@@ -27,7 +27,7 @@ impl Window {
 
     fn output(&self, extent: usize) -> Result<usize> {
         let Window { size, stride, padding } = *self;
-        if stride == 0 || padding * 2 > size || extent + 2 * padding < size {
+        if size == 0 || stride == 0 || extent == 0 || padding * 2 > size || extent + 2 * padding < size {
             return Err(Error::shape("max pool", format!("{self:?} does not fit an extent of {extent}")));
         }
         Ok((extent + 2 * padding - size) / stride + 1)

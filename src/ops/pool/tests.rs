@@ -1,1 +1,172 @@
+use proptest::prelude::*;
 
+use super::{Window, average_forward, average_pool, concat_forward, concat_pool, max_forward, max_pool};
+use crate::{
+    Result, Tensor,
+    autograd::Tape,
+    ops::testing::{F32, assert_close, bits, cases, check_op, cpu, normal, wide},
+};
+
+/// The largest element of each window, and its position.
+fn reference_max(x: &[f64], [n, h, w, c]: [usize; 4], window: Window) -> Vec<(f64, usize)> {
+    let Window { size, stride, padding } = window;
+    let extent = |extent: usize| (extent + 2 * padding - size) / stride + 1;
+    let (p, q) = (extent(h), extent(w));
+    let output = |at: usize| {
+        let (image, y, x_at, channel) = (at / (p * q * c), at / (q * c) % p, at / c % q, at % c);
+        let inside = (0..size * size).filter_map(|tap| {
+            let y = (y * stride + tap / size).checked_sub(padding).filter(|y| *y < h)?;
+            let x_at = (x_at * stride + tap % size).checked_sub(padding).filter(|x| *x < w)?;
+            Some((x[((image * h + y) * w + x_at) * c + channel], y * w + x_at))
+        });
+        // The first of equals.
+        inside.reduce(|best, next| if next.0 > best.0 { next } else { best }).expect("a window reaches the image")
+    };
+    (0..n * p * q * c).map(output).collect()
+}
+
+fn reference_average(x: &[f64], [n, h, w, c]: [usize; 4]) -> Vec<f64> {
+    let column = |at: usize| x[at / c * h * w * c..][..h * w * c].iter().skip(at % c).step_by(c);
+    (0..n * c).map(|at| column(at).sum::<f64>() / (h * w) as f64).collect()
+}
+
+fn reference_concat(x: &[f64], [n, h, w, c]: [usize; 4]) -> Vec<f64> {
+    let column = |at: usize| x[at / c * h * w * c..][..h * w * c].iter().skip(at % c).step_by(c);
+    let max: Vec<f64> = (0..n * c).map(|at| column(at).copied().fold(f64::NEG_INFINITY, f64::max)).collect();
+    let average = reference_average(x, [n, h, w, c]);
+    (0..n).flat_map(|image| [&max[image * c..][..c], &average[image * c..][..c]].concat()).collect()
+}
+
+prop_compose! {
+    /// A window and extents that it fits.
+    fn any_window()(size in 1..5usize, stride in 1..4usize)
+        (padding in 0..=size / 2, extra in [0..6usize, 0..6], n in 1..4usize, c in 1..6usize, size in Just(size), stride in Just(stride))
+        -> (Window, [usize; 4])
+    {
+        let extent = |extra: usize| extra + size.saturating_sub(2 * padding).max(1);
+        (Window { size, stride, padding }, [n, extent(extra[0]), extent(extra[1]), c])
+    }
+}
+
+proptest! {
+    #![proptest_config(cases(48))]
+
+    #[test]
+    fn the_maximum_and_its_position(
+        (window, dims) in any_window(),
+        levels in prop_oneof![Just(1e6f32), Just(2.0)], // few levels make ties
+    ) {
+        let x = normal(dims[1] as u64, "x", dims, &cpu(2)).to_vec::<f32>()?;
+        let x = Tensor::new(x.iter().map(|x| (x * levels).round() / levels).collect(), dims, &cpu(2))?;
+        let (output, at) = max_forward(&x, window)?;
+        let expected = reference_max(&wide(&x), dims, window);
+        prop_assert_eq!(wide(&output), expected.iter().map(|(value, _)| *value).collect::<Vec<_>>());
+        prop_assert_eq!(at.to_vec::<u32>()?, expected.iter().map(|(_, at)| *at as u32).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn the_gradients_are_numeric_ones((window, dims) in any_window()) {
+        let x = [normal(dims[2] as u64, "x", dims, &cpu(2))];
+        check_op("max pool", &x, |tape, vars| max_pool(tape, &vars[0], window),
+            |inputs| reference_max(&inputs[0], dims, window).into_iter().map(|(value, _)| value).collect())?;
+        check_op("average pool", &x, |tape, vars| average_pool(tape, &vars[0]),
+            |inputs| reference_average(&inputs[0], dims))?;
+        check_op("concat pool", &x, |tape, vars| concat_pool(tape, &vars[0]),
+            |inputs| reference_concat(&inputs[0], dims))?;
+    }
+}
+
+#[test]
+fn the_average_of_a_large_map() -> Result<()> {
+    let dims = [2, 112, 112, 3];
+    let x = normal(1, "x", dims, &cpu(2)).to_vec::<f32>()?;
+    let x = Tensor::new(x.iter().map(|x| x + 0.5).collect(), dims, &cpu(2))?;
+    assert_close("average", &average_forward(&x)?, &reference_average(&wide(&x), dims), F32);
+    assert_close("concat", &concat_forward(&x)?.0, &reference_concat(&wide(&x), dims), F32);
+    Ok(())
+}
+
+#[test]
+fn of_equals_the_first_gets_the_gradient() -> Result<()> {
+    let window = Window { size: 2, stride: 2, padding: 0 };
+    // −∞ everywhere is a tie as well, and must not send the gradient out of its window.
+    for value in [7.0, 0.0, f32::NEG_INFINITY] {
+        let mut tape = Tape::new();
+        let x = tape.leaf("x", Tensor::full([1, 4, 4, 1], value, &cpu(1)));
+        let y = max_pool(&mut tape, &x, window)?;
+        assert_eq!(y.value().to_vec::<f32>()?, [value; 4]);
+        let grad = &tape.backward(&y)?["x"];
+        let first = [1., 0., 1., 0., 0., 0., 0., 0.];
+        assert_eq!(grad.to_vec::<f32>()?, [first, first].concat(), "{value}");
+
+        let mut tape = Tape::new();
+        let x = tape.leaf("x", Tensor::full([1, 2, 2, 1], value, &cpu(1)));
+        let y = concat_pool(&mut tape, &x)?;
+        let grad = &tape.backward_from(&y, Tensor::new(vec![1., 4.], [1, 2], &cpu(1))?)?["x"];
+        assert_eq!(grad.to_vec::<f32>()?, [2., 1., 1., 1.]);
+    }
+    Ok(())
+}
+
+#[test]
+fn a_nan_wins_wherever_it_stands() -> Result<()> {
+    let device = cpu(1);
+    for at in 0..4 {
+        let mut x = vec![1., 3., f32::INFINITY, 2.];
+        x[at] = f32::NAN;
+        let x = Tensor::new(x, [1, 2, 2, 1], &device)?;
+        let (output, position) = max_forward(&x, Window { size: 2, stride: 1, padding: 0 })?;
+        assert!(output.scalar()?.is_nan());
+        assert_eq!(position.to_vec::<u32>()?, [at as u32]);
+        let (output, position) = concat_forward(&x)?;
+        assert!(output.to_vec::<f32>()?.iter().all(|value| value.is_nan()));
+        assert_eq!(position.to_vec::<u32>()?, [at as u32]);
+        assert!(average_forward(&x)?.scalar()?.is_nan());
+    }
+    Ok(())
+}
+
+#[test]
+fn results_do_not_depend_on_the_number_of_threads() -> Result<()> {
+    let results = |threads: usize| -> Result<[Vec<u32>; 6]> {
+        let x = normal(1, "x", [5, 15, 14, 9], &cpu(threads));
+        let mut outputs = Vec::new();
+        for pool in 0..3 {
+            let mut tape = Tape::new();
+            let x = tape.leaf("x", x.clone());
+            let y = match pool {
+                0 => max_pool(&mut tape, &x, Window::STEM)?,
+                1 => average_pool(&mut tape, &x)?,
+                _ => concat_pool(&mut tape, &x)?,
+            };
+            let seed = normal(2, "seed", y.value().shape(), y.value().device());
+            outputs.push(bits(y.value()));
+            outputs.push(bits(&tape.backward_from(&y, seed)?["x"]));
+        }
+        Ok(outputs.try_into().expect("three outputs, three gradients"))
+    };
+    let one = results(1)?;
+    assert!(one == results(2)? && one == results(3)?);
+    Ok(())
+}
+
+#[test]
+fn an_empty_batch_works_and_what_does_not_fit_is_an_error() -> Result<()> {
+    let device = cpu(1);
+    let empty = Tensor::zeros([0, 4, 4, 3], &device);
+    assert_eq!(max_forward(&empty, Window::STEM)?.0.dims(), [0, 2, 2, 3]);
+    assert_eq!(average_forward(&empty)?.dims(), [0, 3]);
+    assert_eq!(concat_forward(&empty)?.0.dims(), [0, 6]);
+    let x = Tensor::zeros([1, 4, 4, 3], &device);
+    for (size, stride, padding) in [(0, 1, 0), (3, 0, 1), (3, 1, 2), (5, 1, 0)] {
+        let window = Window { size, stride, padding };
+        assert!(max_forward(&x, window).is_err(), "{window:?}");
+    }
+    for dims in [[1, 0, 4, 3], [1, 4, 0, 3], [1, 4, 4, 0]] {
+        let x = Tensor::zeros(dims, &device);
+        assert!(max_forward(&x, Window { size: 2, stride: 1, padding: 1 }).is_err(), "{dims:?}");
+        assert!(average_forward(&x).is_err() && concat_forward(&x).is_err(), "{dims:?}");
+    }
+    assert!(average_forward(&Tensor::zeros([4, 3], &device)).is_err());
+    Ok(())
+}

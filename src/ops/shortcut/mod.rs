@@ -55,6 +55,33 @@ pub fn shortcut(tape: &mut Tape, input: &Var, stride: usize, channels: usize) ->
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ops::testing::{check_op, cpu, normal};
+
+    #[test]
+    fn the_gradient_is_the_numeric_one() -> Result<()> {
+        for ([n, h, w, c], stride, channels) in [([2usize, 5, 4, 3], 2, 6), ([3, 4, 7, 2], 3, 5), ([1, 2, 3, 4], 1, 4)]
+        {
+            let (p, q, before) = (h.div_ceil(stride), w.div_ceil(stride), (channels - c) / 2);
+            let reference = |x: &[f64]| {
+                let mut y = vec![0.0; n * p * q * channels];
+                for (at, x) in x.iter().enumerate() {
+                    let (image, row, col, channel) = (at / (h * w * c), at / (w * c) % h, at / c % w, at % c);
+                    if row % stride == 0 && col % stride == 0 {
+                        y[((image * p + row / stride) * q + col / stride) * channels + before + channel] = *x;
+                    }
+                }
+                y
+            };
+            let x = normal(1, "x", [n, h, w, c], &cpu(1));
+            check_op(
+                "shortcut",
+                &[x],
+                |tape, vars| shortcut(tape, &vars[0], stride, channels),
+                |inputs| reference(&inputs[0]),
+            )?;
+        }
+        Ok(())
+    }
 
     #[test]
     fn takes_every_second_pixel_and_pads_channels() -> Result<()> {
