@@ -39,12 +39,15 @@ impl RunFolder {
     /// # Errors
     /// [`Error::Data`] if it holds something, [`Error::Io`] if it cannot be looked at.
     pub fn check_free(path: &Path) -> Result<()> {
-        match fs::read_dir(path) {
-            Ok(entries) if entries.count() == 0 => Ok(()),
-            Ok(_) => Err(Error::data(path, "this run folder already holds something; choose another --out")),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-            Err(error) => Err(Error::io(path, error)),
+        let entries = match fs::read_dir(path) {
+            Ok(entries) => entries.count(),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => 0,
+            Err(error) => return Err(Error::io(path, error)),
+        };
+        if entries > 0 {
+            return Err(Error::data(path, "this run folder already holds something; choose another --out"));
         }
+        Ok(())
     }
 
     /// The folder.
