@@ -1,1 +1,206 @@
-//! Images.
+//! Images on disk to batches in memory: folders, decoding, transforms, loader.
+//!
+//! Pixels leave here as bytes, `[N, H, W, 3]`; lighting and normalisation are the device's work.
+
+mod batch;
+mod decode;
+mod folders;
+mod loader;
+mod order;
+mod resize;
+mod transforms;
+mod warp;
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+pub use batch::{Batch, LoaderOptions};
+pub use decode::{decode, decode_bytes};
+pub use folders::{Found, find_images};
+pub use image::RgbImage;
+pub use loader::Loader;
+pub use order::{batches, shuffled};
+pub use resize::{resize, short_side};
+pub use transforms::{Augment, Lighting, Sample, Transforms, View};
+
+use crate::{Error, Result};
+
+/// A part of a data set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Split {
+    /// What is learned from.
+    Train,
+    /// What progress is measured on.
+    Valid,
+}
+
+/// An image file and its class.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Item {
+    /// The file.
+    pub path: PathBuf,
+    /// Position of the class among [`ImageData::classes`].
+    pub label: u32,
+}
+
+impl Item {
+    /// Items for files of no known class (label 0), as a [`Loader`] takes them.
+    pub fn unlabelled<P: Into<PathBuf>>(paths: impl IntoIterator<Item = P>) -> Arc<[Item]> {
+        paths.into_iter().map(|path| Item { path: path.into(), label: 0 }).collect()
+    }
+}
+
+/// A file left out, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Skipped {
+    /// The file.
+    pub path: PathBuf,
+    /// The cause.
+    pub reason: String,
+}
+
+impl Skipped {
+    fn new(path: &Path, error: &Error) -> Self {
+        let reason = match error {
+            Error::Io { source, .. } => source.to_string(),
+            Error::Image { message, .. } => message.clone(),
+            other => other.to_string(),
+        };
+        Self { path: path.to_owned(), reason }
+    }
+}
+
+impl fmt::Display for Skipped {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.path.display(), self.reason)
+    }
+}
+
+/// A data set for image classification: files, their classes, and how they are turned into batches.
+///
+/// Files that do not start as an image does are left out when it is made, and listed by [`skipped`](Self::skipped).
+/// Damage further inside shows when a file is decoded: the [`Loader`] then leaves it out of its [`Batch`].
+#[derive(Clone, Debug)]
+pub struct ImageData {
+    /// The pipeline from file to pixels. Default: 224 pixels, no augmentation.
+    pub transforms: Transforms,
+    /// Samples per batch. Default: 64.
+    pub batch_size: usize,
+    root: PathBuf,
+    classes: Vec<String>,
+    train: Arc<[Item]>,
+    valid: Arc<[Item]>,
+    skipped: Vec<Skipped>,
+    notes: Vec<String>,
+    strict: bool,
+}
+
+impl ImageData {
+    /// Reads the names of the files in `path/train/CLASS/` and `path/valid/CLASS/` (or `path/val/CLASS/`).
+    ///
+    /// Classes and files are in the order of their names; subfolders belong to their class; hidden files are passed
+    /// over. A class that is missing in the validation set is [noted](Self::notes).
+    ///
+    /// # Errors
+    /// [`Error::Data`] naming the folder if the layout is another one, there are fewer than two classes, a class
+    /// folder holds no images, or a class is in the validation set alone; [`Error::Io`] if a folder cannot be read.
+    pub fn from_folders(path: impl AsRef<Path>) -> Result<Self> {
+        let scan = folders::scan(path.as_ref())?;
+        Ok(Self {
+            transforms: Transforms::new(224),
+            batch_size: 64,
+            root: path.as_ref().to_owned(),
+            classes: scan.classes,
+            train: scan.train.into(),
+            valid: scan.valid.into(),
+            skipped: scan.skipped,
+            notes: scan.notes,
+            strict: false,
+        })
+    }
+
+    /// Sets the pipeline from file to pixels.
+    pub fn transforms(self, transforms: Transforms) -> Self {
+        Self { transforms, ..self }
+    }
+
+    /// Sets the number of samples per batch.
+    pub fn batch_size(self, batch_size: usize) -> Self {
+        Self { batch_size, ..self }
+    }
+
+    /// Whether a file that is not a readable image is an error: here for those found already, in the loaders for
+    /// those that fail to decode.
+    ///
+    /// # Errors
+    /// [`Error::Data`] naming the first of the files skipped so far.
+    pub fn strict(self, strict: bool) -> Result<Self> {
+        match self.skipped.first() {
+            Some(first) if strict => {
+                let message = format!("{} (strict; {} such files in all)", first.reason, self.skipped.len());
+                Err(Error::data(&first.path, message))
+            }
+            _ => Ok(Self { strict, ..self }),
+        }
+    }
+
+    /// The folder that it was made from.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Names of the classes, sorted; a label is a position among them.
+    pub fn classes(&self) -> &[String] {
+        &self.classes
+    }
+
+    /// The files of a split, by class and name.
+    pub fn items(&self, split: Split) -> &Arc<[Item]> {
+        match split {
+            Split::Train => &self.train,
+            Split::Valid => &self.valid,
+        }
+    }
+
+    /// Files that are no images.
+    pub fn skipped(&self) -> &[Skipped] {
+        &self.skipped
+    }
+
+    /// Oddities that a user should know of, as sentences.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
+    }
+
+    /// Goes once through a split.
+    ///
+    /// # Errors
+    /// As [`Loader::new`].
+    pub fn loader(&self, split: Split, options: &LoaderOptions) -> Result<Loader> {
+        let items = self.items(split);
+        let len = u32::try_from(items.len())
+            .map_err(|_| Error::data(&self.root, format!("{} files are more than can be numbered", items.len())))?;
+        let order = if options.shuffle { shuffled(len, options.seed, options.epoch) } else { (0..len).collect() };
+        let options = LoaderOptions { strict: self.strict || options.strict, ..options.clone() };
+        Loader::new(items.clone(), &self.transforms, order, self.batch_size, &options)
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::random::Random;
+
+    pub(crate) fn noise(width: u32, height: u32, seed: u64) -> RgbImage {
+        let mut random = Random::stream(seed, "noise", &[]);
+        RgbImage::from_fn(width, height, |_, _| image::Rgb([(); 3].map(|()| random.uniform(0.0, 256.0) as u8)))
+    }
+
+    pub(crate) fn assert_close(a: &RgbImage, b: &RgbImage, levels: u8) {
+        assert_eq!(a.dimensions(), b.dimensions());
+        let far = a.as_raw().iter().zip(b.as_raw()).map(|(a, b)| a.abs_diff(*b)).max();
+        assert!(far <= Some(levels), "differ by {far:?} levels");
+    }
+}
