@@ -197,10 +197,4 @@ pub(crate) mod tests {
         let mut random = Random::stream(seed, "noise", &[]);
         RgbImage::from_fn(width, height, |_, _| image::Rgb([(); 3].map(|()| random.uniform(0.0, 256.0) as u8)))
     }
-
-    pub(crate) fn assert_close(a: &RgbImage, b: &RgbImage, levels: u8) {
-        assert_eq!(a.dimensions(), b.dimensions());
-        let far = a.as_raw().iter().zip(b.as_raw()).map(|(a, b)| a.abs_diff(*b)).max();
-        assert!(far <= Some(levels), "differ by {far:?} levels");
-    }
 }
