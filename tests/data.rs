@@ -169,6 +169,26 @@ fn batches_do_not_depend_on_the_number_of_workers() {
 }
 
 #[test]
+fn each_sample_and_each_epoch_draws_its_own_view() {
+    let folder = folders(2);
+    for class in ["Hund & Katze", "été 犬"] {
+        for n in 0..2 {
+            save(folder.path().join(format!("train/{class}/bild {n:02} ü.png")), &noise(25, 25, 1));
+        }
+    }
+    let data = data(&folder);
+    let mut views: Vec<[f32; 2]> = Vec::new();
+    for epoch in 0..2 {
+        let options = LoaderOptions { augment: true, epoch, ..LoaderOptions::default() };
+        views.extend(batches(data.loader(Split::Train, &options).unwrap()).iter().flat_map(|b| b.lighting.clone()));
+    }
+    assert_eq!(views.len(), 8);
+    for (n, view) in views.iter().enumerate() {
+        assert!(!views[..n].contains(view), "the same picture, yet {views:?}");
+    }
+}
+
+#[test]
 fn a_single_last_sample_joins_the_batch_before() {
     let folder = folders(2);
     save(folder.path().join("train/été 犬/last.png"), &noise(15, 15, 1));
