@@ -16,6 +16,8 @@ const MAX_BYTES: u64 = 512 << 20;
 const MAX_SIDE: u32 = 1 << 16;
 /// Bytes by which every format is recognised.
 const START: usize = 16;
+/// The bytes that a JPEG file starts with.
+const JPEG: &[u8] = &[0xFF, 0xD8, 0xFF];
 
 /// Reads the image file at `path` as 8-bit RGB, turned upright by its EXIF orientation.
 ///
@@ -48,6 +50,10 @@ pub fn decode_bytes(bytes: &[u8], name: impl AsRef<Path>) -> Result<RgbImage> {
     // Decoders of hostile formats have had bugs that panic; one file must not end a long training.
     match catch_unwind(AssertUnwindSafe(|| upright_rgb(bytes))) {
         Ok(Ok(image)) if image.is_empty() => Err(Error::image(name, "has no pixels")),
+        // Asked last: where the decoder complains itself, it knows better.
+        Ok(Ok(_)) if bytes.starts_with(JPEG) && !jpeg_is_whole(bytes) => {
+            Err(Error::image(name, "cut off: the file ends before the image does"))
+        }
         Ok(decoded) => decoded.map_err(|e| Error::image(name, e.to_string())),
         Err(_) => Err(Error::image(name, "damaged in a way that its decoder cannot handle")),
     }
@@ -89,6 +95,25 @@ fn recognise(bytes: &[u8]) -> Result<(), String> {
     }
 }
 
+/// Whether a JPEG file reaches its end marker. The decoder fills what is missing from a broken download with grey,
+/// and calls that a success. Thumbnails lie within segments, and whatever follows the end does not matter.
+fn jpeg_is_whole(bytes: &[u8]) -> bool {
+    let mut at = 2;
+    while let Some(offset) = bytes.get(at..).and_then(|rest| rest.iter().position(|&byte| byte == 0xFF)) {
+        at += offset + 1;
+        match bytes.get(at..) {
+            Some([0xD9, ..]) => return true,
+            // Filling; the next byte is the marker.
+            Some([0xFF, ..]) => {}
+            // A literal 0xFF among the pixels, and markers without a segment.
+            Some([0x00 | 0x01 | 0xD0..=0xD8, ..]) => at += 1,
+            Some([_, high, low, ..]) => at += 1 + usize::from(u16::from_be_bytes([*high, *low])),
+            _ => return false,
+        }
+    }
+    false
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -103,6 +128,20 @@ mod tests {
     fn png_round_trip() {
         let image = RgbImage::from_fn(5, 3, |x, y| image::Rgb([x as u8 * 40, y as u8 * 80, 7]));
         assert_eq!(decode_bytes(&png(&image), "x.png").unwrap(), image);
+    }
+
+    #[test]
+    fn cut_off_jpegs_are_errors_and_trailers_are_not() {
+        let mut bytes = Cursor::new(Vec::new());
+        crate::data::tests::noise(40, 30, 1).write_to(&mut bytes, image::ImageFormat::Jpeg).unwrap();
+        let mut bytes = bytes.into_inner();
+        for length in [3, bytes.len() / 10, bytes.len() - 2] {
+            assert!(decode_bytes(&bytes[..length], "x.jpg").is_err(), "{length}");
+        }
+        let message = decode_bytes(&bytes[..bytes.len() - 40], "x.jpg").unwrap_err().to_string();
+        assert!(message.contains("cut off"), "{message}");
+        bytes.extend([7; 9000]);
+        assert!(decode_bytes(&bytes, "x.jpg").is_ok());
     }
 
     #[test]

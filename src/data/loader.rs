@@ -8,73 +8,9 @@ use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 
-use super::{Item, Sample, Skipped, Transforms, View, batches, decode};
+use super::{Batch, Item, LoaderOptions, Sample, Skipped, Transforms, View, batches, decode};
 use crate::random::Random;
 use crate::{Error, Result};
-
-/// How a [`Loader`] goes through a split.
-#[derive(Clone, Debug)]
-pub struct LoaderOptions {
-    /// Decides the shuffling and augmentation, together with `epoch`. Default: 0.
-    pub seed: u64,
-    /// Which pass this is, or which of several views. Default: 0.
-    pub epoch: u64,
-    /// Samples in random order, not that of the files. Default: false.
-    pub shuffle: bool,
-    /// Random views, not clean ones. Default: false.
-    pub augment: bool,
-    /// Threads that decode; 0 stands for one per core. Default: 0.
-    pub workers: usize,
-    /// Batches that may be decoded ahead of the one asked for. Default: 2.
-    pub prefetch: usize,
-    /// Makes an image that cannot be decoded an error. Default: false, it is left out of its batch.
-    pub strict: bool,
-}
-
-impl Default for LoaderOptions {
-    fn default() -> Self {
-        Self { seed: 0, epoch: 0, shuffle: false, augment: false, workers: 0, prefetch: 2, strict: false }
-    }
-}
-
-impl LoaderOptions {
-    /// Shuffled and augmented: a training pass.
-    pub fn training(seed: u64, epoch: u64) -> Self {
-        Self { seed, epoch, shuffle: true, augment: true, ..Self::default() }
-    }
-
-    /// In order and clean.
-    pub fn evaluation() -> Self {
-        Self::default()
-    }
-}
-
-/// Samples that go through the network together, `n` of them.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Batch {
-    /// Red, green, blue bytes, `[n, size, size, 3]`.
-    pub pixels: Vec<u8>,
-    /// Gain and offset of each sample's [`Lighting`](super::Lighting).
-    pub lighting: Vec<[f32; 2]>,
-    /// Class of each sample; 0 where it is not known.
-    pub labels: Vec<u32>,
-    /// Position of each sample in its split.
-    pub indices: Vec<u32>,
-    /// Samples that belong here but could not be decoded, and are left out.
-    pub failed: Vec<Skipped>,
-}
-
-impl Batch {
-    /// Number of samples.
-    pub fn len(&self) -> usize {
-        self.labels.len()
-    }
-
-    /// True if every sample of the batch failed.
-    pub fn is_empty(&self) -> bool {
-        self.labels.is_empty()
-    }
-}
 
 /// What a worker hands back for a position of the order; the outer error is a panic.
 type Outcome = (usize, thread::Result<Result<Sample>>);
@@ -334,7 +270,7 @@ mod tests {
     #[test]
     fn order_holds_when_early_samples_are_slow() {
         let slow_start = |index: u32, _: &Item| {
-            thread::sleep(std::time::Duration::from_millis(if index % 4 == 0 { 8 } else { 0 }));
+            thread::sleep(std::time::Duration::from_millis(if index.is_multiple_of(4) { 8 } else { 0 }));
             Ok(sample(index))
         };
         let indices: Vec<u32> = start(21, 4, Box::new(slow_start)).flat_map(|batch| batch.unwrap().indices).collect();

@@ -2,6 +2,7 @@
 //!
 //! Pixels leave here as bytes, `[N, H, W, 3]`; lighting and normalisation are the device's work.
 
+mod batch;
 mod decode;
 mod folders;
 mod loader;
@@ -14,10 +15,11 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+pub use batch::{Batch, LoaderOptions};
 pub use decode::{decode, decode_bytes};
 pub use folders::{Found, find_images};
 pub use image::RgbImage;
-pub use loader::{Batch, Loader, LoaderOptions};
+pub use loader::Loader;
 pub use order::{batches, shuffled};
 pub use resize::{resize, short_side};
 pub use transforms::{Augment, Lighting, Sample, Transforms, View};
@@ -194,11 +196,5 @@ pub(crate) mod tests {
     pub(crate) fn noise(width: u32, height: u32, seed: u64) -> RgbImage {
         let mut random = Random::stream(seed, "noise", &[]);
         RgbImage::from_fn(width, height, |_, _| image::Rgb([(); 3].map(|()| random.uniform(0.0, 256.0) as u8)))
-    }
-
-    pub(crate) fn assert_close(a: &RgbImage, b: &RgbImage, levels: u8) {
-        assert_eq!(a.dimensions(), b.dimensions());
-        let far = a.as_raw().iter().zip(b.as_raw()).map(|(a, b)| a.abs_diff(*b)).max();
-        assert!(far <= Some(levels), "differ by {far:?} levels");
     }
 }

@@ -5,7 +5,6 @@ use serde::{Deserialize, Serialize};
 
 use super::resize::short_side_dimensions;
 use super::warp::Placement;
-use crate::checkpoint::Weights;
 use crate::random::Random;
 use crate::{Error, Result};
 
@@ -66,12 +65,6 @@ impl Transforms {
             mean: [0.485, 0.456, 0.406],
             std: [0.229, 0.224, 0.225],
         }
-    }
-
-    /// As [`Transforms::new`], with the normalisation that `weights` were trained with.
-    pub fn for_weights(weights: &Weights, size: usize) -> Self {
-        let (mean, std) = weights.normalisation();
-        Self::new(size).normalise(mean, std)
     }
 
     /// Sets the short side before the crop, in pixels.
@@ -227,23 +220,4 @@ fn mean_level(image: &RgbImage) -> f32 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn lighting_is_the_references_formula() {
-        let apply = |light: Lighting, x: f32| light.gain * x + light.offset;
-        let (b, mean, x) = (0.03, 0.4, 0.7);
-        let up = apply(Lighting::new(b, 0.05, mean), x);
-        assert!((up - ((x - mean) * 1.05 + mean + b)).abs() < 1e-6);
-        let down = apply(Lighting::new(-b, -0.05, mean), x);
-        assert!((down - ((x - mean) / 1.05 + mean - b)).abs() < 1e-6);
-        assert_eq!(apply(Lighting::NONE, x), x);
-    }
-
-    #[test]
-    fn mean_is_over_pixels_and_channels() {
-        let image = RgbImage::from_fn(2, 1, |x, _| image::Rgb(if x == 0 { [0, 51, 255] } else { [102, 0, 0] }));
-        assert!((mean_level(&image) - 408.0 / 6.0 / 255.0).abs() < 1e-6);
-    }
-}
+mod tests;

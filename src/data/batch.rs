@@ -1,0 +1,67 @@
+//! What a loader yields, and how it is asked.
+
+use super::Skipped;
+
+/// How a [`Loader`](super::Loader) goes through a split.
+#[derive(Clone, Debug)]
+pub struct LoaderOptions {
+    /// Decides the shuffling and augmentation, together with `epoch`. Default: 0.
+    pub seed: u64,
+    /// Which pass this is, or which of several views. Default: 0.
+    pub epoch: u64,
+    /// Samples in random order, not that of the files. Default: false.
+    pub shuffle: bool,
+    /// Random views, not clean ones. Default: false.
+    pub augment: bool,
+    /// Threads that decode; 0 stands for one per core. Default: 0.
+    pub workers: usize,
+    /// Batches that may be decoded ahead of the one asked for. Default: 2.
+    pub prefetch: usize,
+    /// Makes an image that cannot be decoded an error. Default: false, it is left out of its batch.
+    pub strict: bool,
+}
+
+impl Default for LoaderOptions {
+    fn default() -> Self {
+        Self { seed: 0, epoch: 0, shuffle: false, augment: false, workers: 0, prefetch: 2, strict: false }
+    }
+}
+
+impl LoaderOptions {
+    /// Shuffled and augmented: a training pass.
+    pub fn training(seed: u64, epoch: u64) -> Self {
+        Self { seed, epoch, shuffle: true, augment: true, ..Self::default() }
+    }
+
+    /// In order and clean.
+    pub fn evaluation() -> Self {
+        Self::default()
+    }
+}
+
+/// Samples that go through the network together, `n` of them.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Batch {
+    /// Red, green, blue bytes, `[n, size, size, 3]`.
+    pub pixels: Vec<u8>,
+    /// Gain and offset of each sample's [`Lighting`](super::Lighting).
+    pub lighting: Vec<[f32; 2]>,
+    /// Class of each sample; 0 where it is not known.
+    pub labels: Vec<u32>,
+    /// Position of each sample in its split.
+    pub indices: Vec<u32>,
+    /// Samples that belong here but could not be decoded, and are left out.
+    pub failed: Vec<Skipped>,
+}
+
+impl Batch {
+    /// Number of samples.
+    pub fn len(&self) -> usize {
+        self.labels.len()
+    }
+
+    /// True if every sample of the batch failed.
+    pub fn is_empty(&self) -> bool {
+        self.labels.is_empty()
+    }
+}
