@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::resize::short_side_dimensions;
 use super::warp::Placement;
+use crate::checkpoint::Weights;
 use crate::random::Random;
 use crate::{Error, Result};
 
@@ -65,6 +66,12 @@ impl Transforms {
             mean: [0.485, 0.456, 0.406],
             std: [0.229, 0.224, 0.225],
         }
+    }
+
+    /// As [`Transforms::new`], with the normalisation that `weights` were trained with.
+    pub fn for_weights(weights: &Weights, size: usize) -> Self {
+        let (mean, std) = weights.normalisation();
+        Self::new(size).normalise(mean, std)
     }
 
     /// Sets the short side before the crop, in pixels.
