@@ -1,4 +1,5 @@
-//! Antialiased bilinear scaling, equal to Pillow's `BILINEAR` within one grey level.
+//! Antialiased bilinear scaling, equal to Pillow's `BILINEAR` within one grey level, and mostly exactly: the same passes
+//! in the same order.
 
 use fast_image_resize::images::{Image, ImageRef};
 use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
@@ -65,13 +66,28 @@ pub(super) fn resize_window(image: &RgbImage, scaled: (u32, u32), window: Window
     let (left, box_width) = source_span(window.x, window.width, scaled.0, width);
     let (top, box_height) = source_span(window.y, window.height, scaled.1, height);
 
-    let source = ImageRef::new(width, height, image.as_raw(), PixelType::U8x3).map_err(|e| fail(&e.to_string()))?;
-    let mut target = Image::new(window.width, window.height, PixelType::U8x3);
-    let options = ResizeOptions::new()
-        .resize_alg(ResizeAlg::Convolution(FilterType::Bilinear))
-        .crop(left, top, box_width, box_height);
-    Resizer::new().resize(&source, &mut target, &options).map_err(|e| fail(&e.to_string()))?;
-    RgbImage::from_raw(window.width, window.height, target.into_vec()).ok_or_else(|| fail("the result is too small"))
+    // Pillow scales rows first and rounds between the passes; the library would begin with columns. The first pass
+    // takes the rows that the second one's filter reaches.
+    let reach = (f64::from(height) / f64::from(scaled.1)).max(1.0);
+    let first = (top - reach).floor().max(0.0);
+    let last = (top + box_height + reach).ceil().min(f64::from(height));
+    let rows = (last - first) as u32;
+
+    let pass = |source: &ImageRef, width, height, (left, top, box_width, box_height)| {
+        let mut target = Image::new(width, height, PixelType::U8x3);
+        let options = ResizeOptions::new()
+            .resize_alg(ResizeAlg::Convolution(FilterType::Bilinear))
+            .crop(left, top, box_width, box_height);
+        Resizer::new().resize(source, &mut target, &options).map_err(|e| fail(&e.to_string()))?;
+        Ok(target.into_vec())
+    };
+    let view =
+        |pixels, width, height| ImageRef::new(width, height, pixels, PixelType::U8x3).map_err(|e| fail(&e.to_string()));
+    let source = view(image.as_raw(), width, height)?;
+    let across = pass(&source, window.width, rows, (left, first, box_width, f64::from(rows)))?;
+    let source = view(&across, window.width, rows)?;
+    let pixels = pass(&source, window.width, window.height, (0.0, top - first, f64::from(window.width), box_height))?;
+    RgbImage::from_raw(window.width, window.height, pixels).ok_or_else(|| fail("the result is too small"))
 }
 
 /// Start and length, in pixels of a source side of `source`, of `length` pixels at `start` of a side scaled to `scaled`.
