@@ -31,7 +31,7 @@ pub fn cpu(threads: usize) -> Device {
 pub fn normal(seed: u64, name: &str, shape: impl Into<Shape>, device: &Device) -> Tensor {
     let shape = shape.into();
     let mut random = Random::stream(seed, name, &[]);
-    let values = (0..shape.elements()).map(|_| random.normal()).collect::<Vec<f32>>();
+    let values = (0..shape.elements()).map(|_| random.normal_pair()[0]).collect::<Vec<f32>>();
     Tensor::new(values, shape, device).expect("as many values as the shape has elements")
 }
 
