@@ -8,6 +8,8 @@ use unfreeze::{
     nn::{Arch, FreezeState, HeadSpec, Model, Pass, Unit},
 };
 
+use super::options::positive;
+
 /// Show a network's layers: output shape, parameters, trainable parameters, layer group
 #[derive(Args)]
 pub struct Summary {
@@ -15,10 +17,10 @@ pub struct Summary {
     #[arg(long)]
     arch: Arch,
     /// Side of the input images in pixels [default: 224, or 32 for CIFAR networks]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = positive)]
     size: Option<usize>,
     /// Number of classes
-    #[arg(long, default_value_t = 2, value_name = "N")]
+    #[arg(long, default_value_t = 2, value_name = "N", value_parser = positive)]
     classes: usize,
     /// Freeze all layer groups before this one; negative numbers count from the end
     #[arg(long, default_value_t = -1, allow_hyphen_values = true, value_name = "N")]
