@@ -310,3 +310,13 @@ fn mistakes_elsewhere_are_named() {
     picture(9, 0, 0).save(work.path().join("tiny.png")).unwrap();
     unfreeze("predict {} {}", &[run, &work.path().join("tiny.png")]).succeeded();
 }
+
+#[test]
+fn a_reader_that_goes_away_is_no_error() {
+    let work = tempfile::tempdir().unwrap();
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let mut inspect = Command::new(env!("CARGO_BIN_EXE_unfreeze"));
+    let ran = inspect.arg("inspect").arg(checkpoint(work.path())).stdout(writer).output().unwrap();
+    assert!(ran.status.success() && ran.stderr.is_empty(), "{}", String::from_utf8_lossy(&ran.stderr));
+}

@@ -121,13 +121,13 @@ impl Options {
         let (arch, size, batch) = (self.arch, self.size(), self.batch_size);
         if self.json {
             let threads = self.compute.open()?.threads();
-            println!(
+            outln!(
                 "{}",
                 json!({ "bench": what, "arch": arch.name(), "size": size, "batch_size": batch, "threads": threads,
                         "images_per_second": median, "minimum": low, "maximum": high })
             );
         } else {
-            println!(
+            outln!(
                 "{what} {arch} {size} px, batch {batch}: {median:.1} images/s (median of {}; {low:.1} to {high:.1})",
                 rates.len()
             );

@@ -54,10 +54,10 @@ impl Predict {
                     let top: Vec<_> =
                         top.iter().map(|(class, p)| json!({ "class": class, "probability": p })).collect();
                     let (class, probability) = (&prediction.class, prediction.probability);
-                    println!("{}", json!({ "file": file, "class": class, "probability": probability, "top": top }));
+                    outln!("{}", json!({ "file": file, "class": class, "probability": probability, "top": top }));
                 } else {
                     let top: Vec<_> = top.iter().map(|(class, p)| format!("{class} {p:.4}")).collect();
-                    println!("{file}\t{}", top.join("\t"));
+                    outln!("{file}\t{}", top.join("\t"));
                 }
             }
         }

@@ -42,7 +42,7 @@ impl Summary {
         let mut x = Var::constant(Tensor::zeros([1, size, size, 3], &device));
         let mut pass = Pass::evaluation();
         if !self.json {
-            println!("{:<12} {:>18} {:>12} {:>12}  group", "layer", "output", "parameters", "trainable");
+            outln!("{:<12} {:>18} {:>12} {:>12}  group", "layer", "output", "parameters", "trainable");
         }
         for (index, unit) in model.units().into_iter().enumerate() {
             let name = match unit {
@@ -69,18 +69,18 @@ impl Summary {
             let shape = x.value().shape();
             if self.json {
                 let dims = shape.dims();
-                println!(
+                outln!(
                     "{}",
                     json!({ "layer": name, "shape": dims, "parameters": all, "trainable": trainable, "group": group })
                 );
             } else {
-                println!("{name:<12} {:>18} {all:>12} {trainable:>12}  {group}", shape.to_string());
+                outln!("{name:<12} {:>18} {all:>12} {trainable:>12}  {group}", shape.to_string());
             }
         }
         if !self.json {
             let (all, trainable) = model.parameter_count();
-            println!("{:<12} {:>18} {all:>12} {trainable:>12}", "total", "");
-            println!("groups: {state}");
+            outln!("{:<12} {:>18} {all:>12} {trainable:>12}", "total", "");
+            outln!("groups: {state}");
         }
         Ok(())
     }
