@@ -82,9 +82,9 @@ impl Weights {
     pub fn with_head(&self, head: HeadSpec, classes: usize, seed: u64, device: &Device) -> Result<Model> {
         let mut model = Model::new(self.arch, head, classes, seed, device)?;
         if let Some(checkpoint) = &self.checkpoint {
-            let heads = vec!["fc.".to_string(), "head.".to_string()];
-            let options = LoadOptions { allow_missing: heads.clone(), allow_unused: heads };
-            load_into(&mut model, checkpoint, &options)?;
+            // Into the backbone alone: a new linear head has the name of the checkpoint's own, and other classes.
+            let options = LoadOptions { allow_unused: vec!["fc.".into(), "head.".into()], ..LoadOptions::default() };
+            load_into(&mut model.backbone, checkpoint, &options)?;
         }
         Ok(model)
     }

@@ -13,7 +13,10 @@ use unfreeze::{
     random::Random,
 };
 
-use super::options::Compute;
+use super::options::{Compute, positive};
+
+/// Classes of the network measured, as ImageNet has.
+const CLASSES: u32 = 1000;
 
 /// Measure images per second on random data
 #[derive(Args)]
@@ -36,13 +39,13 @@ struct Options {
     #[arg(long, default_value = "resnet34")]
     arch: Arch,
     /// Side of the images in pixels [default: 224, or 32 for CIFAR networks]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = positive)]
     size: Option<usize>,
     /// Images per batch
-    #[arg(long, default_value_t = 16, value_name = "N")]
+    #[arg(long, default_value_t = 16, value_name = "N", value_parser = positive)]
     batch_size: usize,
     /// Measured rounds, after one that is not
-    #[arg(long, default_value_t = 7, value_name = "N")]
+    #[arg(long, default_value_t = 7, value_name = "N", value_parser = positive)]
     rounds: usize,
     #[command(flatten)]
     compute: Compute,
@@ -72,7 +75,7 @@ impl Bench {
                 let mut state = FreezeState::head_only(options.arch, model.grouping());
                 state.freeze_to(freeze_to)?;
                 model.apply(&state, false);
-                let labels: Vec<u32> = (0..options.batch_size as u32).collect();
+                let labels: Vec<u32> = (0..options.batch_size as u32).map(|image| image % CLASSES).collect();
                 let target = Target::Labels(Tensor::new(labels, [options.batch_size], images.device())?);
                 let mut optimizer = Optimizer::new(OptimizerKind::default());
                 let rates = vec![1e-4; state.names().len()];
@@ -94,7 +97,7 @@ impl Bench {
 impl Options {
     fn setup(&self) -> Result<(Model, Tensor)> {
         let device: Device = self.compute.open()?;
-        let model = Model::new(self.arch, HeadSpec::Linear, 1000, self.compute.seed, &device)?;
+        let model = Model::new(self.arch, HeadSpec::Linear, CLASSES as usize, self.compute.seed, &device)?;
         let size = self.size();
         let mut random = Random::stream(self.compute.seed, "bench", &[]);
         let pixels = (0..self.batch_size * size * size * 3).map(|_| random.uniform(-2.0, 2.0)).collect::<Vec<f32>>();
@@ -107,8 +110,8 @@ impl Options {
 
     fn measure(&self, what: &str, mut step: impl FnMut() -> Result<()>) -> Result<()> {
         step()?;
-        let mut rates = Vec::with_capacity(self.rounds.max(1));
-        for _ in 0..self.rounds.max(1) {
+        let mut rates = Vec::with_capacity(self.rounds);
+        for _ in 0..self.rounds {
             let start = Instant::now();
             step()?;
             rates.push(self.batch_size as f64 / start.elapsed().as_secs_f64());
@@ -118,13 +121,13 @@ impl Options {
         let (arch, size, batch) = (self.arch, self.size(), self.batch_size);
         if self.json {
             let threads = self.compute.open()?.threads();
-            println!(
+            outln!(
                 "{}",
                 json!({ "bench": what, "arch": arch.name(), "size": size, "batch_size": batch, "threads": threads,
                         "images_per_second": median, "minimum": low, "maximum": high })
             );
         } else {
-            println!(
+            outln!(
                 "{what} {arch} {size} px, batch {batch}: {median:.1} images/s (median of {}; {low:.1} to {high:.1})",
                 rates.len()
             );

@@ -16,9 +16,9 @@ impl Devices {
     pub fn run(self) -> Result<()> {
         let device = Device::cpu(0)?;
         if self.json {
-            println!("{}", json!({ "name": device.to_string(), "threads": device.threads() }));
+            outln!("{}", json!({ "name": device.to_string(), "threads": device.threads() }));
         } else {
-            println!("{device}: {} threads", device.threads());
+            outln!("{device}: {} threads", device.threads());
         }
         Ok(())
     }

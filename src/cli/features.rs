@@ -12,7 +12,7 @@ use unfreeze::{
     ops::{augment::normalise, pool::average_forward},
 };
 
-use super::options::{Compute, Pretrained, images};
+use super::options::{Compute, Failed, Pretrained, images};
 
 /// Write a network's activations for images
 ///
@@ -58,10 +58,11 @@ impl Features {
         let order = (0..files.len() as u32).collect();
         let options = LoaderOptions { workers: self.compute.threads, ..LoaderOptions::evaluation() };
 
+        let mut failed = Failed::default();
         let (mut values, mut rows, mut dims) = (Vec::new(), Vec::new(), Vec::new());
         for batch in Loader::new(Item::unlabelled(&files), &transforms, order, self.batch_size, &options)? {
-            let batch = batch?;
-            batch.failed.iter().for_each(|file| eprintln!("skipped {file}"));
+            let mut batch = batch?;
+            failed.report(std::mem::take(&mut batch.failed));
             if batch.is_empty() {
                 continue;
             }
@@ -73,7 +74,7 @@ impl Features {
             rows.extend(batch.indices.iter().map(|&index| files[index as usize].display().to_string()));
         }
         if rows.is_empty() {
-            return Err(Error::data(&self.images[0], "no image could be read"));
+            return failed.check(files.len());
         }
         // [H, W, C] becomes PyTorch's [C, H, W].
         if let [h, w, c] = dims[..] {
@@ -95,11 +96,7 @@ impl Features {
         ]);
         write_safetensors(&self.out, &tensors, &metadata)?;
         eprintln!("{}: features {dims:?} of {} images", self.out.display(), rows.len());
-        if rows.len() < files.len() {
-            let message = format!("{} of {} files could not be read", files.len() - rows.len(), files.len());
-            return Err(Error::data(&self.images[0], message));
-        }
-        Ok(())
+        failed.check(files.len())
     }
 
     fn activation(&self, model: &Model, images: Tensor) -> Result<Tensor> {

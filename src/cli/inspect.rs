@@ -23,17 +23,17 @@ impl Inspect {
         for (name, tensor) in &checkpoint.tensors {
             let dtype = tensor.dtype.to_string();
             if self.json {
-                println!("{}", json!({ "name": name, "dtype": dtype, "shape": tensor.shape }));
+                outln!("{}", json!({ "name": name, "dtype": dtype, "shape": tensor.shape }));
             } else {
-                println!("{name:<width$}  {dtype:<4}  {:?}", tensor.shape);
+                outln!("{name:<width$}  {dtype:<4}  {:?}", tensor.shape);
             }
         }
         if !self.json {
             for (key, value) in &checkpoint.metadata {
-                println!("{key}: {value}");
+                outln!("{key}: {value}");
             }
             let elements: usize = checkpoint.tensors.values().map(|tensor| tensor.elements()).sum();
-            println!("{}: {} tensors, {elements} elements", checkpoint.format, checkpoint.tensors.len());
+            outln!("{}: {} tensors, {elements} elements", checkpoint.format, checkpoint.tensors.len());
         }
         Ok(())
     }

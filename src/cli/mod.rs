@@ -1,5 +1,10 @@
 //! The command line: one file per subcommand. It parses and prints; the library decides.
 
+/// As `println!`, but a reader that has gone away (`unfreeze inspect FILE | head`) is no error.
+macro_rules! outln {
+    ($($argument:tt)*) => { $crate::cli::print_line(format_args!($($argument)*)) };
+}
+
 mod bench;
 mod convert;
 mod demo;
@@ -12,7 +17,11 @@ mod progress;
 mod summary;
 mod train;
 
-use std::process::ExitCode;
+use std::{
+    fmt,
+    io::{self, Write},
+    process::ExitCode,
+};
 
 use clap::{Parser, Subcommand};
 use unfreeze::Error;
@@ -60,5 +69,14 @@ pub fn run() -> ExitCode {
             eprintln!("error: {error}");
             ExitCode::from(if matches!(error, Error::Setting { .. }) { 2 } else { 1 })
         }
+    }
+}
+
+fn print_line(line: fmt::Arguments) {
+    if let Err(error) = writeln!(io::stdout().lock(), "{line}")
+        && error.kind() != io::ErrorKind::BrokenPipe
+    {
+        eprintln!("error: standard output: {error}");
+        std::process::exit(1);
     }
 }

@@ -82,3 +82,34 @@ pub fn report_skipped(skipped: &[Skipped]) {
         eprintln!("{} files skipped", skipped.len());
     }
 }
+
+/// Files that a command was to read and could not.
+#[derive(Default)]
+pub struct Failed(Vec<Skipped>);
+
+impl Failed {
+    /// Names files that could not be read on standard error.
+    pub fn report(&mut self, files: Vec<Skipped>) {
+        files.iter().for_each(|file| eprintln!("skipped {file}"));
+        self.0.extend(files);
+    }
+
+    /// An error that names the first of them, if there are any.
+    pub fn check(&self, total: usize) -> Result<()> {
+        match self.0.first() {
+            Some(first) => {
+                let count = self.0.len();
+                Err(Error::data(&first.path, format!("could not be read ({count} of {total} files could not)")))
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+/// `N` from 1 up, for counts and sizes that cannot be nothing.
+pub fn positive(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(number) if number > 0 => Ok(number),
+        _ => Err("give a whole number from 1 up".into()),
+    }
+}

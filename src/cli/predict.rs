@@ -5,12 +5,12 @@ use std::path::PathBuf;
 use clap::Args;
 use serde_json::json;
 use unfreeze::{
-    Error, Result,
+    Result,
     data::{Item, Loader, LoaderOptions},
     learner::Classifier,
 };
 
-use super::options::{Compute, images};
+use super::options::{Compute, Failed, images};
 
 /// Classify images with a trained model
 #[derive(Args)]
@@ -41,11 +41,10 @@ impl Predict {
         let order = (0..files.len() as u32).collect();
         let items = Item::unlabelled(&files);
         let options = LoaderOptions { workers: self.compute.threads, ..LoaderOptions::evaluation() };
-        let mut failed = 0;
+        let mut failed = Failed::default();
         for batch in Loader::new(items, classifier.transforms(), order, self.batch_size, &options)? {
             let batch = batch?;
-            failed += batch.failed.len();
-            batch.failed.iter().for_each(|file| eprintln!("skipped {file}"));
+            failed.report(batch.failed);
             let predictions = classifier.predict_pixels(batch.pixels, &batch.lighting)?;
             for (prediction, index) in predictions.iter().zip(batch.indices) {
                 let file = files[index as usize].display().to_string();
@@ -55,17 +54,13 @@ impl Predict {
                     let top: Vec<_> =
                         top.iter().map(|(class, p)| json!({ "class": class, "probability": p })).collect();
                     let (class, probability) = (&prediction.class, prediction.probability);
-                    println!("{}", json!({ "file": file, "class": class, "probability": probability, "top": top }));
+                    outln!("{}", json!({ "file": file, "class": class, "probability": probability, "top": top }));
                 } else {
                     let top: Vec<_> = top.iter().map(|(class, p)| format!("{class} {p:.4}")).collect();
-                    println!("{file}\t{}", top.join("\t"));
+                    outln!("{file}\t{}", top.join("\t"));
                 }
             }
         }
-        if failed > 0 {
-            let message = format!("{failed} of {} files could not be read", files.len());
-            return Err(Error::data(&self.images[0], message));
-        }
-        Ok(())
+        failed.check(files.len())
     }
 }

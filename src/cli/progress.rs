@@ -41,18 +41,24 @@ impl Progress {
         self.bar.finish_and_clear();
         self.task.clear();
         if self.json {
-            println!("{}", serde_json::json!(record));
+            outln!("{}", serde_json::json!(record));
             return;
         }
         if self.phase.as_ref() != Some(&record.phase) {
-            println!(
+            outln!(
                 "{:<10} {:>5} {:>11} {:>11} {:>9} {:>8} {:>9}  lr",
-                "phase", "epoch", "train loss", "valid loss", "accuracy", "seconds", "images/s"
+                "phase",
+                "epoch",
+                "train loss",
+                "valid loss",
+                "accuracy",
+                "seconds",
+                "images/s"
             );
             self.phase = Some(record.phase.clone());
         }
         let lrs: Vec<String> = record.lrs.iter().map(|lr| format!("{lr:.1e}")).collect();
-        println!(
+        outln!(
             "{:<10} {:>5} {:>11.4} {:>11.4} {:>9.4} {:>8.1} {:>9.0}  {}",
             record.phase,
             record.epoch,

@@ -8,6 +8,8 @@ use unfreeze::{
     nn::{Arch, FreezeState, HeadSpec, Model, Pass, Unit},
 };
 
+use super::options::positive;
+
 /// Show a network's layers: output shape, parameters, trainable parameters, layer group
 #[derive(Args)]
 pub struct Summary {
@@ -15,10 +17,10 @@ pub struct Summary {
     #[arg(long)]
     arch: Arch,
     /// Side of the input images in pixels [default: 224, or 32 for CIFAR networks]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = positive)]
     size: Option<usize>,
     /// Number of classes
-    #[arg(long, default_value_t = 2, value_name = "N")]
+    #[arg(long, default_value_t = 2, value_name = "N", value_parser = positive)]
     classes: usize,
     /// Freeze all layer groups before this one; negative numbers count from the end
     #[arg(long, default_value_t = -1, allow_hyphen_values = true, value_name = "N")]
@@ -40,7 +42,7 @@ impl Summary {
         let mut x = Var::constant(Tensor::zeros([1, size, size, 3], &device));
         let mut pass = Pass::evaluation();
         if !self.json {
-            println!("{:<12} {:>18} {:>12} {:>12}  group", "layer", "output", "parameters", "trainable");
+            outln!("{:<12} {:>18} {:>12} {:>12}  group", "layer", "output", "parameters", "trainable");
         }
         for (index, unit) in model.units().into_iter().enumerate() {
             let name = match unit {
@@ -67,18 +69,18 @@ impl Summary {
             let shape = x.value().shape();
             if self.json {
                 let dims = shape.dims();
-                println!(
+                outln!(
                     "{}",
                     json!({ "layer": name, "shape": dims, "parameters": all, "trainable": trainable, "group": group })
                 );
             } else {
-                println!("{name:<12} {:>18} {all:>12} {trainable:>12}  {group}", shape.to_string());
+                outln!("{name:<12} {:>18} {all:>12} {trainable:>12}  {group}", shape.to_string());
             }
         }
         if !self.json {
             let (all, trainable) = model.parameter_count();
-            println!("{:<12} {:>18} {all:>12} {trainable:>12}", "total", "");
-            println!("groups: {state}");
+            outln!("{:<12} {:>18} {all:>12} {trainable:>12}", "total", "");
+            outln!("groups: {state}");
         }
         Ok(())
     }

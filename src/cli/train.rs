@@ -182,7 +182,10 @@ impl Train {
             recipe: &recipe,
         };
         let mut folder = RunFolder::create(&self.out, &config)?;
-        learner.run(&recipe, |learner| folder.save(learner))?;
+        if let Err(error) = learner.run(&recipe, |learner| folder.save(learner)) {
+            folder.close_failed(&learner)?;
+            return Err(error);
+        }
         eprintln!("model: {}", folder.file("model.safetensors").display());
         Ok(())
     }

@@ -2,9 +2,9 @@
 
 use super::{Event, Learner};
 use crate::{
-    Result, Tensor,
+    Error, Result, Tensor,
     autograd::{Tape, Var},
-    data::{LoaderOptions, Split},
+    data::Split,
     nn::Pass,
     ops::loss::{CrossEntropy, Target, cross_entropy, softmax},
 };
@@ -28,8 +28,8 @@ impl Learner {
     /// Evaluates the network on a split, from cached activations where precompute allows.
     ///
     /// # Errors
-    /// [`Error::Io`](crate::Error::Io) or [`Error::Image`](crate::Error::Image) for files, in strict mode;
-    /// [`Error::Cancelled`](crate::Error::Cancelled).
+    /// [`Error::Data`] if no image can be decoded; in strict mode [`Error::Io`] or [`Error::Image`] for the first that
+    /// cannot; [`Error::Cancelled`].
     pub fn evaluate(&mut self, split: Split) -> Result<Evaluation> {
         let mut tally = Tally::default();
         let total = self.samples(split);
@@ -45,7 +45,7 @@ impl Learner {
             }
         } else {
             let mut done = 0;
-            for batch in self.data.loader(split, &LoaderOptions::evaluation())? {
+            for batch in self.data.loader(split, &self.clean_views())? {
                 self.cancel.check()?;
                 let batch = batch?;
                 done += batch.len() + batch.failed.len();
@@ -56,6 +56,10 @@ impl Learner {
                 }
                 self.tell(&Event::Validating { done, total });
             }
+        }
+        if tally.evaluation.labels.is_empty() {
+            let message = format!("none of the {total} images to evaluate on could be decoded");
+            return Err(Error::data(self.data.root(), message));
         }
         Ok(tally.finish())
     }

@@ -94,7 +94,7 @@ impl Fit {
         };
         match (self.length, total) {
             (Length::Epochs(0), _) => Err(Error::setting("epochs", "0 trains nothing; give at least 1")),
-            (Length::Cycles { count, len, mult }, _) if count * len * mult == 0 => {
+            (Length::Cycles { count, len, mult }, _) if [count, len, mult].contains(&0) => {
                 let message = format!("{count} cycles of {len} epochs, times {mult}: each must be at least 1");
                 Err(Error::setting("cycles", message))
             }
@@ -134,6 +134,7 @@ mod tests {
         for nothing in [Fit::epochs(0), Fit::cycles(0), Fit::cycles(1).cycle_len(0), Fit::cycles(99).cycle_mult(9)] {
             assert!(nothing.total_epochs().is_err());
         }
+        assert!(Fit::cycles(usize::MAX).cycle_len(2).total_epochs().is_err(), "too many to multiply");
         Ok(())
     }
 }

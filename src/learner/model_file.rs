@@ -64,6 +64,16 @@ impl ModelFile {
         if classes.is_empty() {
             return Err(fail("has no classes".into()));
         }
+        // Before anything is allocated: the sizes are whatever the file says.
+        head.validate().map_err(|error| fail(format!("has bad metadata: {error}")))?;
+        for (name, inputs, outputs) in head.plan(arch.features(), classes.len()) {
+            let found = checkpoint.tensors.get(&format!("{name}.weight")).map(|tensor| tensor.shape.as_slice());
+            if found != Some(&[outputs, inputs]) {
+                let found = found.map_or("there is none".into(), |shape| format!("it is {shape:?}"));
+                let expected = format!("a tensor {name}.weight of [{outputs}, {inputs}]");
+                return Err(fail(format!("has metadata that do not fit: they ask for {expected}, but {found}")));
+            }
+        }
         let mut model = Model::new(arch, head, classes.len(), 0, device)
             .map_err(|error| fail(format!("has bad metadata: {error}")))?;
         load_into(&mut model, &checkpoint, &LoadOptions::default())?;

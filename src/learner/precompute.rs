@@ -25,7 +25,7 @@ impl Learner {
         let total = self.samples(split);
         let mut activations = Activations::default();
         let mut done = 0;
-        for batch in self.data.loader(split, &LoaderOptions::evaluation())? {
+        for batch in self.data.loader(split, &self.clean_views())? {
             self.cancel.check()?;
             let batch = batch?;
             done += batch.len() + batch.failed.len();
@@ -51,6 +51,11 @@ impl Learner {
             key.file(&item.path)?.text(&item.label.to_string());
         }
         Ok(key.finish())
+    }
+
+    /// How a split is read for evaluation: with as many threads as compute.
+    pub(super) fn clean_views(&self) -> LoaderOptions {
+        LoaderOptions { workers: self.device.threads(), ..LoaderOptions::evaluation() }
     }
 
     /// A batch as normalised images on the device.

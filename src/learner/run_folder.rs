@@ -60,14 +60,33 @@ impl RunFolder {
     /// # Errors
     /// [`Error::Io`] if a file cannot be written.
     pub fn save(&mut self, learner: &Learner) -> Result<()> {
-        self.append(&learner.history()[self.written..])?;
-        self.written = learner.history().len();
+        self.record(learner)?;
         learner.save(self.file("model.safetensors"))
+    }
+
+    /// After a run that failed: keeps what it finished, the records of its epochs; if that is nothing, takes the
+    /// folder away, so that the run can be started again.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if that cannot be done.
+    pub fn close_failed(mut self, learner: &Learner) -> Result<()> {
+        if learner.history().is_empty() {
+            let config = self.file("config.toml");
+            fs::remove_file(&config).map_err(|error| Error::io(config, error))?;
+            return fs::remove_dir(&self.path).map_err(|error| Error::io(&self.path, error));
+        }
+        self.record(learner)
     }
 
     /// Path of a file in the folder.
     pub fn file(&self, name: &str) -> PathBuf {
         self.path.join(name)
+    }
+
+    fn record(&mut self, learner: &Learner) -> Result<()> {
+        self.append(&learner.history()[self.written..])?;
+        self.written = learner.history().len();
+        Ok(())
     }
 
     fn append(&self, records: &[EpochRecord]) -> Result<()> {

@@ -33,26 +33,30 @@ struct State {
     lrs: Vec<f32>,
     weight_decays: Vec<f32>,
     optimizer: Optimizer,
-    step: usize,
+    /// Steps of an epoch in which every image can be decoded.
+    steps_per_epoch: usize,
 }
 
 impl Learner {
     /// Trains as `fit` says and returns the records of its epochs. Each epoch ends with a validation.
     ///
     /// # Errors
-    /// [`Error::Setting`] for rates that do not fit the layer groups or a fit of no epochs; [`Error::Diverged`] if the
+    /// [`Error::Setting`] for rates that do not fit the layer groups, a fit of no epochs or batches of one sample; [`Error::Diverged`] if the
     /// loss is no longer finite; [`Error::Cancelled`]; errors of files. Epochs finished before stay in the history.
     pub fn fit(&mut self, fit: Fit) -> Result<&[EpochRecord]> {
         let epochs = fit.total_epochs()?;
         let first = self.history.len();
-        let samples = self.samples(Split::Train);
-        let steps = batches(samples, self.data.batch_size).len();
+        if self.data.batch_size < 2 {
+            let message = format!("{} is too small to train with: batchnorm needs 2 or more", self.data.batch_size);
+            return Err(Error::setting("batch_size", message));
+        }
+        let steps = batches(self.samples(Split::Train), self.data.batch_size).len();
         let mut state = State {
             schedule: fit.schedule(steps),
             lrs: fit.lr.resolve("lr", &self.state)?,
             weight_decays: fit.weight_decay.resolve("wd", &self.state)?,
             optimizer: Optimizer::new(fit.optimizer),
-            step: 0,
+            steps_per_epoch: steps,
         };
         if self.precompute && !self.uses_cache() {
             self.note("precompute is on, but the backbone is trainable: activations are computed anew".into());
@@ -74,24 +78,19 @@ impl Learner {
         let mut source = self.source()?;
         let training = Instant::now();
         let steps = source.len();
-        // A decoding failure may leave the schedule a step short; the epoch's start keeps it in line.
-        let first_step = epoch * steps;
+        // Images that cannot be decoded may leave an epoch steps short; the next one starts where it should.
+        let first_step = epoch * state.steps_per_epoch;
         let (mut loss_sum, mut seen, mut stop) = (0f64, 0usize, false);
         let mut lrs = state.lrs.clone();
         for step in 0..steps {
             self.cancel.check()?;
             let Some((input, labels)) = self.next_batch(&mut source)? else { continue };
-            state.step = first_step + step;
-            let factor = state.schedule.at(state.step).lr;
+            let factor = state.schedule.at(first_step + step).lr;
             lrs = state.lrs.iter().map(|lr| (f64::from(*lr) * factor) as f32).collect();
             let samples = labels.len();
             let loss = self.step(input, labels, &lrs, state)?;
             if !loss.is_finite() {
-                let message = format!(
-                    "the loss is {loss} in phase '{}', epoch {epoch}, step {step}; lower the learning rate ({})",
-                    fit.phase, fit.lr
-                );
-                return Err(Error::Diverged(message));
+                return Err(diverged(fit, "loss", loss, epoch, step));
             }
             loss_sum += f64::from(loss) * samples as f64;
             seen += samples;
@@ -101,10 +100,14 @@ impl Learner {
             }
         }
         if seen == 0 {
-            return Err(Error::data(self.data.root(), "no training image could be decoded"));
+            let message = "fewer than two training images of any batch could be decoded; the notes name the others";
+            return Err(Error::data(self.data.root(), message));
         }
         let images_per_second = seen as f64 / training.elapsed().as_secs_f64();
         let valid = self.evaluate(Split::Valid)?;
+        if !valid.loss.is_finite() {
+            return Err(diverged(fit, "validation loss", valid.loss, epoch, steps));
+        }
         let record = EpochRecord {
             phase: fit.phase.clone(),
             epoch,
@@ -124,7 +127,8 @@ impl Learner {
         // Epochs are numbered through all fits, so that no two see the same order or views.
         let epoch = self.history.len() as u64;
         if !self.uses_cache() {
-            let options = LoaderOptions::training(self.seed, epoch);
+            let workers = self.device.threads();
+            let options = LoaderOptions { workers, ..LoaderOptions::training(self.seed, epoch) };
             return Ok(Source::Images(self.data.loader(Split::Train, &options)?));
         }
         let activations = self.activations(Split::Train)?;
@@ -175,6 +179,12 @@ impl Learner {
         self.model.update_statistics(statistics)?;
         Ok(value)
     }
+}
+
+fn diverged(fit: &Fit, what: &str, value: f32, epoch: usize, step: usize) -> Error {
+    let (phase, lr) = (&fit.phase, &fit.lr);
+    let place = format!("in phase '{phase}', epoch {epoch}, step {step}");
+    Error::Diverged(format!("the {what} is {value} {place}; lower the learning rate ({lr})"))
 }
 
 impl Source {

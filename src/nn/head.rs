@@ -59,12 +59,25 @@ impl HeadSpec {
         if let Some(p) = dropout.iter().find(|p| !(0.0..1.0).contains(*p)) {
             return Err(Error::setting("dropout", format!("{p} is not a probability in [0, 1)")));
         }
-        if hidden.contains(&0) {
-            return Err(Error::setting("hidden", "a hidden layer needs at least one unit"));
+        if let Some(size) = hidden.iter().find(|size| !(1..=MAX_HIDDEN).contains(*size)) {
+            let message = format!("a hidden layer of {size} units; give between 1 and {MAX_HIDDEN}");
+            return Err(Error::setting("hidden", message));
         }
         Ok(())
     }
+
+    /// Name, inputs and outputs of each linear layer of such a head for `classes` on activations of `channels`.
+    pub fn plan(&self, channels: usize, classes: usize) -> Vec<(String, usize, usize)> {
+        let HeadSpec::Fastai { hidden, .. } = self else { return vec![("fc".into(), channels, classes)] };
+        let inputs = std::iter::once(2 * channels).chain(hidden.iter().copied());
+        let outputs = hidden.iter().copied().chain([classes]);
+        let layers = inputs.zip(outputs).enumerate();
+        layers.map(|(index, (inputs, outputs))| (format!("head.{}", 4 * index + 3), inputs, outputs)).collect()
+    }
 }
+
+/// Units of the largest hidden layer.
+const MAX_HIDDEN: usize = 1 << 16;
 
 /// One group of layers of fastai's head.
 #[derive(Clone, Debug)]
@@ -102,15 +115,15 @@ impl Head {
     }
 
     fn build(spec: HeadSpec, channels: usize, classes: usize, seed: u64, device: &Device) -> Self {
+        let linear =
+            |(name, inputs, outputs): (String, usize, usize)| Linear::new(&name, inputs, outputs, seed, device);
         let layers = match &spec {
-            HeadSpec::Linear => Layers::Linear(Linear::new("fc", channels, classes, seed, device)),
+            HeadSpec::Linear => Layers::Linear(linear(("fc".into(), channels, classes))),
             HeadSpec::Fastai { hidden, dropout } => {
-                let inputs = std::iter::once(2 * channels).chain(hidden.iter().copied());
-                let outputs = hidden.iter().copied().chain([classes]);
-                let blocks = inputs.zip(outputs).enumerate().map(|(index, (inputs, outputs))| HeadBlock {
-                    norm: BatchNorm::new(&format!("head.{}", 4 * index + 1), inputs, device),
+                let blocks = spec.plan(channels, classes).into_iter().enumerate().map(|(index, layer)| HeadBlock {
+                    norm: BatchNorm::new(&format!("head.{}", 4 * index + 1), layer.1, device),
                     dropout: dropout[index.min(dropout.len() - 1)],
-                    linear: Linear::new(&format!("head.{}", 4 * index + 3), inputs, outputs, seed, device),
+                    linear: linear(layer),
                     relu: index < hidden.len(),
                 });
                 Layers::Fastai(blocks.collect())

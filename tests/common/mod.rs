@@ -2,6 +2,7 @@
 #![allow(dead_code)] // each test binary uses a part
 
 pub mod formula;
+pub mod learning;
 
 use std::path::PathBuf;
 

@@ -1,0 +1,322 @@
+//! The program as a user runs it.
+
+mod common;
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::OnceLock,
+};
+
+use common::{
+    learning::{cats_and_dogs, folders, picture},
+    shared,
+};
+use serde_json::Value;
+use tempfile::TempDir;
+use unfreeze::{
+    Device,
+    checkpoint::{Checkpoint, collect, write_safetensors},
+    learner::EpochRecord,
+    nn::{Arch, HeadSpec, Model},
+};
+
+struct Ran {
+    code: i32,
+    out: String,
+    err: String,
+}
+
+/// Runs the program; arguments are separated by spaces, `{}` stands for the next of `paths`.
+fn unfreeze(arguments: &str, paths: &[&Path]) -> Ran {
+    let mut paths = paths.iter();
+    let arguments = arguments.split_whitespace().map(|argument| match argument {
+        "{}" => paths.next().expect("a path for each {}").as_os_str().to_owned(),
+        text => text.into(),
+    });
+    let output = Command::new(env!("CARGO_BIN_EXE_unfreeze")).args(arguments.collect::<Vec<_>>()).output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    let ran = Ran { code: output.status.code().unwrap_or(-1), out: text(output.stdout), err: text(output.stderr) };
+    assert!(!ran.err.contains("panicked"), "{}", ran.err);
+    ran
+}
+
+impl Ran {
+    #[track_caller]
+    fn succeeded(self) -> Self {
+        assert_eq!(self.code, 0, "{}", self.err);
+        self
+    }
+
+    /// Standard output, an object to a line.
+    fn objects(&self) -> Vec<Value> {
+        self.out.lines().map(|line| serde_json::from_str(line).expect(line)).collect()
+    }
+}
+
+/// Names in a folder, sorted.
+fn names(folder: &Path) -> Vec<String> {
+    let Ok(entries) = fs::read_dir(folder) else { return Vec::new() };
+    let mut names: Vec<String> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+const TRAIN: &str = "train {} --out {} --weights random --arch resnet20 --size 32 --hidden 8 --batch-size 4 --epochs 1";
+
+/// Data and a trained run, made once for all tests.
+fn trained() -> &'static (TempDir, PathBuf) {
+    static RUN: OnceLock<(TempDir, PathBuf)> = OnceLock::new();
+    RUN.get_or_init(|| {
+        let data = cats_and_dogs();
+        let run = data.path().join("run");
+        unfreeze(&format!("{TRAIN} --recipe head --seed 1"), &[data.path(), &run]).succeeded();
+        (data, run)
+    })
+}
+
+/// A ResNet-20 checkpoint with a classifier of ten.
+fn checkpoint(folder: &Path) -> PathBuf {
+    let path = folder.join("resnet20.safetensors");
+    let model = Model::new(Arch::ResNet20, HeadSpec::Linear, 10, 1, &Device::cpu(1).unwrap()).unwrap();
+    write_safetensors(&path, &collect(&model).unwrap(), &Default::default()).unwrap();
+    path
+}
+
+#[test]
+fn train_writes_a_run_and_prints_an_object_per_epoch() {
+    let data = cats_and_dogs();
+    let run = data.path().join("runs/full");
+    let ran = unfreeze(&format!("{TRAIN} --cycles 1 --lr 1e-3 --json"), &[data.path(), &run]).succeeded();
+    let printed: Vec<EpochRecord> = ran.objects().into_iter().map(|o| serde_json::from_value(o).unwrap()).collect();
+    let phases: Vec<_> = printed.iter().map(|record| (record.phase.as_str(), record.epoch, record.cached)).collect();
+    assert_eq!(phases, [("head", 0, true), ("finetune", 0, false)]);
+    assert_eq!(names(&run), ["config.toml", "history.jsonl", "model.safetensors"]);
+    assert_eq!(fs::read_to_string(run.join("history.jsonl")).unwrap(), ran.out);
+    let config: toml::Table = fs::read_to_string(run.join("config.toml")).unwrap().parse().unwrap();
+    assert_eq!(config["arch"].as_str(), Some("resnet20"));
+    assert!(ran.err.contains("10 training and 6 validation images in 2 classes"), "{}", ran.err);
+
+    let table = unfreeze(&format!("{TRAIN} --recipe head"), &[data.path(), &data.path().join("head")]).succeeded();
+    let lines: Vec<_> = table.out.lines().collect();
+    assert!(lines.len() == 2 && lines[0].starts_with("phase") && lines[1].starts_with("head"), "{}", table.out);
+}
+
+#[test]
+fn predict_answers_alike_from_run_and_model_for_files_and_folders() {
+    let (data, run) = trained();
+    let model = run.join("model.safetensors");
+    let cats = data.path().join("valid/cat");
+    let ran = unfreeze("predict {} {} --json --top 5", &[run, &cats]).succeeded();
+    let objects = ran.objects();
+    assert_eq!(objects.len(), 3);
+    for (n, object) in objects.iter().enumerate() {
+        assert!(object["file"].as_str().unwrap().ends_with(&format!("{n}.png")));
+        let top = object["top"].as_array().unwrap();
+        assert!(top.len() == 2 && top[0]["class"] == object["class"] && top[0]["probability"] == object["probability"]);
+        assert!(object["probability"].as_f64().unwrap() >= 0.5);
+    }
+    assert_eq!(unfreeze("predict {} {} --json --top 5 --batch-size 1", &[&model, &cats]).succeeded().out, ran.out);
+    let table = unfreeze("predict {} {}", &[&model, &cats.join("0.png")]).succeeded();
+    assert_eq!(table.out.trim().split('\t').count(), 2, "{}", table.out);
+
+    // A file that is no image is named; the others are answered all the same.
+    let text = data.path().join("notes.txt");
+    fs::write(&text, "no image").unwrap();
+    let mixed = unfreeze("predict {} {} {} --json", &[run, &cats.join("0.png"), &text]);
+    assert!(mixed.code == 1 && mixed.objects().len() == 1);
+    assert!(mixed.err.contains("notes.txt: could not be read (1 of 2 files"), "{}", mixed.err);
+    let alone = unfreeze("predict {} {}", &[run, &text]);
+    assert!(alone.code == 1 && alone.out.is_empty() && alone.err.contains("not an image"), "{}", alone.err);
+}
+
+#[test]
+fn features_have_the_layers_shape_and_name_their_files() {
+    let (data, _) = trained();
+    let work = tempfile::tempdir().unwrap();
+    let (weights, out) = (checkpoint(work.path()), work.path().join("features.safetensors"));
+    let (cats, dog) = (data.path().join("valid/cat"), data.path().join("valid/dog/1.png"));
+    for (layer, shape) in [
+        ("stem", vec![4, 16, 32, 32]),
+        ("layer1", vec![4, 16, 32, 32]),
+        ("layer2", vec![4, 32, 16, 16]),
+        ("layer3", vec![4, 64, 8, 8]),
+        ("avgpool", vec![4, 64]),
+        ("logits", vec![4, 10]),
+    ] {
+        let arguments = format!("features {{}} {{}} --weights {{}} --layer {layer} --out {{}}");
+        unfreeze(&arguments, &[&dog, &cats, &weights, &out]).succeeded();
+        let file = Checkpoint::read(&out).unwrap();
+        assert_eq!(file.tensors["features"].shape, shape, "{layer}");
+        let files: Vec<String> = serde_json::from_str(&file.metadata["files"]).unwrap();
+        let ends = ["dog/1.png", "cat/0.png", "cat/1.png", "cat/2.png"];
+        assert!(files.len() == 4 && files.iter().zip(ends).all(|(file, end)| file.ends_with(end)), "{files:?}");
+    }
+    fs::remove_file(&out).unwrap();
+    let ran = unfreeze("features {} --weights {} --layer layer4 --out {}", &[&cats, &weights, &out]);
+    assert!(ran.code == 2 && ran.err.contains("resnet20 has no layer4; its stages end at layer3"), "{}", ran.err);
+    assert!(!out.exists());
+}
+
+#[test]
+fn convert_and_inspect_read_what_pytorch_wrote() {
+    let work = tempfile::tempdir().unwrap();
+    let out = work.path().join("out.safetensors");
+    let golden = shared("golden/checkpoints");
+    let input = golden.as_ref().map_or_else(|| checkpoint(work.path()), |folder| folder.join("zip.pth"));
+    unfreeze("convert {} {} --dtype f16", &[&input, &out]).succeeded();
+    let ran = unfreeze("inspect {} --json", &[&out]).succeeded();
+    let file = Checkpoint::read(&out).unwrap();
+    assert_eq!(ran.objects().len(), file.tensors.len());
+    for object in ran.objects() {
+        let tensor = &file.tensors[object["name"].as_str().unwrap()];
+        assert_eq!(object["shape"], serde_json::json!(tensor.shape));
+        assert!(object["dtype"] == "f16" || !tensor.dtype.is_float());
+    }
+    let table = unfreeze("inspect {}", &[&out]).succeeded();
+    assert!(table.out.ends_with("elements\n") && table.out.lines().count() == file.tensors.len() + 1);
+
+    let ran = unfreeze("convert {} {}", &[&input, &work.path().join("out.onnx")]);
+    assert!(ran.code == 2 && ran.err.contains("should end in .safetensors"), "{}", ran.err);
+    let weights = checkpoint(work.path());
+    let ran = unfreeze("convert {} {} --arch resnet18", &[&weights, &work.path().join("x.safetensors")]);
+    assert!(ran.code == 1 && ran.err.contains("of resnet20, not of resnet18; use --arch resnet20"), "{}", ran.err);
+    assert!(!work.path().join("x.safetensors").exists() && !work.path().join("out.onnx").exists());
+}
+
+#[test]
+fn summary_devices_and_bench_print_objects() {
+    let summary = unfreeze("summary --arch resnet20 --freeze-to 1 --json", &[]).succeeded().objects();
+    assert_eq!(summary.len(), 11);
+    assert_eq!(summary[10]["shape"], serde_json::json!([1, 2]));
+    let trainable = |layer: &Value| layer["trainable"].as_u64().unwrap() > 0;
+    assert!(summary.iter().all(|layer| trainable(layer) == (layer["group"].as_u64().unwrap() > 0)));
+    let table = unfreeze("summary --arch resnet20", &[]).succeeded();
+    assert!(table.out.contains("groups: 0 stem..layer1 (frozen)"), "{}", table.out);
+
+    let devices = unfreeze("devices --json", &[]).succeeded().objects();
+    assert!(devices[0]["name"] == "cpu" && devices[0]["threads"].as_u64() > Some(0));
+    for what in ["forward", "train", "train --freeze-to -1"] {
+        let arguments = format!("bench {what} --arch resnet20 --size 8 --batch-size 2 --rounds 2 --json");
+        let bench = unfreeze(&arguments, &[]).succeeded().objects();
+        let rate = |key: &str| bench[0][key].as_f64().unwrap();
+        assert!(0.0 < rate("minimum") && rate("minimum") <= rate("images_per_second"));
+        assert!(rate("images_per_second") <= rate("maximum") && bench[0]["batch_size"] == 2);
+    }
+}
+
+/// Each mistake names what is wrong, exits as documented, and leaves no run behind.
+#[test]
+fn mistakes_in_training_are_named_and_leave_nothing() {
+    let work = tempfile::tempdir().unwrap();
+    let at = |name: &str| work.path().join(name);
+    let data = cats_and_dogs();
+    let (one, empty, damaged) = (folders(&["cat"], 1, 1, 0), folders(&["cat", "dog"], 1, 1, 0), cats_and_dogs());
+    fs::remove_file(empty.path().join("train/dog/0.png")).unwrap();
+    for name in ["train/cat", "train/dog"].map(|class| damaged.path().join(class)) {
+        for entry in fs::read_dir(name).unwrap() {
+            let path = entry.unwrap().path();
+            fs::write(&path, &fs::read(&path).unwrap()[..60]).unwrap();
+        }
+    }
+    fs::write(at("file"), "x").unwrap();
+    fs::write(at("page.pth"), "<!DOCTYPE html><html>404</html>").unwrap();
+    let resnet20 = checkpoint(work.path());
+    fs::write(at("cut.safetensors"), &fs::read(&resnet20).unwrap()[..50_000]).unwrap();
+    let with = |path: &str| format!("--weights {}", at(path).display());
+    let random = "--weights random --arch resnet20";
+    let right = data.path();
+    for (data, flags, code, cause) in [
+        (at("nowhere").as_path(), random.into(), 1, "nowhere"),
+        (&at("file"), random.into(), 1, "file: is a file, not a folder"),
+        (empty.path(), random.into(), 1, "train/dog: this class folder holds no images"),
+        (one.path(), random.into(), 1, "has one class, `cat`"),
+        (damaged.path(), random.into(), 1, "could be decoded"),
+        (right, with("missing.pth"), 1, "missing.pth"),
+        (right, with("cut.safetensors"), 1, "cut.safetensors: damaged safetensors file"),
+        (right, with("page.pth"), 1, "page.pth: is a web page"),
+        (right, with("resnet20.safetensors --arch resnet34"), 1, "of resnet20, not of resnet34"),
+        (right, "--weights random".into(), 2, "--arch"),
+        (right, "--weights random --arch resnet19".into(), 2, "resnet19"),
+        (right, format!("{random} --lr 1e-3,1e-2"), 2, "lr: 2 values given for 3 layer groups (0 stem..layer1"),
+        (right, format!("{random} --wd 1,2,3,4"), 2, "wd: 4 values given for 3"),
+        (right, format!("{random} --lr x"), 2, "--lr"),
+        (right, format!("{random} --lr 0..1"), 2, "lr: the range 0..1 needs two positive ends"),
+        (right, format!("{random} --lr 1e38"), 1, "diverged: the"),
+        (right, format!("{random} --size 0"), 2, "size: 0"),
+        (right, format!("{random} --size 32 --resize 16"), 2, "resize: 16"),
+        (right, format!("{random} --batch-size 1"), 2, "batch_size: 1"),
+        (right, format!("{random} --batch-size 0"), 2, "batch_size: 0"),
+        (right, format!("{random} --epochs 0"), 2, "epochs: 0"),
+        (right, format!("{random} --cycles 99 --cycle-mult 99"), 2, "cycles"),
+        (right, format!("{random} --freeze-to 3"), 2, "freeze_to: group 3 does not exist"),
+        (right, format!("{random} --hidden 99999999999"), 2, "hidden"),
+        (right, format!("{random} --hidden a,b"), 2, "--hidden: 'a,b'"),
+        (right, format!("{random} --ps 2"), 2, "dropout: 2"),
+        (right, format!("{random} --device cuda:0"), 1, "device cuda:0"),
+        (right, format!("{random} --device tpu"), 2, "'tpu' is no device"),
+    ] {
+        let run = at("run");
+        let ran = unfreeze(&format!("train {{}} --out {{}} {flags}"), &[data, &run]);
+        assert!(ran.code == code && ran.err.contains(cause), "{flags}: {} {}", ran.code, ran.err);
+        assert!(ran.out.is_empty() && !run.exists(), "{flags}: {} {:?}", ran.out, names(&run));
+    }
+    let before = names(work.path());
+    for (out, cause) in
+        [(work.path().to_owned(), "already holds something"), (at("file"), "file"), (at("file/run"), "file/run")]
+    {
+        let ran = unfreeze(TRAIN, &[right, &out]);
+        assert!(
+            ran.code == 1 && ran.err.contains(cause) && ran.err.contains(&*out.display().to_string()),
+            "{}",
+            ran.err
+        );
+    }
+    assert_eq!(names(work.path()), before);
+}
+
+#[test]
+fn mistakes_elsewhere_are_named() {
+    let (data, run) = trained();
+    let work = tempfile::tempdir().unwrap();
+    let (weights, image) = (checkpoint(work.path()), data.path().join("valid/cat/0.png"));
+    let out = work.path().join("no/such/folder/out.safetensors");
+    for (arguments, paths, code, cause) in [
+        ("predict {} {}", vec![work.path(), &image], 1, "model.safetensors"),
+        ("predict {} {}", vec![&out, &image], 1, "out.safetensors"),
+        ("predict {} {}", vec![&weights, &image], 1, "resnet20.safetensors: has no 'format_version'"),
+        ("predict {} {}", vec![run, Path::new("missing.png")], 1, "missing.png"),
+        ("predict {} {}", vec![run, work.path()], 1, "holds no images"),
+        ("predict {} {} --batch-size 0", vec![run, &image], 2, "batch_size"),
+        ("predict {}", vec![run], 2, "IMAGE"),
+        ("features {} --weights {} --out {}", vec![&image, &weights, &out], 1, "out.safetensors"),
+        ("features {} --weights {} --size 0 --out {}", vec![&image, &weights, &out], 2, "size: 0"),
+        ("features {} --weights {} --layer pool --out {}", vec![&image, &weights, &out], 2, "'pool' is unknown"),
+        ("convert {} {}", vec![&weights, &out], 1, "out.safetensors"),
+        ("convert {} {} --dtype f8", vec![&weights, &out], 2, "'f8' is no element type"),
+        ("inspect {}", vec![&image], 1, "0.png: is of no known format"),
+        ("summary --arch resnet20 --size 0", vec![], 2, "--size"),
+        ("summary --arch resnet20 --freeze-to 9", vec![], 2, "freeze_to: group 9"),
+        ("bench forward --arch resnet20 --batch-size 0", vec![], 2, "--batch-size"),
+        ("bench forward --arch resnet20 --device cuda:0", vec![], 1, "no GPU"),
+        ("frobnicate", vec![], 2, "frobnicate"),
+    ] {
+        let ran = unfreeze(arguments, &paths);
+        assert!(ran.code == code && ran.err.contains(cause), "{arguments}: {} {}", ran.code, ran.err);
+        assert!(ran.out.is_empty(), "{arguments}: {}", ran.out);
+    }
+    assert_eq!(names(work.path()), ["resnet20.safetensors"]);
+    picture(9, 0, 0).save(work.path().join("tiny.png")).unwrap();
+    unfreeze("predict {} {}", &[run, &work.path().join("tiny.png")]).succeeded();
+}
+
+#[test]
+fn a_reader_that_goes_away_is_no_error() {
+    let work = tempfile::tempdir().unwrap();
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let mut inspect = Command::new(env!("CARGO_BIN_EXE_unfreeze"));
+    let ran = inspect.arg("inspect").arg(checkpoint(work.path())).stdout(writer).output().unwrap();
+    assert!(ran.status.success() && ran.stderr.is_empty(), "{}", String::from_utf8_lossy(&ran.stderr));
+}
