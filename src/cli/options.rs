@@ -1,6 +1,6 @@
 //! Flags that several commands share.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use unfreeze::{
@@ -48,6 +48,11 @@ impl Pretrained {
         match (self.weights.as_str(), self.arch) {
             ("random", Some(arch)) => Ok(Weights::random(arch)),
             ("random", None) => Err(Error::setting("--arch", "random weights need an architecture, such as resnet18")),
+            ("auto", _) if !Path::new("auto").exists() => {
+                let message =
+                    "there is no catalogue to fetch from; give a file, such as torchvision's resnet18-f37072fd.pth";
+                Err(Error::setting("--weights", message))
+            }
             (file, Some(arch)) => Weights::file_of(arch, file),
             (file, None) => Weights::file(file),
         }

@@ -27,7 +27,7 @@ use crate::{
     cache::ActivationCache,
     checkpoint::Weights,
     data::{ImageData, Split, Transforms},
-    nn::{FreezeState, Grouping, HeadSpec, Model},
+    nn::{FreezeState, Grouping, HeadSpec, Model, ResNet},
     ops::loss::CrossEntropy,
 };
 
@@ -51,6 +51,7 @@ use crate::{
 /// ```
 pub struct Learner {
     model: Model,
+    pretrained: bool,
     data: ImageData,
     device: Device,
     seed: u64,
@@ -86,6 +87,7 @@ impl Learner {
         let mut learner = Self {
             state: FreezeState::head_only(model.arch(), model.grouping()),
             model,
+            pretrained: weights.checkpoint().is_some(),
             data,
             device,
             seed: 0,
@@ -110,9 +112,13 @@ impl Learner {
         self
     }
 
-    /// Sets the seed that decides every random choice, and draws the head's initial weights anew from it. Default 0.
+    /// Sets the seed that decides every random choice, and draws anew from it whatever started from random weights: the
+    /// head, and a backbone that is not pretrained. Default 0.
     pub fn seed(mut self, seed: u64) -> Self {
         self.seed = seed;
+        if !self.pretrained {
+            self.model.backbone = ResNet::new(self.model.arch(), seed, &self.device);
+        }
         self.model.head = self.model.head.redrawn(seed, &self.device);
         self.apply();
         self
@@ -138,7 +144,7 @@ impl Learner {
         self
     }
 
-    /// A token that ends running work from another thread.
+    /// A token that ends running work from another thread, for good: a cancelled learner fits no more.
     pub fn cancel_token(&self) -> CancelToken {
         self.cancel.clone()
     }
