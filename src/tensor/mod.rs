@@ -128,19 +128,19 @@ impl Tensor {
     /// The elements, where the device is the host.
     pub(crate) fn as_slice<T: Element>(&self) -> Result<&[T]> {
         let Storage::Cpu(elements) = &self.storage;
-        T::unwrap(elements).ok_or_else(|| self.wrong_dtype::<T>())
+        T::unwrap(elements).ok_or_else(|| wrong_dtype::<T>(self.dtype()))
     }
 
     /// The elements for writing, copied first if another tensor shares them.
     pub(crate) fn as_slice_mut<T: Element>(&mut self) -> Result<&mut [T]> {
-        let wrong = (self.dtype() != T::DTYPE).then(|| self.wrong_dtype::<T>());
+        let found = self.dtype();
         let Storage::Cpu(elements) = &mut self.storage;
-        T::unwrap_mut(Arc::make_mut(elements)).ok_or_else(|| wrong.expect("unwrap_mut fails on another dtype only"))
+        T::unwrap_mut(Arc::make_mut(elements)).ok_or_else(|| wrong_dtype::<T>(found))
     }
+}
 
-    fn wrong_dtype<T: Element>(&self) -> Error {
-        Error::shape("dtype", format!("a tensor of {:?} was used as {:?}", self.dtype(), T::DTYPE))
-    }
+fn wrong_dtype<T: Element>(found: DType) -> Error {
+    Error::shape("dtype", format!("a tensor of {found:?} was used as {:?}", T::DTYPE))
 }
 
 impl fmt::Debug for Tensor {
