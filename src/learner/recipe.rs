@@ -72,7 +72,7 @@ impl Recipe {
 
     fn finetune_lr(&self) -> PerGroup {
         match self.lr {
-            PerGroup::All(lr) if lr > 0.0 => PerGroup::Range(lr / 100.0, lr),
+            PerGroup::All(lr) if lr > 0.0 => PerGroup::Range(lr / 1000.0, lr / 10.0),
             _ => self.lr.clone(),
         }
     }

@@ -142,7 +142,7 @@ impl Demo {
             run.save(learner)
         })?;
 
-        println!("\naccuracy on {} pictures not trained on", learner.data().items(Split::Valid).len());
+        outln!("\naccuracy on {} pictures not trained on", learner.data().items(Split::Valid).len());
         let names = ["pretrained, new head on cached activations", "pretrained, then fine-tuned"];
         let others = [
             ("chance", 1.0 / TRANSFER.len() as f32),
@@ -150,14 +150,14 @@ impl Demo {
             ("random weights, everything trained", from_scratch),
         ];
         for (name, accuracy) in others.into_iter().chain(names.into_iter().zip(accuracies)) {
-            println!("  {name:<44} {accuracy:.3}");
+            outln!("  {name:<44} {accuracy:.3}");
         }
         self.classify(&device)?;
         let (out, some) = (self.out.display(), self.transfer().join("valid").join(TRANSFER[0].name));
-        println!("\n{:.0} seconds on {device} with {} threads. Next:", start.elapsed().as_secs_f64(), device.threads());
-        println!("  unfreeze predict {out} {} --top 3", some.display());
-        println!("  unfreeze inspect {}", run.file("model.safetensors").display());
-        println!("  unfreeze train {} --weights {} --out my-run", self.transfer().display(), pretrained.display());
+        outln!("\n{:.0} seconds on {device} with {} threads. Next:", start.elapsed().as_secs_f64(), device.threads());
+        outln!("  unfreeze predict {out} {} --top 3", some.display());
+        outln!("  unfreeze inspect {}", run.file("model.safetensors").display());
+        outln!("  unfreeze train {} --weights {} --out my-run", self.transfer().display(), pretrained.display());
         Ok(())
     }
 
@@ -185,11 +185,11 @@ impl Demo {
     /// Shows what the finished model says of some pictures, the first of several classes.
     fn classify(&self, device: &Device) -> Result<()> {
         let classifier = Classifier::load(self.out.join("model.safetensors"), device.clone())?;
-        println!("\nsome of them");
+        outln!("\nsome of them");
         for shape in TRANSFER.iter().take(4) {
             let file = self.transfer().join("valid").join(shape.name).join("0000.png");
             let prediction = classifier.predict_file(&file)?;
-            println!("  {}: {} ({:.0} %)", file.display(), prediction.class, 100.0 * prediction.probability);
+            outln!("  {}: {} ({:.0} %)", file.display(), prediction.class, 100.0 * prediction.probability);
         }
         Ok(())
     }
@@ -232,5 +232,5 @@ fn accuracy(learner: &Learner) -> f32 {
 }
 
 fn heading(number: usize, text: &str) {
-    println!("{}{number}. {text}", if number > 1 { "\n" } else { "" });
+    outln!("{}{number}. {text}", if number > 1 { "\n" } else { "" });
 }
