@@ -1,4 +1,8 @@
 //! ResNet transfer learning in pure Rust: freezing, cached activations, a learning rate per layer group.
+//!
+//! Start with [`learner::Learner`] to train and [`learner::Classifier`] to predict; the [`prelude`] has what both need.
+//! Each module imports only from those below it: `learner` → `cache` → `data`, `checkpoint` → `nn`, `optim` → `ops` →
+//! `autograd` → `tensor` → `device`.
 #![deny(missing_docs)]
 
 pub mod autograd;
@@ -30,3 +34,8 @@ pub mod prelude {
         optim::{OptimizerKind, PerGroup},
     };
 }
+
+/// Compiles the README's examples.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -47,8 +47,8 @@ pub struct Train {
     /// Epochs of the head
     #[arg(long, default_value_t = Recipe::default().epochs, value_name = "N")]
     epochs: usize,
-    /// Learning rate: V is the head's, earlier groups get down to V/100 once unfrozen; V,V,V gives one per layer
-    /// group; LO..HI a geometric range
+    /// Learning rate: V is the head's, and once unfrozen the layer groups get V/1000..V/10; V,V,V gives one per layer
+    /// group, LO..HI a geometric range
     #[arg(long, default_value_t = Recipe::default().lr, value_name = "V|V,V,V|LO..HI")]
     lr: PerGroup,
     /// Weight decay, in the same forms
@@ -69,9 +69,10 @@ pub struct Train {
     /// First layer group trained with the whole network; negative numbers count from the end
     #[arg(long, default_value_t = 0, allow_hyphen_values = true, value_name = "N")]
     freeze_to: isize,
-    /// Keep the running statistics of every batchnorm while the whole network trains
-    #[arg(long)]
-    bn_freeze: bool,
+    /// Keep the running statistics of every batchnorm while the whole network trains; `off` suits large batches of
+    /// images unlike those of the pretraining
+    #[arg(long, value_enum, default_value_t = Switch::On)]
+    bn_freeze: Switch,
     /// Random changes to training images: side-on (flip, rotate, lighting), basic (no flip) or none
     #[arg(long, value_enum, default_value_t = Changes::SideOn)]
     augment: Changes,
@@ -205,7 +206,7 @@ impl Train {
             cycle_mult: self.cycle_mult,
             precompute: self.precompute == Switch::On,
             freeze_to: self.freeze_to,
-            bn_freeze: self.bn_freeze,
+            bn_freeze: self.bn_freeze == Switch::On,
         }
     }
 

@@ -25,9 +25,9 @@ pub struct Recipe {
     pub parts: Parts,
     /// Epochs of the head at a constant rate. Default 10.
     pub epochs: usize,
-    /// Learning rates. One value is the head's, and in the second part the groups before it get a geometric range
-    /// from a hundredth of it; other forms are those of the second part, the last group's being the head's in the
-    /// first. Default 0.01.
+    /// Learning rates. One value is the head's in the first part; in the second, where the head is trained already, the
+    /// groups get a geometric range from a thousandth to a tenth of it. Other forms are those of the second part, the
+    /// last group's being the head's in the first. Default 0.01.
     pub lr: PerGroup,
     /// Weight decays. Default 0.
     pub wd: PerGroup,
@@ -41,7 +41,8 @@ pub struct Recipe {
     pub precompute: bool,
     /// First layer group trained in the second part. Default 0: all.
     pub freeze_to: isize,
-    /// Whether batchnorms keep their running statistics in the second part. Default false.
+    /// Whether batchnorms keep their running statistics in the second part. Default true: statistics of small batches
+    /// of a narrow subject shift the features that the head has learned from.
     pub bn_freeze: bool,
 }
 
@@ -57,7 +58,7 @@ impl Default for Recipe {
             cycle_mult: 2,
             precompute: true,
             freeze_to: 0,
-            bn_freeze: false,
+            bn_freeze: true,
         }
     }
 }
