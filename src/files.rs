@@ -23,7 +23,8 @@ pub(crate) fn write_atomically(
         // A temporary file is private by default; these are as readable as the user's other files.
         #[cfg(unix)]
         builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-        let mut file = builder.tempfile_in(folder)?;
+        // Its error names the temporary file, which means nothing to the user.
+        let mut file = builder.tempfile_in(folder).map_err(|error| io::Error::from(error.kind()))?;
         let mut writer = BufWriter::new(&mut file);
         write(&mut writer)?;
         writer.flush()?;

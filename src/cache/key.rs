@@ -33,6 +33,11 @@ impl KeyBuilder {
         self.bytes(text.as_bytes())
     }
 
+    /// Adds another key.
+    pub fn key(&mut self, key: &Key) -> &mut Self {
+        self.bytes(&key.0)
+    }
+
     /// Adds every parameter and statistic: names and values.
     ///
     /// # Errors
@@ -41,8 +46,8 @@ impl KeyBuilder {
         let mut outcome = Ok(());
         model.visit(&mut |parameter: &Parameter| {
             self.text(parameter.name());
-            match parameter.value.to_vec::<f32>() {
-                Ok(values) => drop(self.bytes(bytemuck::cast_slice(&values))),
+            match parameter.value.as_slice::<f32>() {
+                Ok(values) => drop(self.bytes(bytemuck::cast_slice(values))),
                 Err(error) => outcome = Err(error),
             }
         });

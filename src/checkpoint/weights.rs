@@ -98,7 +98,12 @@ impl Weights {
             return Model::new(self.arch, HeadSpec::Linear, self.arch.published_classes(), 0, device);
         };
         let Some(classes) = checkpoint.tensors.get("fc.weight").and_then(|weight| weight.shape.first()) else {
-            let message = "has no classifier of its own (fc.weight), only a backbone";
+            let trained = checkpoint.tensors.keys().any(|name| name.starts_with("head."));
+            let message = if trained {
+                "is a model with a trained head; `unfreeze predict` uses it (logits are those of a classifier fc)"
+            } else {
+                "has no classifier of its own (fc.weight), only a backbone"
+            };
             return Err(Error::checkpoint(&checkpoint.path, message));
         };
         let mut model = Model::new(self.arch, HeadSpec::Linear, *classes, 0, device)?;

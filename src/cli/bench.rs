@@ -5,7 +5,7 @@ use std::time::Instant;
 use clap::{Args, Subcommand};
 use serde_json::json;
 use unfreeze::{
-    Device, Result, Tensor,
+    Device, Error, Result, Tensor,
     autograd::Var,
     nn::{Arch, FreezeState, HeadSpec, Model, Pass},
     ops::loss::{CrossEntropy, Target, cross_entropy},
@@ -13,10 +13,13 @@ use unfreeze::{
     random::Random,
 };
 
-use super::options::{Compute, positive};
+use super::options::{Compute, count, side};
 
 /// Classes of the network measured, as ImageNet has.
 const CLASSES: u32 = 1000;
+
+/// Most memory for the images of a batch: the activations take many times as much.
+const MOST_BYTES: usize = 8 << 30;
 
 /// Measure images per second on random data
 #[derive(Args)]
@@ -39,17 +42,17 @@ struct Options {
     #[arg(long, default_value = "resnet34")]
     arch: Arch,
     /// Side of the images in pixels [default: 224, or 32 for CIFAR networks]
-    #[arg(long, value_name = "N", value_parser = positive)]
+    #[arg(long, value_name = "N", value_parser = side)]
     size: Option<usize>,
     /// Images per batch
-    #[arg(long, default_value_t = 16, value_name = "N", value_parser = positive)]
+    #[arg(long, default_value_t = 16, value_name = "N", value_parser = count)]
     batch_size: usize,
     /// Measured rounds, after one that is not
-    #[arg(long, default_value_t = 7, value_name = "N", value_parser = positive)]
+    #[arg(long, default_value_t = 7, value_name = "N", value_parser = count)]
     rounds: usize,
     #[command(flatten)]
     compute: Compute,
-    /// Print a JSON object: images_per_second (median), spread (minimum, maximum) and the settings
+    /// Print a JSON object: images_per_second (the median), minimum, maximum, and the settings
     #[arg(long)]
     json: bool,
 }
@@ -68,9 +71,12 @@ impl Bench {
         match self.what {
             What::Forward(options) => {
                 let (model, images) = options.setup()?;
-                options.measure("forward", || model.logits(&images).map(drop))
+                options.measure("forward", images.device(), || model.logits(&images).map(drop))
             }
             What::Train(Train { freeze_to, options }) => {
+                if options.batch_size < 2 {
+                    return Err(Error::setting("--batch-size", "training needs batches of at least 2 images"));
+                }
                 let (mut model, images) = options.setup()?;
                 let mut state = FreezeState::head_only(options.arch, model.grouping());
                 state.freeze_to(freeze_to)?;
@@ -80,7 +86,8 @@ impl Bench {
                 let mut optimizer = Optimizer::new(OptimizerKind::default());
                 let rates = vec![1e-4; state.names().len()];
                 let images = Var::constant(images);
-                options.measure("train", || {
+                let device = images.value().device().clone();
+                options.measure("train", &device, || {
                     let mut pass = Pass::training(0, 0);
                     let logits = model.forward(&mut pass, &images)?;
                     let loss = cross_entropy(&mut pass.tape, &logits, &target, &CrossEntropy::default())?;
@@ -99,6 +106,11 @@ impl Options {
         let device: Device = self.compute.open()?;
         let model = Model::new(self.arch, HeadSpec::Linear, CLASSES as usize, self.compute.seed, &device)?;
         let size = self.size();
+        let bytes = self.batch_size * size * size * 3 * size_of::<f32>();
+        if bytes > MOST_BYTES {
+            let message = format!("the images of one batch would take {} GiB; give fewer or smaller ones", bytes >> 30);
+            return Err(Error::setting("--batch-size and --size", message));
+        }
         let mut random = Random::stream(self.compute.seed, "bench", &[]);
         let pixels = (0..self.batch_size * size * size * 3).map(|_| random.uniform(-2.0, 2.0)).collect::<Vec<f32>>();
         Ok((model, Tensor::new(pixels, [self.batch_size, size, size, 3], &device)?))
@@ -108,7 +120,7 @@ impl Options {
         self.size.unwrap_or(self.arch.published_size())
     }
 
-    fn measure(&self, what: &str, mut step: impl FnMut() -> Result<()>) -> Result<()> {
+    fn measure(&self, what: &str, device: &Device, mut step: impl FnMut() -> Result<()>) -> Result<()> {
         step()?;
         let mut rates = Vec::with_capacity(self.rounds);
         for _ in 0..self.rounds {
@@ -120,7 +132,7 @@ impl Options {
         let (low, median, high) = (rates[0], rates[rates.len() / 2], rates[rates.len() - 1]);
         let (arch, size, batch) = (self.arch, self.size(), self.batch_size);
         if self.json {
-            let threads = self.compute.open()?.threads();
+            let threads = device.threads();
             outln!(
                 "{}",
                 json!({ "bench": what, "arch": arch.name(), "size": size, "batch_size": batch, "threads": threads,

@@ -3,11 +3,20 @@
 use std::path::PathBuf;
 
 use clap::Args;
+
+use super::options::check_output;
 use unfreeze::{
-    Device, Error, Result,
+    Device, Result,
     checkpoint::{Checkpoint, FileDtype, Weights, to_safetensors},
     nn::Arch,
 };
+
+fn float(text: &str) -> Result<FileDtype, String> {
+    match text.parse::<FileDtype>() {
+        Ok(dtype) if dtype.is_float() => Ok(dtype),
+        _ => Err("give f32, f16, bf16 or f64".into()),
+    }
+}
 
 /// Convert a checkpoint to safetensors, with torchvision's tensor names
 ///
@@ -23,19 +32,16 @@ pub struct Convert {
     /// Check that the checkpoint fits this architecture, its classifier included
     #[arg(long)]
     arch: Option<Arch>,
-    /// Cast floating-point tensors: f32, f16 or bf16 [default: as they are]
-    #[arg(long)]
+    /// Cast floating-point tensors: f32, f16, bf16 or f64 [default: as they are]
+    #[arg(long, value_parser = float)]
     dtype: Option<FileDtype>,
 }
 
 impl Convert {
     pub fn run(self) -> Result<()> {
-        if self.output.extension().is_none_or(|extension| extension != "safetensors") {
-            let message = format!("'{}' should end in .safetensors, the format written", self.output.display());
-            return Err(Error::setting("OUTPUT", message));
-        }
+        check_output("OUTPUT", &self.output)?;
         if let Some(arch) = self.arch {
-            Weights::file_of(arch, &self.input)?.with_classifier(&Device::cpu(0)?)?;
+            Weights::file_of(arch, &self.input)?.with_classifier(&Device::cpu(1)?)?;
         }
         let checkpoint = Checkpoint::read(&self.input)?.normalised()?;
         to_safetensors(&checkpoint, &self.output, self.dtype)?;

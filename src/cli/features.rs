@@ -12,7 +12,7 @@ use unfreeze::{
     ops::{augment::normalise, pool::average_forward},
 };
 
-use super::options::{Compute, Failed, Pretrained, images};
+use super::options::{Compute, Failed, Pretrained, check_output, count, images, side};
 
 /// Write a network's activations for images
 ///
@@ -29,13 +29,13 @@ pub struct Features {
     #[arg(long, default_value_t = Layer::AveragePool)]
     layer: Layer,
     /// Side of the square that the network sees, in pixels [default: 224, or 32 for CIFAR networks]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = side)]
     size: Option<usize>,
     /// Short side before the crop, in pixels [default: the size]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = side)]
     resize: Option<usize>,
     /// Images per batch
-    #[arg(long, default_value_t = 16, value_name = "N")]
+    #[arg(long, default_value_t = 16, value_name = "N", value_parser = count)]
     batch_size: usize,
     /// File to write
     #[arg(long, value_name = "FILE.safetensors")]
@@ -46,6 +46,7 @@ pub struct Features {
 
 impl Features {
     pub fn run(self) -> Result<()> {
+        check_output("--out", &self.out)?;
         let device = self.compute.open()?;
         let weights = self.pretrained.read()?;
         let model = match self.layer {

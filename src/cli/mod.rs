@@ -66,9 +66,34 @@ pub fn run() -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error}");
+            eprintln!("error: {}", in_flags(&error));
             ExitCode::from(if matches!(error, Error::Setting { .. }) { 2 } else { 1 })
         }
+    }
+}
+
+/// The error, a setting under the name of its flag.
+fn in_flags(error: &Error) -> String {
+    const SETTINGS: [&str; 12] = [
+        "batch_size",
+        "bn_freeze",
+        "cycles",
+        "epochs",
+        "freeze_to",
+        "hidden",
+        "lr",
+        "max_zoom",
+        "resize",
+        "size",
+        "threads",
+        "wd",
+    ];
+    match error {
+        Error::Setting { setting, message } if setting == "dropout" => format!("--ps: {message}"),
+        Error::Setting { setting, message } if SETTINGS.contains(&setting.as_str()) => {
+            format!("--{}: {message}", setting.replace('_', "-"))
+        }
+        other => other.to_string(),
     }
 }
 

@@ -111,10 +111,33 @@ impl Failed {
     }
 }
 
-/// `N` from 1 up, for counts and sizes that cannot be nothing.
-pub fn positive(text: &str) -> Result<usize, String> {
+/// A side in pixels, from 1 to 8192.
+pub fn side(text: &str) -> Result<usize, String> {
+    within(text, 8192)
+}
+
+/// A number of images, classes or rounds, from 1 to 65536.
+pub fn count(text: &str) -> Result<usize, String> {
+    within(text, 1 << 16)
+}
+
+fn within(text: &str, most: usize) -> Result<usize, String> {
     match text.parse() {
-        Ok(number) if number > 0 => Ok(number),
-        _ => Err("give a whole number from 1 up".into()),
+        Ok(number) if (1..=most).contains(&number) => Ok(number),
+        _ => Err(format!("give a whole number from 1 to {most}")),
+    }
+}
+
+/// Whether a safetensors file can be written to `path`: asked before the work, not after it.
+pub fn check_output(flag: &str, path: &Path) -> Result<()> {
+    if path.extension().is_none_or(|extension| extension != "safetensors") {
+        let message = format!("'{}' should end in .safetensors, the format written", path.display());
+        return Err(Error::setting(flag, message));
+    }
+    match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() && !folder.is_dir() => {
+            Err(Error::io(folder, std::io::Error::new(std::io::ErrorKind::NotFound, "there is no such folder")))
+        }
+        _ => Ok(()),
     }
 }

@@ -10,7 +10,7 @@ use unfreeze::{
     learner::Classifier,
 };
 
-use super::options::{Compute, Failed, images};
+use super::options::{Compute, Failed, count, images};
 
 /// Classify images with a trained model
 #[derive(Args)]
@@ -21,10 +21,10 @@ pub struct Predict {
     #[arg(required = true, value_name = "IMAGE|DIR")]
     images: Vec<PathBuf>,
     /// How many classes to print for each image
-    #[arg(long, default_value_t = 1, value_name = "K")]
+    #[arg(long, default_value_t = 1, value_name = "K", value_parser = count)]
     top: usize,
     /// Images per batch
-    #[arg(long, default_value_t = 16, value_name = "N")]
+    #[arg(long, default_value_t = 16, value_name = "N", value_parser = count)]
     batch_size: usize,
     #[command(flatten)]
     compute: Compute,
@@ -49,7 +49,7 @@ impl Predict {
             for (prediction, index) in predictions.iter().zip(batch.indices) {
                 let file = files[index as usize].display().to_string();
                 let named = |class: usize| (&classifier.classes()[class], prediction.probabilities[class]);
-                let top: Vec<_> = prediction.top(self.top.max(1)).into_iter().map(named).collect();
+                let top: Vec<_> = prediction.top(self.top).into_iter().map(named).collect();
                 if self.json {
                     let top: Vec<_> =
                         top.iter().map(|(class, p)| json!({ "class": class, "probability": p })).collect();

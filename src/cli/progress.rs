@@ -41,7 +41,7 @@ impl Progress {
         self.bar.finish_and_clear();
         self.task.clear();
         if self.json {
-            outln!("{}", serde_json::json!(record));
+            outln!("{}", record.to_json());
             return;
         }
         if self.phase.as_ref() != Some(&record.phase) {

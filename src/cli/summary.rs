@@ -8,7 +8,7 @@ use unfreeze::{
     nn::{Arch, FreezeState, HeadSpec, Model, Pass, Unit},
 };
 
-use super::options::positive;
+use super::options::{count, side};
 
 /// Show a network's layers: output shape, parameters, trainable parameters, layer group
 #[derive(Args)]
@@ -17,10 +17,10 @@ pub struct Summary {
     #[arg(long)]
     arch: Arch,
     /// Side of the input images in pixels [default: 224, or 32 for CIFAR networks]
-    #[arg(long, value_name = "N", value_parser = positive)]
+    #[arg(long, value_name = "N", value_parser = side)]
     size: Option<usize>,
     /// Number of classes
-    #[arg(long, default_value_t = 2, value_name = "N", value_parser = positive)]
+    #[arg(long, default_value_t = 2, value_name = "N", value_parser = count)]
     classes: usize,
     /// Freeze all layer groups before this one; negative numbers count from the end
     #[arg(long, default_value_t = -1, allow_hyphen_values = true, value_name = "N")]
@@ -32,7 +32,7 @@ pub struct Summary {
 
 impl Summary {
     pub fn run(self) -> Result<()> {
-        let device = Device::cpu(0)?;
+        let device = Device::cpu(1)?;
         let mut model = Model::new(self.arch, HeadSpec::default(), self.classes, 0, &device)?;
         let mut state = FreezeState::head_only(self.arch, model.grouping());
         state.freeze_to(self.freeze_to)?;

@@ -13,7 +13,7 @@ use unfreeze::{
 };
 
 use super::{
-    options::{Compute, Pretrained, report_skipped},
+    options::{Compute, Pretrained, count, report_skipped},
     progress::Progress,
 };
 
@@ -42,17 +42,17 @@ pub struct Train {
     #[arg(long, value_name = "N")]
     resize: Option<usize>,
     /// Images per batch
-    #[arg(long, default_value_t = 64, value_name = "N")]
+    #[arg(long, default_value_t = 64, value_name = "N", value_parser = count)]
     batch_size: usize,
     /// Epochs of the head
     #[arg(long, default_value_t = Recipe::default().epochs, value_name = "N")]
     epochs: usize,
     /// Learning rate: V is the head's, and once unfrozen the layer groups get V/1000..V/10; V,V,V gives one per layer
     /// group, LO..HI a geometric range
-    #[arg(long, default_value_t = Recipe::default().lr, value_name = "V|V,V,V|LO..HI")]
+    #[arg(long, default_value_t = Recipe::default().lr, allow_hyphen_values = true, value_name = "V|V,V,V|LO..HI")]
     lr: PerGroup,
     /// Weight decay, in the same forms
-    #[arg(long, default_value_t = Recipe::default().wd, value_name = "V|V,V,V|LO..HI")]
+    #[arg(long, default_value_t = Recipe::default().wd, allow_hyphen_values = true, value_name = "V|V,V,V|LO..HI")]
     wd: PerGroup,
     /// Cycles of the whole network's training
     #[arg(long, default_value_t = Recipe::default().cycles, value_name = "N")]
@@ -69,10 +69,10 @@ pub struct Train {
     /// First layer group trained with the whole network; negative numbers count from the end
     #[arg(long, default_value_t = 0, allow_hyphen_values = true, value_name = "N")]
     freeze_to: isize,
-    /// Keep the running statistics of every batchnorm while the whole network trains; `off` suits large batches of
-    /// images unlike those of the pretraining
-    #[arg(long, value_enum, default_value_t = Switch::On)]
-    bn_freeze: Switch,
+    /// Keep the running statistics of every batchnorm while the whole network trains [default: on after a head was
+    /// trained on a pretrained backbone]; `off` suits large batches of images unlike those of the pretraining
+    #[arg(long, value_enum)]
+    bn_freeze: Option<Switch>,
     /// Random changes to training images: side-on (flip, rotate, lighting), basic (no flip) or none
     #[arg(long, value_enum, default_value_t = Changes::SideOn)]
     augment: Changes,
@@ -86,7 +86,7 @@ pub struct Train {
     #[arg(long, value_delimiter = ',', value_name = "P,P")]
     ps: Option<Vec<f32>>,
     /// A plain linear head instead of fastai's
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["hidden", "ps"])]
     linear_head: bool,
     /// Stop at the first file that is no image, instead of skipping it
     #[arg(long)]
@@ -165,7 +165,7 @@ impl Train {
         let arch = weights.arch();
         let recipe = self.recipe();
         let learner = Learner::with_head(weights, data, head.clone())?.device(device).seed(self.compute.seed);
-        let mut learner = learner.callback(Progress::new(self.json));
+        let learner = learner.callback(Progress::new(self.json));
         recipe.validate(&learner)?;
         let config = Config {
             engine_version: env!("CARGO_PKG_VERSION"),
@@ -182,9 +182,10 @@ impl Train {
             transforms: &learner.data().transforms,
             recipe: &recipe,
         };
-        let mut folder = RunFolder::create(&self.out, &config)?;
+        let folder = RunFolder::create(&self.out, &config)?;
+        let mut learner = learner.callback(folder.recorder());
         if let Err(error) = learner.run(&recipe, |learner| folder.save(learner)) {
-            folder.close_failed(&learner)?;
+            folder.close_failed()?;
             return Err(error);
         }
         eprintln!("model: {}", folder.file("model.safetensors").display());
@@ -206,7 +207,7 @@ impl Train {
             cycle_mult: self.cycle_mult,
             precompute: self.precompute == Switch::On,
             freeze_to: self.freeze_to,
-            bn_freeze: self.bn_freeze == Switch::On,
+            bn_freeze: self.bn_freeze.map(|switch| switch == Switch::On),
         }
     }
 

@@ -5,8 +5,6 @@ use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use rayon::prelude::*;
-
 use super::decode::check_start;
 use super::{Item, Skipped};
 use crate::{Error, Result};
@@ -31,9 +29,8 @@ pub fn find_images(folder: impl AsRef<Path>) -> Result<Found> {
     let mut found = Found::default();
     let mut files = Vec::new();
     walk(folder.as_ref(), &mut HashSet::new(), &mut files, &mut found.skipped)?;
-    let checks: Vec<_> = files.par_iter().map(|path| check_start(path)).collect();
-    for (path, check) in files.into_iter().zip(checks) {
-        match check {
+    for path in files {
+        match check_start(&path) {
             Ok(()) => found.images.push(path),
             Err(reason) => found.skipped.push(Skipped { path, reason }),
         }

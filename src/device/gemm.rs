@@ -22,10 +22,17 @@ impl<'a> Matrix<'a> {
     }
 
     fn fits(&self) -> bool {
-        self.rows == 0
-            || self.cols == 0
-            || (self.rows - 1) * self.row_stride + (self.cols - 1) * self.col_stride < self.elements.len()
+        within(self.rows, self.row_stride, self.cols, self.col_stride, self.elements.len())
     }
+}
+
+/// Whether every element of a matrix lies within `len`; an overflow does not.
+fn within(rows: usize, row_stride: usize, cols: usize, col_stride: usize, len: usize) -> bool {
+    if rows == 0 || cols == 0 {
+        return true;
+    }
+    let last = (rows - 1).checked_mul(row_stride).zip((cols - 1).checked_mul(col_stride));
+    last.and_then(|(row, col)| row.checked_add(col)).is_some_and(|last| last < len)
 }
 
 /// `out = a · b`, or `out += a · b` if `accumulate`; `out` has rows `out_stride` apart. Runs on the calling thread.
@@ -37,7 +44,7 @@ pub(crate) fn gemm(a: Matrix, b: Matrix, out: &mut [f32], out_stride: usize, acc
     let (rows, inner, cols) = (a.rows, a.cols, b.cols);
     assert_eq!(inner, b.rows, "inner dimensions of a matrix product");
     assert!(a.fits() && b.fits() && out_stride >= cols, "matrix outside its slice");
-    assert!(rows == 0 || (rows - 1) * out_stride + cols <= out.len(), "product outside its slice");
+    assert!(within(rows, out_stride, cols, 1, out.len()), "product outside its slice");
     if rows == 1 {
         let mut both = vec![0.0; 2 * cols];
         both[..cols].copy_from_slice(&out[..cols]);

@@ -10,8 +10,12 @@ use std::{fmt, str::FromStr, sync::Arc};
 
 use crate::{Error, Result};
 
+/// Most worker threads of a device: beyond any machine, and short of what brings one down.
+const MAX_THREADS: usize = 1024;
+
 /// A place that computes. Cheap to clone.
 #[derive(Clone)]
+#[non_exhaustive]
 pub enum Device {
     /// The processor, with a thread pool of its own.
     Cpu(Arc<CpuDevice>),
@@ -21,8 +25,11 @@ impl Device {
     /// The processor with `threads` worker threads; 0 means one per core.
     ///
     /// # Errors
-    /// [`Error::Device`] if the operating system refuses the threads.
+    /// [`Error::Setting`] for more than 1024 threads; [`Error::Device`] if the operating system refuses them.
     pub fn cpu(threads: usize) -> Result<Self> {
+        if threads > MAX_THREADS {
+            return Err(Error::setting("threads", format!("{threads} are more than {MAX_THREADS}; 0 is one per core")));
+        }
         Ok(Device::Cpu(Arc::new(CpuDevice::new(threads)?)))
     }
 
@@ -79,6 +86,7 @@ impl fmt::Debug for Device {
 
 /// The name of a device as written on a command line: `auto`, `cpu`, `cuda:0`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum DeviceName {
     /// The best device at hand.
     #[default]

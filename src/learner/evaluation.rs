@@ -47,11 +47,11 @@ impl Learner {
             let mut done = 0;
             for batch in self.data.loader(split, &self.clean_views())? {
                 self.cancel.check()?;
-                let batch = batch?;
+                let mut batch = batch?;
                 done += batch.len() + batch.failed.len();
                 self.report_failures(&batch);
                 if !batch.is_empty() {
-                    let logits = self.model.logits(&self.upload(&batch)?)?;
+                    let logits = self.model.logits(&self.upload(&mut batch)?)?;
                     tally.add(logits, batch.labels, batch.indices)?;
                 }
                 self.tell(&Event::Validating { done, total });

@@ -30,6 +30,12 @@ pub struct EpochRecord {
 }
 
 impl EpochRecord {
+    /// One line of JSON, numbers as short as they read back exactly.
+    pub fn to_json(&self) -> String {
+        // A struct of numbers, strings and lists always has a JSON form.
+        serde_json::to_string(self).unwrap_or_default()
+    }
+
     /// The accuracy on the validation set.
     pub fn accuracy(&self) -> f32 {
         self.metrics.get("accuracy").copied().unwrap_or(f32::NAN)

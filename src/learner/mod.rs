@@ -24,7 +24,7 @@ pub use run_folder::RunFolder;
 use crate::{
     Device, Error, Result,
     autograd::Parameters,
-    cache::ActivationCache,
+    cache::{ActivationCache, Key},
     checkpoint::Weights,
     data::{ImageData, Split, Transforms},
     nn::{FreezeState, Grouping, HeadSpec, Model, ResNet},
@@ -59,6 +59,8 @@ pub struct Learner {
     freeze_norms: bool,
     precompute: bool,
     cache: ActivationCache,
+    /// Hash of the backbone's values; `None` since they may have changed.
+    backbone_key: Option<Key>,
     loss: CrossEntropy,
     history: Vec<EpochRecord>,
     steps: u64,
@@ -94,6 +96,7 @@ impl Learner {
             freeze_norms: false,
             precompute: false,
             cache: ActivationCache::default(),
+            backbone_key: None,
             loss: CrossEntropy::default(),
             history: Vec::new(),
             steps: 0,
@@ -109,6 +112,7 @@ impl Learner {
     pub fn device(mut self, device: Device) -> Self {
         self.model.visit_mut(&mut |parameter| parameter.value = parameter.value.to_device(&device));
         self.device = device;
+        self.backbone_key = None;
         self
     }
 
@@ -117,6 +121,7 @@ impl Learner {
     pub fn seed(mut self, seed: u64) -> Self {
         self.seed = seed;
         if !self.pretrained {
+            self.backbone_key = None;
             self.model.backbone = ResNet::new(self.model.arch(), seed, &self.device);
         }
         self.model.head = self.model.head.redrawn(seed, &self.device);

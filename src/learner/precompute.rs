@@ -27,11 +27,11 @@ impl Learner {
         let mut done = 0;
         for batch in self.data.loader(split, &self.clean_views())? {
             self.cancel.check()?;
-            let batch = batch?;
+            let mut batch = batch?;
             done += batch.len() + batch.failed.len();
             self.report_failures(&batch);
             if !batch.is_empty() {
-                let images = Var::constant(self.upload(&batch)?);
+                let images = Var::constant(self.upload(&mut batch)?);
                 let features = self.model.features(&mut Pass::evaluation(), &images)?;
                 activations.push(features.value(), &batch.labels, &batch.indices)?;
             }
@@ -42,13 +42,23 @@ impl Learner {
 
     /// Everything that decides the features: the backbone's values and statistics, its architecture, the pool, the
     /// clean pipeline, and the files.
-    fn activation_key(&self, split: Split) -> Result<Key> {
+    fn activation_key(&mut self, split: Split) -> Result<Key> {
+        let backbone = match self.backbone_key {
+            Some(key) => key,
+            None => {
+                let key = KeyBuilder::new(&self.device.to_string()).parameters(&self.model.backbone)?.finish();
+                *self.backbone_key.insert(key)
+            }
+        };
         let mut key = KeyBuilder::new(&self.device.to_string());
-        key.text(self.model.arch().name()).text(self.model.head.pool_name());
-        key.parameters(&self.model.backbone)?;
+        key.key(&backbone).text(self.model.arch().name()).text(self.model.head.pool_name());
         key.text(&serde_json::json!(self.transforms().evaluation()).to_string());
         for item in self.data.items(split).iter() {
-            key.file(&item.path)?.text(&item.label.to_string());
+            // A file that is gone has no identity; whether that is an error is for the loader to say.
+            if key.file(&item.path).is_err() {
+                key.text("gone");
+            }
+            key.text(&item.label.to_string());
         }
         Ok(key.finish())
     }
@@ -58,11 +68,11 @@ impl Learner {
         LoaderOptions { workers: self.device.threads(), ..LoaderOptions::evaluation() }
     }
 
-    /// A batch as normalised images on the device.
-    pub(super) fn upload(&self, batch: &Batch) -> Result<Tensor> {
+    /// A batch's pixels, which it gives up, as normalised images on the device.
+    pub(super) fn upload(&self, batch: &mut Batch) -> Result<Tensor> {
         let transforms = self.transforms();
         let size = transforms.size;
-        let pixels = Tensor::new(batch.pixels.clone(), [batch.len(), size, size, 3], &self.device)?;
+        let pixels = Tensor::new(std::mem::take(&mut batch.pixels), [batch.len(), size, size, 3], &self.device)?;
         normalise(&pixels, &batch.lighting, transforms.mean, transforms.std)
     }
 

@@ -41,9 +41,10 @@ pub struct Recipe {
     pub precompute: bool,
     /// First layer group trained in the second part. Default 0: all.
     pub freeze_to: isize,
-    /// Whether batchnorms keep their running statistics in the second part. Default true: statistics of small batches
-    /// of a narrow subject shift the features that the head has learned from.
-    pub bn_freeze: bool,
+    /// Whether batchnorms keep their running statistics in the second part. Default `None`: they do where the backbone
+    /// is pretrained and the head was trained on it first, because statistics of small batches of a narrow subject
+    /// shift the features that the head has learned from.
+    pub bn_freeze: Option<bool>,
 }
 
 impl Default for Recipe {
@@ -58,7 +59,7 @@ impl Default for Recipe {
             cycle_mult: 2,
             precompute: true,
             freeze_to: 0,
-            bn_freeze: true,
+            bn_freeze: None,
         }
     }
 }
@@ -103,21 +104,30 @@ impl Recipe {
         }
         if self.parts != Parts::Head {
             self.finetune().total_epochs()?;
-            state.freeze_to(self.freeze_to)?;
         }
+        state.freeze_to(self.freeze_to)?;
         Ok(())
     }
 }
 
 impl Learner {
-    /// Runs the recipe; `part_done` is called after each part.
+    /// Runs the recipe; `part_done` is called after each part. What is frozen afterwards is what the last part froze;
+    /// [`Learner::bn_freeze`] is as before.
     ///
     /// # Errors
     /// As [`Recipe::validate`], [`Learner::fit`], and those of `part_done`.
     pub fn run(&mut self, recipe: &Recipe, mut part_done: impl FnMut(&Self) -> Result<()>) -> Result<()> {
         recipe.validate(self)?;
+        let freeze_norms = self.freeze_norms;
+        let outcome = self.run_parts(recipe, &mut part_done);
+        self.bn_freeze(freeze_norms);
+        outcome
+    }
+
+    fn run_parts(&mut self, recipe: &Recipe, part_done: &mut dyn FnMut(&Self) -> Result<()>) -> Result<()> {
         if recipe.parts != Parts::Finetune {
             self.freeze();
+            self.bn_freeze(false);
             self.precompute(recipe.precompute);
             self.fit(recipe.head())?;
             part_done(self)?;
@@ -125,7 +135,7 @@ impl Learner {
         if recipe.parts != Parts::Head {
             self.precompute(false);
             self.freeze_to(recipe.freeze_to)?;
-            self.bn_freeze(recipe.bn_freeze);
+            self.bn_freeze(recipe.bn_freeze.unwrap_or(self.pretrained && recipe.parts == Parts::Full));
             self.fit(recipe.finetune())?;
             part_done(self)?;
         }

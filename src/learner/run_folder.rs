@@ -2,50 +2,61 @@
 
 use std::{
     fs::{self, File},
-    io::Write,
+    io::{self, Write},
     path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use serde::Serialize;
 
-use super::{EpochRecord, Learner};
+use super::{Callback, Event, Flow, Learner};
 use crate::{Error, Result, files::write_atomically};
+
+const CONFIG: &str = "config.toml";
+const HISTORY: &str = "history.jsonl";
 
 /// A run's folder: `config.toml`, `history.jsonl` (one line per epoch), `model.safetensors`.
 #[derive(Debug)]
 pub struct RunFolder {
     path: PathBuf,
-    written: usize,
+    /// Whether the folder was not there before.
+    made: bool,
+    /// What went wrong when an epoch's record was written.
+    failure: Arc<Mutex<Option<Error>>>,
 }
 
 impl RunFolder {
     /// Makes the folder and writes the configuration.
     ///
     /// # Errors
-    /// [`Error::Data`] if the folder already holds something, so that no run is overwritten; [`Error::Io`].
+    /// As [`RunFolder::check_free`]; [`Error::Io`] if the folder cannot be written.
     pub fn create(path: impl Into<PathBuf>, config: &impl Serialize) -> Result<Self> {
         let path = path.into();
         Self::check_free(&path)?;
         let text = toml::to_string_pretty(config)
             .map_err(|error| Error::setting("config", format!("cannot be written as TOML: {error}")))?;
+        let made = !path.exists();
         fs::create_dir_all(&path).map_err(|error| Error::io(&path, error))?;
-        let folder = Self { path, written: 0 };
-        write_atomically(&folder.file("config.toml"), |file| file.write_all(text.as_bytes()))?;
+        let folder = Self { path, made, failure: Arc::default() };
+        write_atomically(&folder.file(CONFIG), |file| file.write_all(text.as_bytes()))?;
         Ok(folder)
     }
 
-    /// Whether a run may be written to `path`: it is empty or not there.
+    /// Whether a run may be written to `path`: it is not there, or holds nothing but the configuration of a run that
+    /// was interrupted before its first epoch ended.
     ///
     /// # Errors
-    /// [`Error::Data`] if it holds something, [`Error::Io`] if it cannot be looked at.
+    /// [`Error::Data`] if it holds something, so that no run is overwritten; [`Error::Io`] if it cannot be looked at.
     pub fn check_free(path: &Path) -> Result<()> {
         let entries = match fs::read_dir(path) {
-            Ok(entries) => entries.count(),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => 0,
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             Err(error) => return Err(Error::io(path, error)),
         };
-        if entries > 0 {
-            return Err(Error::data(path, "this run folder already holds something; choose another --out"));
+        for entry in entries {
+            if entry.map_err(|error| Error::io(path, error))?.file_name() != CONFIG {
+                return Err(Error::data(path, "this run folder already holds something; choose another --out"));
+            }
         }
         Ok(())
     }
@@ -55,48 +66,55 @@ impl RunFolder {
         &self.path
     }
 
-    /// Writes the epochs finished since the last call, and the model.
+    /// A callback that adds each epoch's record to `history.jsonl` as it ends. If that fails the fit stops, and
+    /// [`RunFolder::save`] returns the error.
+    pub fn recorder(&self) -> impl Callback + use<> {
+        let (path, failure) = (self.file(HISTORY), self.failure.clone());
+        move |event: &Event| {
+            let Event::Epoch(record) = event else { return Flow::Continue };
+            let file = File::options().create(true).append(true).open(&path);
+            let written = file.and_then(|mut file| file.write_all(format!("{}\n", record.to_json()).as_bytes()));
+            match written {
+                Ok(()) => Flow::Continue,
+                Err(error) => {
+                    *failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(Error::io(&path, error));
+                    Flow::Stop
+                }
+            }
+        }
+    }
+
+    /// Writes the model.
     ///
     /// # Errors
-    /// [`Error::Io`] if a file cannot be written.
-    pub fn save(&mut self, learner: &Learner) -> Result<()> {
-        self.record(learner)?;
+    /// [`Error::Io`] if it, or a record before, cannot be written.
+    pub fn save(&self, learner: &Learner) -> Result<()> {
+        if let Some(error) = self.failure.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            return Err(error);
+        }
         learner.save(self.file("model.safetensors"))
     }
 
-    /// After a run that failed: keeps what it finished, the records of its epochs; if that is nothing, takes the
-    /// folder away, so that the run can be started again.
+    /// After a run that failed: if it finished no epoch, takes the configuration away, and the folder if it was made
+    /// for this run, so that the run can be started again.
     ///
     /// # Errors
     /// [`Error::Io`] if that cannot be done.
-    pub fn close_failed(mut self, learner: &Learner) -> Result<()> {
-        if learner.history().is_empty() {
-            let config = self.file("config.toml");
-            fs::remove_file(&config).map_err(|error| Error::io(config, error))?;
-            return fs::remove_dir(&self.path).map_err(|error| Error::io(&self.path, error));
+    pub fn close_failed(self) -> Result<()> {
+        if self.file(HISTORY).exists() {
+            return Ok(());
         }
-        self.record(learner)
+        let config = self.file(CONFIG);
+        fs::remove_file(&config).map_err(|error| Error::io(config, error))?;
+        if self.made {
+            // It may hold what others put there meanwhile.
+            let _ = fs::remove_dir(&self.path);
+        }
+        Ok(())
     }
 
     /// Path of a file in the folder.
     pub fn file(&self, name: &str) -> PathBuf {
         self.path.join(name)
-    }
-
-    fn record(&mut self, learner: &Learner) -> Result<()> {
-        self.append(&learner.history()[self.written..])?;
-        self.written = learner.history().len();
-        Ok(())
-    }
-
-    fn append(&self, records: &[EpochRecord]) -> Result<()> {
-        let path = self.file("history.jsonl");
-        let lines: String = records.iter().map(|record| serde_json::json!(record).to_string() + "\n").collect();
-        File::options()
-            .create(true)
-            .append(true)
-            .open(&path)
-            .and_then(|mut file| file.write_all(lines.as_bytes()))
-            .map_err(|error| Error::io(&path, error))
     }
 }

@@ -147,12 +147,12 @@ impl Learner {
                 Ok(Some((Input::Features(features), labels)))
             }
             Source::Images(loader) => {
-                let Some(batch) = loader.next().transpose()? else { return Ok(None) };
+                let Some(mut batch) = loader.next().transpose()? else { return Ok(None) };
                 self.report_failures(&batch);
                 if batch.len() < 2 {
                     return Ok(None);
                 }
-                Ok(Some((Input::Images(self.upload(&batch)?), batch.labels)))
+                Ok(Some((Input::Images(self.upload(&mut batch)?), batch.labels)))
             }
         }
     }
@@ -162,6 +162,9 @@ impl Learner {
     fn step(&mut self, input: Input, labels: Vec<u32>, lrs: &[f32], state: &mut State) -> Result<f32> {
         let mut pass = Pass::training(self.seed, self.steps);
         self.steps += 1;
+        if !self.state.is_head_only() {
+            self.backbone_key = None;
+        }
         let logits = match input {
             Input::Images(images) => self.model.forward(&mut pass, &Var::constant(images))?,
             Input::Features(features) => self.model.head.classify(&mut pass, &Var::constant(features))?,

@@ -23,7 +23,8 @@ impl Unit {
     pub fn of(name: &str) -> Self {
         let block = name.strip_prefix("layer").and_then(|rest| {
             let mut parts = rest.split('.');
-            Some(Unit::Block(parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
+            let stage = parts.next()?.parse().ok().filter(|stage| *stage > 0)?;
+            Some(Unit::Block(stage, parts.next()?.parse().ok()?))
         });
         match block {
             Some(block) => block,
@@ -36,6 +37,7 @@ impl Unit {
 /// How a network is cut into layer groups.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Grouping {
     /// fastai 0.7's three groups: stem to layer2 | layer3 and layer4 | head. For the three-stage CIFAR networks: stem
     /// and stage 1 | stages 2 and 3 | head.
@@ -58,7 +60,7 @@ impl Grouping {
             (Grouping::PerStage | Grouping::PerBlock, Unit::Stem) => 0,
             (Grouping::PerStage, Unit::Block(stage, _)) => stage,
             (Grouping::PerStage, Unit::Head) => blocks.len() + 1,
-            (Grouping::PerBlock, Unit::Block(stage, block)) => 1 + blocks[..stage - 1].iter().sum::<usize>() + block,
+            (Grouping::PerBlock, Unit::Block(stage, block)) => 1 + blocks.iter().take(stage - 1).sum::<usize>() + block,
             (Grouping::PerBlock, Unit::Head) => 1 + blocks.iter().sum::<usize>(),
         }
     }
@@ -135,9 +137,9 @@ impl FreezeState {
         Ok(())
     }
 
-    /// Whether `group` is trained.
+    /// Whether `group` is trained; false if there is no such group.
     pub fn is_trainable(&self, group: usize) -> bool {
-        self.trainable[group]
+        self.trainable.get(group).copied().unwrap_or(false)
     }
 
     /// Whether everything but the head is frozen.

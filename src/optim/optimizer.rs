@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Result, Tensor,
+    Error, Result, Tensor,
     autograd::{ParameterGradients, Parameters},
     nn::Model,
     ops::optimizer::{AdamWStep, SgdStep, adamw, sgd},
@@ -14,6 +14,7 @@ use crate::{
 /// Which update rule, and its constants.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase", tag = "kind")]
+#[non_exhaustive]
 pub enum OptimizerKind {
     /// Stochastic gradient descent; weight decay as an L2 penalty.
     Sgd {
@@ -71,7 +72,7 @@ impl Optimizer {
     /// layer group.
     ///
     /// # Errors
-    /// [`Error::Shape`](crate::Error::Shape) if a gradient's shape is not its parameter's.
+    /// [`Error::Shape`] if a gradient's shape is not its parameter's; [`Error::Setting`] if a group has no rate.
     pub fn step(
         &mut self,
         model: &mut Model,
@@ -79,6 +80,11 @@ impl Optimizer {
         lrs: &[f32],
         weight_decays: &[f32],
     ) -> Result<()> {
+        let groups = model.grouping().names(model.arch()).len();
+        if lrs.len() != groups || weight_decays.len() != groups {
+            let message = format!("{} and {} given for {groups} layer groups", lrs.len(), weight_decays.len());
+            return Err(Error::setting("learning rates and weight decays", message));
+        }
         self.steps += 1;
         let (grouping, arch) = (model.grouping(), model.arch());
         let mut outcome = Ok(());

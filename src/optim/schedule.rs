@@ -15,6 +15,7 @@ pub struct Point {
 
 /// How the learning rate moves over a fit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Schedule {
     /// Constant, for so many steps.
     Constant {

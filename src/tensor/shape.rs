@@ -20,9 +20,9 @@ impl Shape {
         usize::from(self.rank)
     }
 
-    /// Number of elements; 1 for a scalar.
+    /// Number of elements; 1 for a scalar. A number beyond `usize` counts as its largest value, which no memory holds.
     pub fn elements(&self) -> usize {
-        self.dims().iter().product()
+        product(self.dims())
     }
 
     /// The innermost extent (channels, features); 1 for a scalar.
@@ -32,8 +32,12 @@ impl Shape {
 
     /// Elements divided by the innermost extent: rows of a matrix, pixels of a batch.
     pub fn rows(&self) -> usize {
-        self.dims().split_last().map_or(1, |(_, outer)| outer.iter().product())
+        self.dims().split_last().map_or(1, |(_, outer)| product(outer))
     }
+}
+
+fn product(extents: &[usize]) -> usize {
+    if extents.contains(&0) { 0 } else { extents.iter().fold(1, |product, extent| product.saturating_mul(*extent)) }
 }
 
 impl<const R: usize> From<[usize; R]> for Shape {
@@ -54,5 +58,19 @@ impl fmt::Display for Shape {
 impl fmt::Debug for Shape {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_product_beyond_usize_does_not_wrap() {
+        let shape = Shape::from([usize::MAX / 3 * 2 + 1, 3]);
+        assert_eq!(shape.elements(), usize::MAX);
+        assert_eq!(Shape::from([usize::MAX, 0, usize::MAX]).elements(), 0);
+        let device = crate::Device::cpu(1).unwrap();
+        assert!(crate::Tensor::new(vec![0f32], shape, &device).is_err());
     }
 }

@@ -72,7 +72,7 @@ impl Budget {
     fn plan(self) -> Plan {
         let lr = PerGroup::Range(LR / 10.0, LR);
         // Minutes of pretraining on other shapes leave statistics that do not suit these pictures: they should move.
-        let recipe = Recipe { lr, cycles: 1, bn_freeze: false, ..Recipe::default() };
+        let recipe = Recipe { lr, cycles: 1, bn_freeze: Some(false), ..Recipe::default() };
         match self {
             Budget::Full => Plan {
                 pretraining: Counts { train: 180, valid: 25 },
@@ -116,7 +116,7 @@ impl Demo {
         let plan = self.budget.plan();
         let recipe = plan.recipe.clone();
         let pretrained = self.out.join("pretrained.safetensors");
-        let mut run = self.folder(&self.out, &pretrained.display().to_string(), &recipe)?;
+        let run = self.folder(&self.out, &pretrained.display().to_string(), &recipe)?;
 
         let count = plan.pretraining.train;
         heading(
@@ -137,7 +137,8 @@ impl Demo {
         let from_scratch = self.compare("from-scratch", &whole, &data, &device)?;
 
         heading(4, "Transfer: a head on the pretrained backbone, then everything, with a rate for each layer group");
-        let mut learner = self.learner(Weights::file(&pretrained)?, HeadSpec::default(), data, &device)?;
+        let learner = self.learner(Weights::file(&pretrained)?, HeadSpec::default(), data, &device)?;
+        let mut learner = learner.callback(run.recorder());
         let mut accuracies = Vec::new();
         learner.run(&recipe, |learner| {
             accuracies.push(accuracy(learner));
@@ -178,8 +179,9 @@ impl Demo {
 
     /// Runs `recipe` without pretraining, in a run folder of its own.
     fn compare(&self, name: &str, recipe: &Recipe, data: &ImageData, device: &Device) -> Result<f32> {
-        let mut folder = self.folder(&self.out.join("comparison").join(name), "random", recipe)?;
-        let mut learner = self.learner(Weights::random(ARCH), HeadSpec::default(), data.clone(), device)?;
+        let folder = self.folder(&self.out.join("comparison").join(name), "random", recipe)?;
+        let learner = self.learner(Weights::random(ARCH), HeadSpec::default(), data.clone(), device)?;
+        let mut learner = learner.callback(folder.recorder());
         learner.run(recipe, |learner| folder.save(learner))?;
         Ok(accuracy(&learner))
     }
