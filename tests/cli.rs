@@ -293,7 +293,12 @@ fn mistakes_elsewhere_are_named() {
         ("predict {} {}", vec![run, work.path()], 1, "holds no images"),
         ("predict {} {} --batch-size 0", vec![run, &image], 2, "--batch-size"),
         ("predict {}", vec![run], 2, "IMAGE"),
-        ("features {} --weights {} --out {}", vec![&image, &weights, &out], 1, "no/such/folder: there is no such folder"),
+        (
+            "features {} --weights {} --out {}",
+            vec![&image, &weights, &out],
+            1,
+            "no/such/folder: there is no such folder",
+        ),
         ("features {} --weights {} --out {}", vec![&image, &weights, &image], 2, "should end in .safetensors"),
         ("features {} --weights {} --size 0 --out {}", vec![&image, &weights, &out], 2, "--size"),
         ("features {} --weights {} --layer pool --out {}", vec![&image, &weights, &out], 2, "'pool' is unknown"),
