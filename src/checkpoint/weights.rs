@@ -36,7 +36,7 @@ impl Weights {
                 format!("holds none of the known architectures ({known}); `unfreeze inspect FILE` lists its tensors");
             Error::checkpoint(&checkpoint.path, message)
         })?;
-        Ok(Self { arch, checkpoint: Some(checkpoint) })
+        Self::from_checkpoint(arch, checkpoint)
     }
 
     /// As [`Weights::file`], for a file that should be of `arch`.
@@ -51,8 +51,20 @@ impl Weights {
                 Err(Error::checkpoint(&checkpoint.path, message))
             }
             // Where the tensors name no architecture, loading tells what is missing.
-            _ => Ok(Self { arch, checkpoint: Some(checkpoint) }),
+            _ => Self::from_checkpoint(arch, checkpoint),
         }
+    }
+
+    fn from_checkpoint(arch: Arch, checkpoint: Checkpoint) -> Result<Self> {
+        for (key, positive) in [("mean", false), ("std", true)] {
+            let Some(text) = checkpoint.metadata.get(key) else { continue };
+            let values = serde_json::from_str::<[f32; 3]>(text).unwrap_or([f32::NAN; 3]);
+            if !values.iter().all(|value| value.is_finite() && (*value > 0.0 || !positive)) {
+                let message = format!("has a bad '{key}' in its metadata: {text}");
+                return Err(Error::checkpoint(&checkpoint.path, message));
+            }
+        }
+        Ok(Self { arch, checkpoint: Some(checkpoint) })
     }
 
     /// The architecture.
