@@ -92,18 +92,21 @@ impl Learner {
 }
 
 fn write(path: &Path, model: &Model, classes: &[String], transforms: &Transforms) -> Result<()> {
-    let json = |value: serde_json::Value| value.to_string();
+    // Plain numbers, strings and lists: they always have a JSON form, and as f32 a short one.
+    fn json(value: &impl serde::Serialize) -> String {
+        serde_json::to_string(value).unwrap_or_default()
+    }
     let metadata = BTreeMap::from(
         [
             ("format_version", FORMAT_VERSION.to_string()),
             ("engine_version", env!("CARGO_PKG_VERSION").to_string()),
             ("arch", model.arch().name().to_string()),
-            ("head", json(serde_json::json!(model.head.spec()))),
-            ("classes", json(serde_json::json!(classes))),
+            ("head", json(model.head.spec())),
+            ("classes", json(&classes)),
             ("size", transforms.size.to_string()),
             ("resize", transforms.resize.to_string()),
-            ("mean", json(serde_json::json!(transforms.mean))),
-            ("std", json(serde_json::json!(transforms.std))),
+            ("mean", json(&transforms.mean)),
+            ("std", json(&transforms.std)),
         ]
         .map(|(key, value)| (key.to_string(), value)),
     );
