@@ -151,6 +151,11 @@ impl ImageData {
         &self.root
     }
 
+    /// Whether an image that cannot be decoded is an error.
+    pub fn is_strict(&self) -> bool {
+        self.strict
+    }
+
     /// Names of the classes, sorted; a label is a position among them.
     pub fn classes(&self) -> &[String] {
         &self.classes

@@ -53,6 +53,8 @@ impl Learner {
         let mut key = KeyBuilder::new(&self.device.to_string());
         key.key(&backbone).text(self.model.arch().name()).text(self.model.head.pool_name());
         key.text(&serde_json::json!(self.transforms().evaluation()).to_string());
+        // What was left out as undecodable must not be left out in silence once that is an error.
+        key.text(&format!("strict {}", self.data.is_strict()));
         for item in self.data.items(split).iter() {
             // A file that is gone has no identity; whether that is an error is for the loader to say.
             if key.file(&item.path).is_err() {
