@@ -1,5 +1,7 @@
 //! Matrix products on the processor: a checked wrapper around the `gemm` crate.
 
+use std::ops::Range;
+
 /// A matrix inside a slice: element `(i, j)` lies at `i * row_stride + j * col_stride`.
 #[derive(Clone, Copy)]
 pub(crate) struct Matrix<'a> {
@@ -14,6 +16,12 @@ impl<'a> Matrix<'a> {
     /// A dense row-major matrix.
     pub fn dense(elements: &'a [f32], rows: usize, cols: usize) -> Self {
         Self { elements, rows, cols, row_stride: cols, col_stride: 1 }
+    }
+
+    /// Some rows and columns of a dense matrix whose rows are `stride` long.
+    pub fn part(elements: &'a [f32], stride: usize, rows: Range<usize>, cols: Range<usize>) -> Self {
+        let elements = elements.get(rows.start * stride + cols.start..).unwrap_or_default();
+        Self { elements, rows: rows.len(), cols: cols.len(), row_stride: stride, col_stride: 1 }
     }
 
     /// The same elements, rows and columns exchanged.

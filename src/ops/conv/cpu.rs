@@ -60,13 +60,7 @@ fn multiply_tile(
     let (window, group_k) = (extents.window(), extents.group_k());
     for group in 0..extents.groups {
         let windows = if extents.is_pointwise() {
-            Matrix {
-                elements: &input[first * extents.c + group * extents.group_c()..],
-                rows: pixels,
-                cols: window,
-                row_stride: extents.c,
-                col_stride: 1,
-            }
+            Matrix::part(input, extents.c, first..first + pixels, extents.inputs(group))
         } else {
             scratch.resize(pixels * window, 0.0);
             for (pixel, row) in scratch.chunks_exact_mut(window).enumerate() {
@@ -83,6 +77,16 @@ impl Extents {
     /// Whether windows are single pixels that can be read in place.
     fn is_pointwise(&self) -> bool {
         self.r == 1 && self.s == 1 && self.stride == 1 && self.padding == 0
+    }
+
+    /// The input channels of a group.
+    fn inputs(&self, group: usize) -> std::ops::Range<usize> {
+        group * self.group_c()..(group + 1) * self.group_c()
+    }
+
+    /// The output channels of a group.
+    fn outputs(&self, group: usize) -> std::ops::Range<usize> {
+        group * self.group_k()..(group + 1) * self.group_k()
     }
 
     /// Image, and top left corner of the window (which may lie in the padding), of an output pixel.
@@ -208,13 +212,7 @@ fn scatter_tile(
     let (window, group_k, group_c) = (extents.window(), extents.group_k(), extents.group_c());
     scratch.resize(pixels * window, 0.0);
     for group in 0..extents.groups {
-        let grad = Matrix {
-            elements: &grad[first * extents.k + group * group_k..],
-            rows: pixels,
-            cols: group_k,
-            row_stride: extents.k,
-            col_stride: 1,
-        };
+        let grad = Matrix::part(grad, extents.k, first..first + pixels, extents.outputs(group));
         let weight = Matrix::dense(&weight[group * group_k * window..], group_k, window);
         gemm(grad, weight, scratch, window, false);
         for (pixel, window_grad) in scratch.chunks_exact(window).enumerate() {
@@ -312,13 +310,7 @@ fn sum_block(
     for start in pixels.clone().step_by(4 * TILE) {
         let count = (4 * TILE).min(pixels.end - start);
         let windows = if extents.is_pointwise() {
-            Matrix {
-                elements: &input[start * extents.c + group * group_c..],
-                rows: count,
-                cols: columns,
-                row_stride: extents.c,
-                col_stride: 1,
-            }
+            Matrix::part(input, extents.c, start..start + count, extents.inputs(group))
         } else {
             scratch.resize(count * columns, 0.0);
             for (pixel, row) in scratch.chunks_exact_mut(columns).enumerate() {
@@ -330,13 +322,7 @@ fn sum_block(
             }
             Matrix::dense(scratch, count, columns)
         };
-        let grad = Matrix {
-            elements: &grad[start * extents.k + group * group_k..],
-            rows: count,
-            cols: group_k,
-            row_stride: extents.k,
-            col_stride: 1,
-        };
+        let grad = Matrix::part(grad, extents.k, start..start + count, extents.outputs(group));
         gemm(grad.transposed(), windows, &mut sum, columns, true);
     }
     sum

@@ -64,13 +64,8 @@ pub fn weight_grad(cpu: &CpuDevice, grad: &Tensor, input: &Tensor) -> Result<Ten
     cpu.install(|| {
         weight_grad.par_chunks_mut(ROWS * inputs).enumerate().for_each(|(block, to)| {
             let rows = to.len() / inputs;
-            let grad = Matrix {
-                elements: &grad_slice[(block * ROWS).min(grad_slice.len())..],
-                rows: n,
-                cols: rows,
-                row_stride: outputs,
-                col_stride: 1,
-            };
+            let first = block * ROWS;
+            let grad = Matrix::part(grad_slice, outputs, 0..n, first..first + rows);
             gemm(grad.transposed(), Matrix::dense(x, n, inputs), to, inputs, false);
         });
     });
