@@ -1,4 +1,5 @@
-//! The record of an epoch: one line of `history.jsonl`.
+//! The records of a run: an epoch is a line of `history.jsonl`, a step of `steps.jsonl`, a validation sample of
+//! `predictions.jsonl`.
 
 use std::collections::BTreeMap;
 
@@ -39,5 +40,40 @@ impl EpochRecord {
     /// The accuracy on the validation set.
     pub fn accuracy(&self) -> f32 {
         self.metrics.get("accuracy").copied().unwrap_or(f32::NAN)
+    }
+}
+
+/// What a training step did.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StepRecord {
+    /// Name of the fit, such as `head`.
+    pub phase: String,
+    /// Epoch of the fit, from 0.
+    pub epoch: usize,
+    /// Step of the epoch, from 0.
+    pub step: usize,
+    /// Loss of its batch.
+    pub loss: f32,
+    /// Learning rate of each layer group.
+    pub lrs: Vec<f32>,
+    /// Momentum, the same for all groups.
+    pub momentum: f32,
+}
+
+/// What the network says of a validation sample.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PredictionRecord {
+    /// The file, relative to the data folder where it lies within.
+    pub file: String,
+    /// Position of its class among the run's classes.
+    pub label: u32,
+    /// Probability of each class.
+    pub probabilities: Vec<f32>,
+}
+
+impl PredictionRecord {
+    /// Position of the most probable class, the first of equals.
+    pub fn predicted(&self) -> usize {
+        super::evaluation::best(&self.probabilities)
     }
 }

@@ -16,7 +16,7 @@ pub use classifier::{Classifier, Prediction};
 pub use control::{Callback, CancelToken, Event, Flow};
 pub use evaluation::Evaluation;
 pub use fit::Fit;
-pub use history::EpochRecord;
+pub use history::{EpochRecord, PredictionRecord, StepRecord};
 pub use model_file::ModelFile;
 pub use recipe::{Parts, Recipe};
 pub use run_folder::RunFolder;

@@ -104,7 +104,7 @@ pub fn apply(
             for (row, output) in output.chunks_exact_mut(channels).enumerate() {
                 let start = start + row * channels;
                 let x = &x[start..][..channels];
-                let affine = |channel: usize| x[channel].mul_add(factor[channel], offset[channel]);
+                let affine = |channel: usize| x[channel] * factor[channel] + offset[channel];
                 match residual {
                     Some(residual) => {
                         let residual = &residual[start..][..channels];
@@ -177,7 +177,7 @@ pub fn combine(cpu: &CpuDevice, grad: &Tensor, input: &Tensor, coefficients: &[[
             let blocks = grad[start..].chunks_exact(channels).zip(x[start..].chunks_exact(channels));
             for (result, (grad, x)) in result.chunks_exact_mut(channels).zip(blocks) {
                 for channel in 0..channels {
-                    result[channel] = grad[channel].mul_add(a[channel], x[channel].mul_add(b[channel], c[channel]));
+                    result[channel] = grad[channel] * a[channel] + (x[channel] * b[channel] + c[channel]);
                 }
             }
         });

@@ -157,7 +157,7 @@ fn apply_epilogue(tile: &mut [f32], scale_shift: Option<(&[f32], &[f32])>, resid
     if let Some((scale, shift)) = scale_shift {
         for row in tile.chunks_exact_mut(scale.len()) {
             for ((value, scale), shift) in row.iter_mut().zip(scale).zip(shift) {
-                *value = value.mul_add(*scale, *shift);
+                *value = *value * scale + shift;
             }
         }
     }
