@@ -74,7 +74,7 @@ pub fn run() -> ExitCode {
 
 /// The error, a setting under the name of its flag.
 fn in_flags(error: &Error) -> String {
-    const SETTINGS: [&str; 12] = [
+    const SETTINGS: [&str; 14] = [
         "batch_size",
         "bn_freeze",
         "cycles",
@@ -83,9 +83,11 @@ fn in_flags(error: &Error) -> String {
         "hidden",
         "lr",
         "max_zoom",
+        "pad",
         "resize",
         "size",
         "threads",
+        "valid_fraction",
         "wd",
     ];
     match error {

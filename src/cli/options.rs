@@ -6,7 +6,7 @@ use clap::Args;
 use unfreeze::{
     Device, DeviceName, Error, Result,
     checkpoint::Weights,
-    data::{Skipped, find_images},
+    data::{Holdout, ImageData, Skipped, find_images},
     nn::Arch,
 };
 
@@ -56,6 +56,34 @@ impl Pretrained {
             (file, Some(arch)) => Weights::file_of(arch, file),
             (file, None) => Weights::file(file),
         }
+    }
+}
+
+/// The data set.
+#[derive(Args, Clone)]
+pub struct DataSource {
+    /// Folder with train/CLASS/* and valid/CLASS/* (or val/), or with CLASS/* and --valid-fraction
+    pub data: PathBuf,
+    /// Hold out this share of each class for validation, where there is no folder for it; copies of a file stay on one
+    /// side
+    #[arg(long, value_name = "F")]
+    pub valid_fraction: Option<f32>,
+    /// Stop at the first file that is no image, instead of skipping it
+    #[arg(long)]
+    pub strict: bool,
+}
+
+impl DataSource {
+    /// Finds the images, and says on standard error what was left out or is odd.
+    pub fn open(&self, seed: u64) -> Result<ImageData> {
+        let data = match self.valid_fraction {
+            Some(fraction) => ImageData::from_class_folders(&self.data, Holdout { fraction, seed }),
+            None => ImageData::from_folders(&self.data),
+        };
+        let data = data?.strict(self.strict)?;
+        report_skipped(data.skipped());
+        data.notes().iter().for_each(|note| eprintln!("note: {note}"));
+        Ok(data)
     }
 }
 

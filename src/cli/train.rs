@@ -6,14 +6,14 @@ use clap::{Args, ValueEnum};
 use serde::Serialize;
 use unfreeze::{
     Result,
-    data::{Augment, ImageData, Split, Transforms},
+    data::{Augment, Split, Transforms},
     learner::{Learner, Parts, Recipe, RunFolder},
     nn::HeadSpec,
     optim::PerGroup,
 };
 
 use super::{
-    options::{Compute, Pretrained, count, report_skipped},
+    options::{Compute, DataSource, Pretrained, count},
     progress::Progress,
 };
 
@@ -25,8 +25,8 @@ use super::{
 /// history.jsonl and config.toml.
 #[derive(Args)]
 pub struct Train {
-    /// Folder with train/ and valid/ (or val/), each with one folder per class
-    data: PathBuf,
+    #[command(flatten)]
+    source: DataSource,
     #[command(flatten)]
     pretrained: Pretrained,
     /// Run folder to make
@@ -73,12 +73,16 @@ pub struct Train {
     /// trained on a pretrained backbone]; `off` suits large batches of images unlike those of the pretraining
     #[arg(long, value_enum)]
     bn_freeze: Option<Switch>,
-    /// Random changes to training images: side-on (flip, rotate, lighting), basic (no flip) or none
-    #[arg(long, value_enum, default_value_t = Changes::SideOn)]
-    augment: Changes,
+    /// Random changes to training images: side-on (flip, rotate, lighting), basic (no flip), none, or a list such as
+    /// rotate:10,lighting:0.05:0.05,flip
+    #[arg(long, default_value_t = Augment::SideOn, value_name = "NAME|LIST")]
+    augment: Augment,
     /// Largest random zoom of training images
     #[arg(long, default_value_t = 1.1, value_name = "X")]
     max_zoom: f32,
+    /// Pixels by which training images are continued on each side, by reflection, before the random crop
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    pad: usize,
     /// Hidden layer sizes of the head, such as 512 or 512,128; `none` for none
     #[arg(long, default_value = "512", value_name = "N,N|none")]
     hidden: String,
@@ -88,9 +92,6 @@ pub struct Train {
     /// A plain linear head instead of fastai's
     #[arg(long, conflicts_with_all = ["hidden", "ps"])]
     linear_head: bool,
-    /// Stop at the first file that is no image, instead of skipping it
-    #[arg(long)]
-    strict: bool,
     #[command(flatten)]
     compute: Compute,
     /// Print one JSON object per epoch: phase, epoch, train_loss, valid_loss, metrics, lrs, seconds,
@@ -112,18 +113,13 @@ enum Switch {
     Off,
 }
 
-#[derive(Clone, Copy, ValueEnum)]
-enum Changes {
-    SideOn,
-    Basic,
-    None,
-}
-
 /// All that is needed to repeat a run.
 #[derive(Serialize)]
 struct Config<'a> {
     engine_version: &'a str,
     data: &'a PathBuf,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    valid_fraction: Option<f32>,
     arch: &'a str,
     weights: &'a str,
     classes: &'a [String],
@@ -146,16 +142,14 @@ impl Train {
         let size = self.size.unwrap_or(weights.arch().published_size());
         let transforms = Transforms::for_weights(&weights, size)
             .resize(self.resize.unwrap_or(size))
-            .augment(self.augment.into())
-            .max_zoom(self.max_zoom);
+            .augment(self.augment.clone())
+            .max_zoom(self.max_zoom)
+            .pad(self.pad);
         transforms.validate()?;
-        let data = ImageData::from_folders(&self.data)?.strict(self.strict)?;
-        let data = data.transforms(transforms).batch_size(self.batch_size);
-        report_skipped(data.skipped());
-        data.notes().iter().for_each(|note| eprintln!("note: {note}"));
+        let data = self.source.open(self.compute.seed)?.transforms(transforms).batch_size(self.batch_size);
         eprintln!(
             "{}: {} training and {} validation images in {} classes; {} on {device}",
-            self.data.display(),
+            self.source.data.display(),
             data.items(Split::Train).len(),
             data.items(Split::Valid).len(),
             data.classes().len(),
@@ -169,7 +163,8 @@ impl Train {
         recipe.validate(&learner)?;
         let config = Config {
             engine_version: env!("CARGO_PKG_VERSION"),
-            data: &self.data,
+            data: &self.source.data,
+            valid_fraction: self.source.valid_fraction,
             arch: arch.name(),
             weights: &self.pretrained.weights,
             classes: learner.data().classes(),
@@ -177,7 +172,7 @@ impl Train {
             seed: self.compute.seed,
             threads: self.compute.threads,
             device: self.compute.device.to_string(),
-            strict: self.strict,
+            strict: self.source.strict,
             head: &head,
             transforms: &learner.data().transforms,
             recipe: &recipe,
@@ -228,15 +223,5 @@ impl Train {
         };
         head.validate()?;
         Ok(head)
-    }
-}
-
-impl From<Changes> for Augment {
-    fn from(changes: Changes) -> Self {
-        match changes {
-            Changes::SideOn => Augment::SideOn,
-            Changes::Basic => Augment::Basic,
-            Changes::None => Augment::None,
-        }
     }
 }

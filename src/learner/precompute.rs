@@ -7,7 +7,7 @@ use crate::{
     Result, Tensor,
     autograd::Var,
     cache::{Activations, Key, KeyBuilder},
-    data::{Augment, Batch, LoaderOptions, Split},
+    data::{Batch, LoaderOptions, Split},
     nn::Pass,
     ops::augment::normalise,
 };
@@ -15,7 +15,7 @@ use crate::{
 impl Learner {
     /// The clean view's features of every sample of `split`, computed if the cache does not have them.
     pub(super) fn activations(&mut self, split: Split) -> Result<Arc<Activations>> {
-        if self.transforms().augment != Augment::None || self.transforms().max_zoom > 1.0 {
+        if *self.transforms() != self.transforms().evaluation() {
             self.note("precompute is on: the head trains on clean views, augmentation has no effect".into());
         }
         let key = self.activation_key(split)?;
