@@ -11,9 +11,11 @@ mod demo;
 mod devices;
 mod features;
 mod inspect;
+mod interrupt;
 mod options;
 mod predict;
 mod progress;
+mod run;
 mod summary;
 mod train;
 
@@ -74,7 +76,7 @@ pub fn run() -> ExitCode {
 
 /// The error, a setting under the name of its flag.
 fn in_flags(error: &Error) -> String {
-    const SETTINGS: [&str; 14] = [
+    const SETTINGS: [&str; 15] = [
         "batch_size",
         "bn_freeze",
         "cycles",
@@ -85,6 +87,7 @@ fn in_flags(error: &Error) -> String {
         "max_zoom",
         "pad",
         "resize",
+        "resume",
         "size",
         "threads",
         "valid_fraction",

@@ -49,12 +49,12 @@ impl Learner {
                 self.cancel.check()?;
                 let mut batch = batch?;
                 done += batch.len() + batch.failed.len();
-                self.report_failures(&batch);
+                self.report_failures(&batch)?;
                 if !batch.is_empty() {
                     let logits = self.model.logits(&self.upload(&mut batch)?)?;
                     tally.add(logits, batch.labels, batch.indices)?;
                 }
-                self.tell(&Event::Validating { done, total });
+                self.tell(&Event::Validating { done, total })?;
             }
         }
         if tally.evaluation.labels.is_empty() {

@@ -9,6 +9,7 @@ mod history;
 mod model_file;
 mod precompute;
 mod recipe;
+mod resume;
 mod run_folder;
 mod train;
 
@@ -64,6 +65,8 @@ pub struct Learner {
     loss: CrossEntropy,
     history: Vec<EpochRecord>,
     steps: u64,
+    progress: resume::Progress,
+    last_evaluation: Option<Evaluation>,
     callbacks: Vec<Box<dyn Callback>>,
     cancel: CancelToken,
     reported: std::collections::HashSet<String>,
@@ -100,6 +103,8 @@ impl Learner {
             loss: CrossEntropy::default(),
             history: Vec::new(),
             steps: 0,
+            progress: resume::Progress::default(),
+            last_evaluation: None,
             callbacks: Vec::new(),
             cancel: CancelToken::default(),
             reported: std::collections::HashSet::new(),
@@ -233,6 +238,11 @@ impl Learner {
         &self.history
     }
 
+    /// The validation at the end of the last epoch.
+    pub fn last_evaluation(&self) -> Option<&Evaluation> {
+        self.last_evaluation.as_ref()
+    }
+
     fn apply(&mut self) {
         self.model.apply(&self.state, self.freeze_norms);
     }
@@ -247,19 +257,24 @@ impl Learner {
     }
 
     /// Tells the callbacks; true if one of them wants the fit to end.
-    fn tell(&mut self, event: &Event) -> bool {
+    fn tell(&mut self, event: &Event) -> Result<bool> {
         let mut stop = false;
         for callback in &mut self.callbacks {
-            stop |= callback.event(event) == Flow::Stop;
+            match callback.event(event) {
+                Flow::Continue => {}
+                Flow::Stop => stop = true,
+                Flow::Fail(error) => return Err(error),
+            }
         }
-        stop
+        Ok(stop)
     }
 
     /// Tells the callbacks something once.
-    fn note(&mut self, text: String) {
+    fn note(&mut self, text: String) -> Result<()> {
         if self.reported.insert(text.clone()) {
-            self.tell(&Event::Note(&text));
+            self.tell(&Event::Note(&text))?;
         }
+        Ok(())
     }
 
     fn samples(&self, split: Split) -> usize {

@@ -16,7 +16,7 @@ impl Learner {
     /// The clean view's features of every sample of `split`, computed if the cache does not have them.
     pub(super) fn activations(&mut self, split: Split) -> Result<Arc<Activations>> {
         if *self.transforms() != self.transforms().evaluation() {
-            self.note("precompute is on: the head trains on clean views, augmentation has no effect".into());
+            self.note("precompute is on: the head trains on clean views, augmentation has no effect".into())?;
         }
         let key = self.activation_key(split)?;
         if let Some(found) = self.cache.get(&key) {
@@ -29,13 +29,13 @@ impl Learner {
             self.cancel.check()?;
             let mut batch = batch?;
             done += batch.len() + batch.failed.len();
-            self.report_failures(&batch);
+            self.report_failures(&batch)?;
             if !batch.is_empty() {
                 let images = Var::constant(self.upload(&mut batch)?);
                 let features = self.model.features(&mut Pass::evaluation(), &images)?;
                 activations.push(features.value(), &batch.labels, &batch.indices)?;
             }
-            self.tell(&Event::Caching { split, done, total });
+            self.tell(&Event::Caching { split, done, total })?;
         }
         Ok(self.cache.insert(key, activations))
     }
@@ -79,9 +79,7 @@ impl Learner {
     }
 
     /// Tells of files that could not be decoded, each once.
-    pub(super) fn report_failures(&mut self, batch: &Batch) {
-        for failed in &batch.failed {
-            self.note(format!("skipped {failed}"));
-        }
+    pub(super) fn report_failures(&mut self, batch: &Batch) -> Result<()> {
+        batch.failed.iter().try_for_each(|failed| self.note(format!("skipped {failed}")))
     }
 }

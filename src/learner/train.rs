@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Instant};
 
-use super::{EpochRecord, Event, Fit, Learner};
+use super::{EpochRecord, Event, Fit, Learner, resume::Left};
 use crate::{
     Error, Result, Tensor,
     autograd::Var,
@@ -45,26 +45,28 @@ impl Learner {
     /// loss is no longer finite; [`Error::Cancelled`]; errors of files. Epochs finished before stay in the history.
     pub fn fit(&mut self, fit: Fit) -> Result<&[EpochRecord]> {
         let epochs = fit.total_epochs()?;
-        let first = self.history.len();
         if self.data.batch_size < 2 {
             let message = format!("{} is too small to train with: batchnorm needs 2 or more", self.data.batch_size);
             return Err(Error::setting("batch_size", message));
         }
         let steps = batches(self.samples(Split::Train), self.data.batch_size).len();
-        let mut state = State {
-            schedule: fit.schedule(steps),
-            lrs: fit.lr.resolve("lr", &self.state)?,
-            weight_decays: fit.weight_decay.resolve("wd", &self.state)?,
-            optimizer: Optimizer::new(fit.optimizer),
-            steps_per_epoch: steps,
+        let (lrs, weight_decays) = (fit.lr.resolve("lr", &self.state)?, fit.weight_decay.resolve("wd", &self.state)?);
+        let (start, optimizer) = match self.progress.left(&fit, epochs)? {
+            Left::Nothing(records) => return Ok(&self.history[records]),
+            Left::From(start, optimizer) => (start, *optimizer),
         };
+        let schedule = fit.schedule(steps);
+        let mut state = State { schedule, lrs, weight_decays, optimizer, steps_per_epoch: steps };
+        let first = self.history.len() - start;
         if self.precompute && !self.uses_cache() {
-            self.note("precompute is on, but the backbone is trainable: activations are computed anew".into());
+            self.note("precompute is on, but the backbone is trainable: activations are computed anew".into())?;
         }
-        for epoch in 0..epochs {
+        for epoch in start..epochs {
             let (record, stop) = self.epoch(&fit, epoch, &mut state)?;
             self.history.push(record.clone());
-            if self.tell(&Event::Epoch(&record)) || stop {
+            let last = self.tell(&Event::Epoch(&record))? || stop || epoch + 1 == epochs;
+            self.write_progress(&fit, epochs, epoch + 1, (!last).then_some(&state.optimizer))?;
+            if last {
                 break;
             }
         }
@@ -82,6 +84,7 @@ impl Learner {
         let first_step = epoch * state.steps_per_epoch;
         let (mut loss_sum, mut seen, mut stop) = (0f64, 0usize, false);
         let mut lrs = state.lrs.clone();
+        let (phase, momentum) = (fit.phase.as_str(), fit.optimizer.momentum());
         for step in 0..steps {
             self.cancel.check()?;
             let Some((input, labels)) = self.next_batch(&mut source)? else { continue };
@@ -94,7 +97,7 @@ impl Learner {
             }
             loss_sum += f64::from(loss) * samples as f64;
             seen += samples;
-            if self.tell(&Event::Step { epoch, step, steps, loss, lrs: &lrs }) {
+            if self.tell(&Event::Step { phase, epoch, step, steps, loss, lrs: &lrs, momentum })? {
                 stop = true;
                 break;
             }
@@ -120,6 +123,7 @@ impl Learner {
             device: self.device.to_string(),
             cached,
         };
+        self.last_evaluation = Some(valid);
         Ok((record, stop))
     }
 
@@ -148,7 +152,7 @@ impl Learner {
             }
             Source::Images(loader) => {
                 let Some(mut batch) = loader.next().transpose()? else { return Ok(None) };
-                self.report_failures(&batch);
+                self.report_failures(&batch)?;
                 if batch.len() < 2 {
                     return Ok(None);
                 }
@@ -164,6 +168,7 @@ impl Learner {
         self.steps += 1;
         if !self.state.is_head_only() {
             self.backbone_key = None;
+            self.progress.backbone_changed();
         }
         let logits = match input {
             Input::Images(images) => self.model.forward(&mut pass, &Var::constant(images))?,
