@@ -44,6 +44,7 @@ impl Learner {
                 tally.add(logits.into_value(), labels, indices)?;
             }
         } else {
+            self.check_memory(self.data.batch_size.min(total), false)?;
             let mut done = 0;
             for batch in self.data.loader(split, &self.clean_views())? {
                 self.cancel.check()?;

@@ -3,9 +3,11 @@
 
 mod classifier;
 mod control;
+mod diverged;
 mod evaluation;
 mod fit;
 mod history;
+mod memory;
 mod model_file;
 mod precompute;
 mod recipe;
@@ -21,6 +23,8 @@ pub use history::{EpochRecord, PredictionRecord, StepRecord};
 pub use model_file::ModelFile;
 pub use recipe::{Parts, Recipe};
 pub use run_folder::RunFolder;
+
+use std::collections::HashSet;
 
 use crate::{
     Device, Error, Result,
@@ -67,9 +71,11 @@ pub struct Learner {
     steps: u64,
     progress: resume::Progress,
     last_evaluation: Option<Evaluation>,
+    /// Passes that are known to fit into memory: images, their size, trainable parameters in training.
+    fitting: HashSet<(usize, usize, Option<usize>)>,
     callbacks: Vec<Box<dyn Callback>>,
     cancel: CancelToken,
-    reported: std::collections::HashSet<String>,
+    reported: HashSet<String>,
 }
 
 impl Learner {
@@ -105,9 +111,10 @@ impl Learner {
             steps: 0,
             progress: resume::Progress::default(),
             last_evaluation: None,
+            fitting: HashSet::new(),
             callbacks: Vec::new(),
             cancel: CancelToken::default(),
-            reported: std::collections::HashSet::new(),
+            reported: HashSet::new(),
         };
         learner.apply();
         Ok(learner)

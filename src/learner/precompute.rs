@@ -23,6 +23,7 @@ impl Learner {
             return Ok(found);
         }
         let total = self.samples(split);
+        self.check_memory(self.data.batch_size.min(total), false)?;
         let mut activations = Activations::default();
         let mut done = 0;
         for batch in self.data.loader(split, &self.clean_views())? {

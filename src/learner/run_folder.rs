@@ -51,6 +51,7 @@ impl RunFolder {
         // Another run may have come and gone between the look and the lock.
         Self::check_free(&path)?;
         let folder = Self { path, made, _lock: lock };
+        folder.clear()?;
         let written = write_atomically(&folder.file(CONFIG), |file| file.write_all(text.as_bytes()));
         if let Err(error) = written {
             // The first failure says more than that of tidying up.
@@ -85,8 +86,8 @@ impl RunFolder {
         Ok((Self { path, made: false, _lock: lock }, value))
     }
 
-    /// Whether a run may be written to `path`: it is not there, or holds nothing but the configuration of a run that
-    /// was interrupted before its first epoch ended.
+    /// Whether a run may be written to `path`: it is not there, or holds nothing but what is left of a run that was
+    /// killed before its first epoch ended.
     ///
     /// # Errors
     /// [`Error::Data`] if it holds something, so that no run is overwritten; [`Error::Io`] if it cannot be looked at.
@@ -98,9 +99,10 @@ impl RunFolder {
         };
         for entry in entries {
             let name = entry.map_err(|error| Error::io(path, error))?.file_name();
-            let begun = name == CONFIG || name == LOCK || name == STEPS;
-            if !begun && !name.to_string_lossy().starts_with(TEMPORARY) {
-                let message = if Learner::can_resume(path.join(CHECKPOINT)) {
+            let begun = [CONFIG, LOCK, STEPS, HISTORY, CHECKPOINT].iter().any(|known| name == *known);
+            let resumable = Learner::can_resume(path.join(CHECKPOINT));
+            if resumable || !begun && !name.to_string_lossy().starts_with(TEMPORARY) {
+                let message = if resumable {
                     "this folder holds a run already; choose another --out, or go on with it by --resume"
                 } else {
                     "this run folder already holds something; choose another --out"
@@ -197,16 +199,26 @@ impl RunFolder {
         if Learner::can_resume(self.checkpoints()) {
             return Ok(());
         }
-        remove_temporaries(&self.path);
-        for name in [HISTORY, STEPS, CONFIG, LOCK] {
-            remove(&self.file(name))?;
-        }
-        let _ = fs::remove_dir_all(self.checkpoints());
+        self.clear()?;
+        remove(&self.file(LOCK))?;
         if self.made {
             // It may hold what others put there meanwhile.
             let _ = fs::remove_dir(&self.path);
         }
         Ok(())
+    }
+
+    /// Removes what a run writes before its first epoch has ended.
+    fn clear(&self) -> Result<()> {
+        remove_temporaries(&self.path);
+        for name in [HISTORY, STEPS, CONFIG] {
+            remove(&self.file(name))?;
+        }
+        let folder = self.checkpoints();
+        match fs::remove_dir_all(&folder) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::io(folder, error)),
+            _ => Ok(()),
+        }
     }
 
     /// Path of a file in the folder.

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Instant};
 
-use super::{EpochRecord, Event, Fit, Learner, resume::Left};
+use super::{EpochRecord, Event, Fit, Learner, diverged::Place, resume::Left};
 use crate::{
     Error, Result, Tensor,
     autograd::Var,
@@ -55,6 +55,9 @@ impl Learner {
             Left::Nothing(records) => return Ok(&self.history[records]),
             Left::From(start, optimizer) => (start, *optimizer),
         };
+        if !self.uses_cache() {
+            self.check_memory(self.data.batch_size.min(self.samples(Split::Train)), true)?;
+        }
         let schedule = fit.schedule(steps);
         let mut state = State { schedule, lrs, weight_decays, optimizer, steps_per_epoch: steps };
         let first = self.history.len() - start;
@@ -91,9 +94,10 @@ impl Learner {
             let factor = state.schedule.at(first_step + step).lr;
             lrs = state.lrs.iter().map(|lr| (f64::from(*lr) * factor) as f32).collect();
             let samples = labels.len();
-            let loss = self.step(input, labels, &lrs, state)?;
+            let loss = self.step(&input, labels, &lrs, state)?;
             if !loss.is_finite() {
-                return Err(diverged(fit, "loss", loss, epoch, step));
+                let cause = self.cause(&input)?;
+                return Err(Place { fit, epoch, step }.error("loss", loss, cause));
             }
             loss_sum += f64::from(loss) * samples as f64;
             seen += samples;
@@ -109,7 +113,8 @@ impl Learner {
         let images_per_second = seen as f64 / training.elapsed().as_secs_f64();
         let valid = self.evaluate(Split::Valid)?;
         if !valid.loss.is_finite() {
-            return Err(diverged(fit, "validation loss", valid.loss, epoch, steps));
+            let cause = self.not_finite();
+            return Err(Place { fit, epoch, step: steps }.error("validation loss", valid.loss, cause));
         }
         let record = EpochRecord {
             phase: fit.phase.clone(),
@@ -161,9 +166,21 @@ impl Learner {
         }
     }
 
+    /// Why the loss of the last step, on `input`, is not finite.
+    fn cause(&self, input: &Input) -> Result<Option<String>> {
+        match (self.not_finite(), input) {
+            (None, Input::Images(images)) => {
+                // As in that step: it changed nothing but the counter.
+                self.not_finite_layer(Pass::training(self.seed, self.steps - 1), images)
+            }
+            (None, Input::Features(_)) => Ok(Some("the output of head is not finite".into())),
+            (found, _) => Ok(found),
+        }
+    }
+
     /// Forward, backward, optimizer; the loss of the batch. A forward pass changes nothing: gradients and batch
     /// statistics are applied together at the end.
-    fn step(&mut self, input: Input, labels: Vec<u32>, lrs: &[f32], state: &mut State) -> Result<f32> {
+    fn step(&mut self, input: &Input, labels: Vec<u32>, lrs: &[f32], state: &mut State) -> Result<f32> {
         let mut pass = Pass::training(self.seed, self.steps);
         self.steps += 1;
         if !self.state.is_head_only() {
@@ -171,8 +188,8 @@ impl Learner {
             self.progress.backbone_changed();
         }
         let logits = match input {
-            Input::Images(images) => self.model.forward(&mut pass, &Var::constant(images))?,
-            Input::Features(features) => self.model.head.classify(&mut pass, &Var::constant(features))?,
+            Input::Images(images) => self.model.forward(&mut pass, &Var::constant(images.clone()))?,
+            Input::Features(features) => self.model.head.classify(&mut pass, &Var::constant(features.clone()))?,
         };
         let count = labels.len();
         let target = Target::Labels(Tensor::new(labels, [count], &self.device)?);
@@ -187,12 +204,6 @@ impl Learner {
         self.model.update_statistics(statistics)?;
         Ok(value)
     }
-}
-
-fn diverged(fit: &Fit, what: &str, value: f32, epoch: usize, step: usize) -> Error {
-    let (phase, lr) = (&fit.phase, &fit.lr);
-    let place = format!("in phase '{phase}', epoch {epoch}, step {step}");
-    Error::Diverged(format!("the {what} is {value} {place}; lower the learning rate ({lr})"))
 }
 
 impl Source {
