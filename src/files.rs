@@ -1,6 +1,7 @@
 //! Files that appear whole or not at all.
 
 use std::{
+    fs::File,
     io::{self, BufWriter, Write},
     path::Path,
 };
@@ -17,7 +18,7 @@ pub(crate) const TEMPORARY: &str = ".unfreeze-";
 /// [`Error::Io`] naming `path`.
 pub(crate) fn write_atomically(
     path: &Path,
-    write: impl FnOnce(&mut BufWriter<&mut tempfile::NamedTempFile>) -> io::Result<()>,
+    write: impl FnOnce(&mut BufWriter<&mut File>) -> io::Result<()>,
 ) -> Result<()> {
     let whole = || -> io::Result<()> {
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
@@ -28,7 +29,7 @@ pub(crate) fn write_atomically(
         builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
         // Its error names the temporary file, which means nothing to the user.
         let mut file = builder.tempfile_in(folder).map_err(|error| io::Error::from(error.kind()))?;
-        let mut writer = BufWriter::new(&mut file);
+        let mut writer = BufWriter::new(file.as_file_mut());
         write(&mut writer)?;
         writer.flush()?;
         drop(writer);

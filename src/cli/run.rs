@@ -94,10 +94,9 @@ pub fn execute(folder: RunFolder, config: &Config, learner: Learner, mode: Mode)
     interrupt::cancels(learner.cancel_token())?;
     if let Err(error) = learner.run(&config.recipe, |learner| folder.save(learner)) {
         let path = folder.path().to_owned();
-        // What happened first matters more than what rescuing it may meet.
-        if let Ok(true) = folder.rescue(&mut learner) {
-            advise(&path, learner.history().len());
-        }
+        // What happened first matters more than what rescuing it may meet, and that is often the same.
+        let rescued = folder.rescue(&mut learner).is_ok();
+        advise(&path, rescued);
         return Err(error);
     }
     if !mode.quiet {
@@ -106,8 +105,14 @@ pub fn execute(folder: RunFolder, config: &Config, learner: Learner, mode: Mode)
     Ok(())
 }
 
-fn advise(run: &Path, epochs: usize) {
-    let run = run.display();
-    eprintln!("{run}/model.safetensors is the model of the last finished epoch ({epochs} in all)");
-    eprintln!("go on from there with: unfreeze train --resume --out {run}");
+/// Says what is left of a run that failed, and how to go on.
+fn advise(run: &Path, rescued: bool) {
+    if !run.join("config.toml").exists() {
+        return;
+    }
+    let (run, model) = (run.display(), run.join("model.safetensors"));
+    if rescued {
+        eprintln!("{} is the model of the last finished epoch", model.display());
+    }
+    eprintln!("go on from the last finished epoch with: unfreeze train --resume --out {run}");
 }

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{Fit, Learner};
-use crate::{Result, optim::PerGroup};
+use crate::{Result, data::Split, optim::PerGroup};
 
 /// Which parts of the recipe to run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -118,6 +118,11 @@ impl Learner {
     /// As [`Recipe::validate`], [`Learner::fit`], and those of `part_done`.
     pub fn run(&mut self, recipe: &Recipe, mut part_done: impl FnMut(&mut Self) -> Result<()>) -> Result<()> {
         recipe.validate(self)?;
+        if recipe.parts != Parts::Head {
+            // Better now than when the head has been trained.
+            self.freeze_to(recipe.freeze_to)?;
+            self.check_memory(self.data.batch_size.min(self.samples(Split::Train)), true)?;
+        }
         let freeze_norms = self.freeze_norms;
         let outcome = self.run_parts(recipe, &mut part_done);
         self.bn_freeze(freeze_norms);
