@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// A batch on its way into the network.
-enum Input {
+pub(super) enum Input {
     /// Normalised images `[N, H, W, 3]`.
     Images(Tensor),
     /// Cached features `[N, F]`.
@@ -22,7 +22,7 @@ enum Input {
 }
 
 /// Where an epoch's batches come from.
-enum Source {
+pub(super) enum Source {
     Images(Loader),
     Cache { activations: Arc<Activations>, batches: std::vec::IntoIter<Vec<u32>> },
 }
@@ -46,10 +46,7 @@ impl Learner {
     pub fn fit(&mut self, fit: Fit) -> Result<&[EpochRecord]> {
         let epochs = fit.total_epochs()?;
         let first = self.history.len();
-        if self.data.batch_size < 2 {
-            let message = format!("{} is too small to train with: batchnorm needs 2 or more", self.data.batch_size);
-            return Err(Error::setting("batch_size", message));
-        }
+        self.check_batch_size()?;
         let steps = batches(self.samples(Split::Train), self.data.batch_size).len();
         let mut state = State {
             schedule: fit.schedule(steps),
@@ -71,11 +68,22 @@ impl Learner {
         Ok(&self.history[first..])
     }
 
+    pub(super) fn check_batch_size(&self) -> Result<()> {
+        match self.data.batch_size {
+            0 | 1 => {
+                let message = format!("{} is too small to train with: batchnorm needs 2 or more", self.data.batch_size);
+                Err(Error::setting("batch_size", message))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// One epoch: its record, and whether a callback wants to stop.
     fn epoch(&mut self, fit: &Fit, epoch: usize, state: &mut State) -> Result<(EpochRecord, bool)> {
         let start = Instant::now();
         let cached = self.uses_cache();
-        let mut source = self.source()?;
+        // Epochs are numbered through all fits, so that no two see the same order or views.
+        let mut source = self.source(self.history.len() as u64)?;
         let training = Instant::now();
         let steps = source.len();
         // Images that cannot be decoded may leave an epoch steps short; the next one starts where it should.
@@ -88,7 +96,7 @@ impl Learner {
             let factor = state.schedule.at(first_step + step).lr;
             lrs = state.lrs.iter().map(|lr| (f64::from(*lr) * factor) as f32).collect();
             let samples = labels.len();
-            let loss = self.step(input, labels, &lrs, state)?;
+            let loss = self.step(input, labels, &lrs, &state.weight_decays, &mut state.optimizer)?;
             if !loss.is_finite() {
                 return Err(diverged(fit, "loss", loss, epoch, step));
             }
@@ -100,8 +108,7 @@ impl Learner {
             }
         }
         if seen == 0 {
-            let message = "fewer than two training images of any batch could be decoded; the notes name the others";
-            return Err(Error::data(self.data.root(), message));
+            return Err(self.no_batches());
         }
         let images_per_second = seen as f64 / training.elapsed().as_secs_f64();
         let valid = self.evaluate(Split::Valid)?;
@@ -123,9 +130,13 @@ impl Learner {
         Ok((record, stop))
     }
 
-    fn source(&mut self) -> Result<Source> {
-        // Epochs are numbered through all fits, so that no two see the same order or views.
-        let epoch = self.history.len() as u64;
+    pub(super) fn no_batches(&self) -> Error {
+        let message = "fewer than two training images of any batch could be decoded; the notes name the others";
+        Error::data(self.data.root(), message)
+    }
+
+    /// The batches of an epoch, whose number decides their order and views.
+    pub(super) fn source(&mut self, epoch: u64) -> Result<Source> {
         if !self.uses_cache() {
             let workers = self.device.threads();
             let options = LoaderOptions { workers, ..LoaderOptions::training(self.seed, epoch) };
@@ -139,7 +150,7 @@ impl Learner {
     }
 
     /// The next batch, unless too few of its images could be decoded for batch statistics.
-    fn next_batch(&mut self, source: &mut Source) -> Result<Option<(Input, Vec<u32>)>> {
+    pub(super) fn next_batch(&mut self, source: &mut Source) -> Result<Option<(Input, Vec<u32>)>> {
         match source {
             Source::Cache { activations, batches } => {
                 let Some(rows) = batches.next().filter(|rows| rows.len() > 1) else { return Ok(None) };
@@ -159,7 +170,14 @@ impl Learner {
 
     /// Forward, backward, optimizer; the loss of the batch. A forward pass changes nothing: gradients and batch
     /// statistics are applied together at the end.
-    fn step(&mut self, input: Input, labels: Vec<u32>, lrs: &[f32], state: &mut State) -> Result<f32> {
+    pub(super) fn step(
+        &mut self,
+        input: Input,
+        labels: Vec<u32>,
+        lrs: &[f32],
+        weight_decays: &[f32],
+        optimizer: &mut Optimizer,
+    ) -> Result<f32> {
         let mut pass = Pass::training(self.seed, self.steps);
         self.steps += 1;
         if !self.state.is_head_only() {
@@ -178,7 +196,7 @@ impl Learner {
         }
         let statistics = pass.take_statistics();
         let gradients = pass.tape.backward(&loss)?;
-        state.optimizer.step(&mut self.model, &gradients, lrs, &state.weight_decays)?;
+        optimizer.step(&mut self.model, &gradients, lrs, weight_decays)?;
         self.model.update_statistics(statistics)?;
         Ok(value)
     }
@@ -191,7 +209,7 @@ fn diverged(fit: &Fit, what: &str, value: f32, epoch: usize, step: usize) -> Err
 }
 
 impl Source {
-    fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         match self {
             Source::Images(loader) => loader.len(),
             Source::Cache { batches, .. } => batches.len(),
