@@ -11,9 +11,11 @@ mod demo;
 mod devices;
 mod features;
 mod inspect;
+mod lr_find;
 mod options;
 mod predict;
 mod progress;
+mod report;
 mod summary;
 mod train;
 
@@ -41,7 +43,9 @@ struct Cli {
 enum Command {
     Demo(demo::Demo),
     Train(Box<train::Train>),
+    LrFind(Box<lr_find::Find>),
     Predict(predict::Predict),
+    Report(report::Report),
     Features(features::Features),
     Convert(convert::Convert),
     Inspect(inspect::Inspect),
@@ -55,7 +59,9 @@ pub fn run() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Demo(command) => command.run(),
         Command::Train(command) => command.run(),
+        Command::LrFind(command) => command.run(),
         Command::Predict(command) => command.run(),
+        Command::Report(command) => command.run(),
         Command::Features(command) => command.run(),
         Command::Convert(command) => command.run(),
         Command::Inspect(command) => command.run(),
@@ -74,10 +80,11 @@ pub fn run() -> ExitCode {
 
 /// The error, a setting under the name of its flag.
 fn in_flags(error: &Error) -> String {
-    const SETTINGS: [&str; 12] = [
+    const SETTINGS: [&str; 15] = [
         "batch_size",
         "bn_freeze",
         "cycles",
+        "end",
         "epochs",
         "freeze_to",
         "hidden",
@@ -85,6 +92,8 @@ fn in_flags(error: &Error) -> String {
         "max_zoom",
         "resize",
         "size",
+        "start",
+        "steps",
         "threads",
         "wd",
     ];

@@ -132,19 +132,27 @@ pub struct LrFound {
     /// The rate to start with: a tenth of the one where the smoothed loss is lowest (fastai's rule since its course
     /// with 0.7, and `minimum` in its later versions). `None` if the loss never falls.
     pub suggestion: Option<f32>,
-    /// The rate where the smoothed loss falls fastest (`steep` in later versions of fastai). Noisier, so not the
-    /// suggestion. `None` if the loss never falls.
+    /// The rate where the smoothed loss falls fastest, measured over a tenth of the steps (after `steep` in later
+    /// versions of fastai). Noisier, so not the suggestion. `None` if the loss never falls.
     pub steepest: Option<f32>,
 }
 
 impl LrFound {
+    /// One line of JSON, numbers as short as they read back exactly.
+    pub fn to_json(&self) -> String {
+        // A struct of numbers and lists always has a JSON form.
+        serde_json::to_string(self).unwrap_or_default()
+    }
+
     /// Sets the suggestions from the curve without its first `ignored` points.
     fn suggest(&mut self, ignored: usize) {
         let smoothed = self.smoothed.get(ignored..).unwrap_or_default();
         let lrs = self.lrs.get(ignored..).unwrap_or_default();
         let lowest = (0..smoothed.len()).fold(0, |best, at| if smoothed[at] < smoothed[best] { at } else { best });
-        // Rates grow by the same factor from step to step, so differences are slopes.
-        let falls = |at: &usize| smoothed[*at] - smoothed[at + 1];
+        // Rates grow by the same factor from step to step, so differences are slopes; taken over several steps, since
+        // those of single steps are mostly noise.
+        let near = (ignored / 2).max(1);
+        let falls = |at: &usize| smoothed[at.saturating_sub(near)] - smoothed[(at + near).min(smoothed.len() - 1)];
         let steepest = (0..lowest).max_by(|a, b| falls(a).total_cmp(&falls(b)));
         self.suggestion = (lowest > 0).then(|| lrs[lowest] / 10.0);
         self.steepest = steepest.map(|at| lrs[at]);
@@ -267,8 +275,8 @@ mod tests {
     #[test]
     fn suggestions_are_a_tenth_of_the_minimum_and_the_steepest_fall() {
         // The first point, however low, is ignored.
-        let curve = found(&[0.1, 2.0, 1.9, 1.2, 1.0, 3.0]);
-        assert_eq!((curve.suggestion, curve.steepest), (Some(0.1), Some(1e-2)));
+        let curve = found(&[0.1, 2.0, 1.9, 1.6, 0.6, 0.5, 3.0]);
+        assert_eq!((curve.suggestion, curve.steepest), (Some(1.0), Some(0.1)));
         // It never falls; or there is nothing to judge by.
         for flat in [&[0.1, 1.0, 1.0, 1.1][..], &[1.0, 2.0], &[1.0], &[]] {
             assert_eq!((found(flat).suggestion, found(flat).steepest), (None, None), "{flat:?}");

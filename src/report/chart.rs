@@ -96,11 +96,10 @@ impl Axis {
         Self { label, range: 10f64.powf(low)..10f64.powf(high), log: true }
     }
 
-    /// Where a value lies, in the units of the drawing; `None` if nowhere. Values beyond the range lie at its end.
+    /// Where a value lies, in the units of the drawing; `None` if nowhere.
     fn place(&self, value: f64) -> Option<f64> {
-        let inside = value.clamp(self.range.start, self.range.end);
-        let place = if self.log { inside.log10() } else { inside };
-        (value.is_finite() && (!self.log || value > 0.0)).then_some(place)
+        let place = if self.log { value.log10() } else { value };
+        place.is_finite().then_some(place)
     }
 
     fn places(&self) -> Range<f64> {
@@ -114,6 +113,7 @@ impl Axis {
     fn tick(&self, place: f64) -> String {
         match self.log {
             true if (place - place.round()).abs() > 1e-6 => String::new(),
+            true if (-1.5..2.5).contains(&place) => 10f64.powf(place.round()).to_string(),
             true => format!("1e{place:.0}"),
             // Twelve digits are enough to tell ticks apart, and few enough to hide the rounding of 0.1 + 0.2.
             false => ((place * 1e12).round() / 1e12).to_string(),
@@ -179,13 +179,27 @@ impl Chart {
             .draw()?;
         for line in &self.lines {
             let style = line.colour.stroke_width(line.width);
-            for segment in self.segments(line) {
-                if line.dots || segment.len() == 1 {
-                    let radius = line.width as i32 + s;
-                    let dot = |&point: &(f64, f64)| Circle::new(point, radius, line.colour.filled());
-                    chart.draw_series(segment.iter().map(dot))?;
+            let inside = |point: &&(f64, f64)| self.y.places().contains(&point.1);
+            let points = self.points(line);
+            for pair in points.windows(2) {
+                if let [Some(from), Some(to)] = *pair
+                    && let Some(ends) = clipped(from, to, &self.y.places())
+                {
+                    chart.draw_series([PathElement::new(ends, style)])?;
                 }
-                chart.draw_series(LineSeries::new(segment, style))?;
+            }
+            // The joints of thick lines are round.
+            let joint = |&point: &(f64, f64)| Circle::new(point, line.width as i32 / 2, line.colour.filled());
+            chart.draw_series(points.iter().flatten().filter(inside).map(joint))?;
+            for (at, point) in points.iter().enumerate() {
+                let alone = at.checked_sub(1).is_none_or(|before| points[before].is_none())
+                    && points.get(at + 1).is_none_or(Option::is_none);
+                if let Some(point) = point.as_ref().filter(inside)
+                    && (line.dots || alone)
+                {
+                    let radius = line.width as i32 + s;
+                    chart.draw_series([Circle::new(*point, radius, line.colour.filled())])?;
+                }
             }
         }
 
@@ -197,14 +211,14 @@ impl Chart {
             let Some(left) = column(*start) else { continue };
             let right = self.phases.get(at + 1).and_then(|(next, _)| column(*next)).unwrap_or(columns.end);
             if at > 0 {
-                dashed(&area, left, &rows, &GREY)?;
+                dashed(&area, left, &rows, &RGBColor(160, 160, 160))?;
             }
             // As much of the name as there is room for.
             let fits = |most: &usize| {
                 let (width, _) = area.estimate_text_size(&shortened(name, *most), &style).unwrap_or_default();
                 (width as i32) < right - left - 8 * s
             };
-            if let Some(most) = (3..=40).rev().find(fits) {
+            if let Some(most) = (6..=40).rev().find(fits) {
                 plot_text(&area, &shortened(name, most), &style, (left + 5 * s, rows.start + 4 * s))?;
             }
         }
@@ -247,13 +261,25 @@ impl Chart {
         Ok(y + 24 * s)
     }
 
-    /// A line's points as they are drawn, cut where there are none.
-    fn segments(&self, line: &Line) -> Vec<Vec<(f64, f64)>> {
-        let place = |&(x, y): &(f64, f64)| Some((self.x.place(x)?, self.y.place(y)?));
-        let points: Vec<Option<(f64, f64)>> = line.points.iter().map(place).collect();
-        let segments = points.split(Option::is_none).filter(|segment| !segment.is_empty());
-        segments.map(|segment| segment.iter().flatten().copied().collect()).collect()
+    /// A line's points as they are drawn; `None` where there are none.
+    fn points(&self, line: &Line) -> Vec<Option<(f64, f64)>> {
+        line.points.iter().map(|&(x, y)| Some((self.x.place(x)?, self.y.place(y)?))).collect()
     }
+}
+
+/// The part of a line from `a` to `b` that lies in `rows`.
+fn clipped(a: (f64, f64), b: (f64, f64), rows: &Range<f64>) -> Option<[(f64, f64); 2]> {
+    let reaches = |row: f64| if a.1 == b.1 { 0.0 } else { (row - a.1) / (b.1 - a.1) };
+    let at = |way: f64| (a.0 + way * (b.0 - a.0), a.1 + way * (b.1 - a.1));
+    if a.1.max(b.1) < rows.start || a.1.min(b.1) > rows.end {
+        return None;
+    }
+    let end = |own: (f64, f64)| match own.1 {
+        y if y < rows.start => (at(reaches(rows.start)).0, rows.start),
+        y if y > rows.end => (at(reaches(rows.end)).0, rows.end),
+        _ => own,
+    };
+    Some([end(a), end(b)])
 }
 
 /// A dashed line from top to bottom.
@@ -299,6 +325,16 @@ mod tests {
         near(range(&[3e-4, 0.0, f64::NAN, 2.0]), 1e-4, 10.0);
         near(range(&[f64::from(1e-2f32)]), 1e-3, 1e-1);
         near(range(&[]), 1e-3, 1e-1);
-        assert_eq!(Axis::log("", [1.0].into_iter()).place(-1.0), None);
+        let axis = Axis::log("", [1.0].into_iter());
+        assert_eq!((axis.place(100.0), axis.place(-1.0), axis.place(f64::NAN)), (Some(2.0), None, None));
+    }
+
+    #[test]
+    fn lines_end_where_they_leave_the_chart() {
+        let rows = 0.0..1.0;
+        assert_eq!(clipped((0.0, 0.5), (1.0, 2.5), &rows), Some([(0.0, 0.5), (0.25, 1.0)]));
+        assert_eq!(clipped((0.0, -1.0), (4.0, 3.0), &rows), Some([(1.0, 0.0), (2.0, 1.0)]));
+        assert_eq!(clipped((0.0, 1.5), (1.0, 9.0), &rows), None);
+        assert_eq!(clipped((0.0, 1.0), (1.0, 1.0), &rows), Some([(0.0, 1.0), (1.0, 1.0)]));
     }
 }

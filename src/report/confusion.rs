@@ -29,6 +29,7 @@ pub(super) fn confusion_matrix(confusion: &Confusion, classes: &[String]) -> io:
 /// Pixels of the picture, before scaling.
 struct Layout {
     cell: u32,
+    names: u32,
     left: u32,
     top: u32,
     width: u32,
@@ -42,15 +43,15 @@ impl Layout {
     fn new(classes: &[String]) -> Self {
         let count = classes.len().max(1) as u32;
         let cell = match count {
-            1..=4 => 90,
-            5..=10 => 56,
-            11..=20 => 38,
+            1..=4 => 120,
+            5..=10 => 64,
+            11..=20 => 40,
             21..=30 => 32,
             _ => (960 / count).max(2),
         };
         let font: u32 = if cell >= 14 { 13 } else { 11 };
         let letters = classes.iter().map(|name| name.chars().count().min(LETTERS)).max().unwrap_or(1) as u32;
-        let names = (letters * 8 + 14).max(60);
+        let names = (letters * 15 / 2 + 12).max(60);
         let (left, top) = (names + 34, 56);
         let matrix = cell * count;
         // To the right: the scale of colours; below: names, and what they are.
@@ -58,7 +59,7 @@ impl Layout {
         // A picture wider than it must be has its matrix in the middle.
         let left = left + (width - (left + matrix + 130)) / 2;
         let every = (font + 2).div_ceil(cell) as usize;
-        Self { cell, left, top, width, height, font, every }
+        Self { cell, names, left, top, width, height, font, every }
     }
 }
 
@@ -80,7 +81,7 @@ fn draw(area: &Area, confusion: &Confusion, classes: &[String], layout: &Layout)
             area.draw(&Rectangle::new([(x, y), (x + cell - 1, y + cell - 1)], colour(share).filled()))?;
             if numbered && found > 0 {
                 let text = found.to_string();
-                let ink = if share > 0.5 { WHITE } else { BLACK };
+                let ink = if share > 0.35 { WHITE } else { BLACK };
                 let style = text_style(widest(text.len()).min(16), &ink).pos(Pos::new(HPos::Center, VPos::Center));
                 area.draw_text(&text, &style, (x + cell / 2, y + cell / 2))?;
             }
@@ -110,8 +111,7 @@ fn draw(area: &Area, confusion: &Confusion, classes: &[String], layout: &Layout)
     let bottom = layout.height as i32 * s - 10 * s;
     area.draw_text("predicted class", &title, (left + side / 2, bottom))?;
     let title = text_style(15, &BLACK).transform(FontTransform::Rotate270).pos(Pos::new(HPos::Center, VPos::Top));
-    let names_width = (layout.left.min(34 + LETTERS as u32 * 8 + 14)) as i32 * s;
-    area.draw_text("true class", &title, (left - names_width + 4 * s, top + side / 2))?;
+    area.draw_text("true class", &title, (left - (layout.names as i32 + 26) * s, top + side / 2))?;
     scale(area, (left + side + 28 * s, top), side.min(260 * s))
 }
 
@@ -120,7 +120,7 @@ fn scale(area: &Area, (x, y): (i32, i32), height: i32) -> Drawn {
     let s = SCALE as i32;
     for row in 0..height {
         let share = 1.0 - f64::from(row) / f64::from(height - 1);
-        area.draw(&Rectangle::new([(x, y + row), (x + 16 * s, y + row)], colour(share).filled()))?;
+        area.draw(&Rectangle::new([(x, y + row), (x + 16 * s, y + row + 1)], colour(share).filled()))?;
     }
     area.draw(&Rectangle::new([(x, y), (x + 16 * s, y + height)], GREY.stroke_width(1)))?;
     let style = text_style(12, &BLACK);

@@ -69,6 +69,18 @@ impl LrFound {
         let png = plots::lr_find(self).map_err(|error| Error::io(path, error))?;
         write_bytes(path, &png)
     }
+
+    /// Writes the numbers to `folder/lr_find.json` and the plot to `folder/lr_find.png`, whose path is returned.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if they cannot be written.
+    pub fn write(&self, folder: impl AsRef<Path>) -> Result<PathBuf> {
+        let folder = folder.as_ref();
+        write_bytes(&folder.join("lr_find.json"), format!("{}\n", self.to_json()).as_bytes())?;
+        let plot = folder.join("lr_find.png");
+        self.plot(&plot)?;
+        Ok(plot)
+    }
 }
 
 fn write_bytes(path: &Path, bytes: &[u8]) -> Result<()> {

@@ -53,15 +53,19 @@ pub(super) fn learning_rates(records: &Records) -> io::Result<Vec<u8>> {
         let width = 3 + 3 * (groups - 1 - group).min(3) as u32;
         line(&name, group_colour(group, groups), width, points.len() == 1, decimated(&points))
     });
-    let all = rates.iter().flat_map(|(_, lrs)| lrs.iter().map(|lr| f64::from(*lr)));
-    chart("Learning rate of each layer group", records, Axis::log("learning rate", all), lines.collect()).png()
+    let all = || rates.iter().flat_map(|(_, lrs)| lrs.iter().map(|lr| f64::from(*lr)));
+    // A cosine's last steps go down to almost nothing, which matters little.
+    let least = 1e-6 * all().fold(0.0, f64::max);
+    let mut axis = Axis::log("learning rate", all().filter(|lr| *lr >= least));
+    // Room for the names of the phases above the highest rates.
+    axis.range.end *= (axis.range.end / axis.range.start).powf(0.06);
+    chart("Learning rate of each layer group", records, axis, lines.collect()).png()
 }
 
 /// Accuracy on the validation set after each epoch.
 pub(super) fn accuracy(records: &Records) -> io::Result<Vec<u8>> {
     let points = per_epoch(records, EpochRecord::accuracy);
-    let mut range = padded(points.iter().map(|point| point.1));
-    range.end = range.end.min(1.0).max(range.start + 1e-3);
+    let range = padded(points.iter().map(|point| point.1));
     let best =
         points.iter().filter(|point| point.1.is_finite()).max_by(|a, b| a.1.total_cmp(&b.1).then(b.0.total_cmp(&a.0)));
     let name = match best {
@@ -91,7 +95,10 @@ pub(super) fn lr_find(found: &LrFound) -> io::Result<Vec<u8>> {
         y: Axis::linear("cross entropy (nats per image)", padded([low, high].into_iter())),
         lines,
         phases: Vec::new(),
-        mark: found.suggestion.map(|lr| (f64::from(lr), format!("suggestion {lr:.1e}"))),
+        mark: found.suggestion.map(|lr| {
+            let text = if lr < 0.1 { format!("suggestion {lr:.1e}") } else { format!("suggestion {lr:.2}") };
+            (f64::from(lr), text)
+        }),
     }
     .png()
 }
@@ -100,7 +107,14 @@ fn chart(title: &'static str, records: &Records, y: Axis, lines: Vec<Line>) -> C
     let end = lines.iter().flat_map(|line| &line.points).map(|point| point.0.ceil()).fold(1.0, f64::max);
     let phases = records.phases();
     let name = |phase: &Range<usize>| (phase.start as f64, records.epochs[phase.start].phase.clone());
-    Chart { title, x: Axis::linear(EPOCHS, 0.0..end), y, lines, phases: phases.iter().map(name).collect(), mark: None }
+    Chart {
+        title,
+        x: Axis::linear(EPOCHS, 0.0..1.02 * end),
+        y,
+        lines,
+        phases: phases.iter().map(name).collect(),
+        mark: None,
+    }
 }
 
 fn line(name: &str, colour: RGBColor, width: u32, dots: bool, points: Vec<(f64, f64)>) -> Line {
@@ -193,7 +207,7 @@ fn padded(values: impl Iterator<Item = f64>) -> Range<f64> {
     if low > high {
         return 0.0..1.0;
     }
-    let room = ((high - low) * 0.06).max(high.abs() * 1e-3).max(1e-3);
+    let room = ((high - low) * 0.08).max(high.abs() * 0.03).max(1e-3);
     let bottom = if low >= 0.0 && low < 0.3 * high { 0.0 } else { low - room };
     bottom..high + room
 }
