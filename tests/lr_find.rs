@@ -104,25 +104,25 @@ fn the_suggestion_learns_and_a_hundredth_of_it_does_not() {
 fn rates_keep_their_ratios_and_all_steps_are_told() {
     let folder = cats_and_dogs();
     let (mut learner, told) = listened(learner(data(&folder)));
-    let find = LrFind::default().start(1e-5).end(1e-3).steps(10).ratios([0.1, 0.5, 1.0]);
+    let find = LrFind::default().start(1e-5).end(1e-3).steps(20).ratios([0.1, 0.5, 1.0]);
     let found = learner.lr_find(find).unwrap();
-    assert_eq!(found.lrs.len(), 10);
-    assert!((found.lrs[0] / 1e-5 - 1.0).abs() < 1e-5 && (found.lrs[9] / 1e-3 - 1.0).abs() < 1e-5);
-    // Two and a half images of ten make a batch: a search of ten steps takes several epochs, and no step is a fit's.
+    assert_eq!(found.lrs.len(), 20);
+    assert!((found.lrs[0] / 1e-5 - 1.0).abs() < 1e-5 && (found.lrs[19] / 1e-3 - 1.0).abs() < 1e-5);
+    // An epoch of ten images has three steps, so this search goes through several; none of its steps is a fit's.
     assert!(!told.lock().unwrap().iter().any(|told| matches!(told, Told::Step { .. } | Told::Epoch)));
 
     let (sender, receiver) = std::sync::mpsc::channel();
     let mut learner = common::learning::learner(data(&folder)).callback(move |event: &Event| {
-        if let Event::Finding { step, steps: 10, lrs, .. } = event {
+        if let Event::Finding { step, steps: 20, lrs, .. } = event {
             sender.send((*step, lrs.to_vec())).unwrap();
         }
         Flow::Continue
     });
     learner
-        .lr_find(LrFind::default().end(1e-3).steps(10).ratios(unfreeze::optim::PerGroup::Range(1e-4, 1e-2)))
+        .lr_find(LrFind::default().end(1e-3).steps(20).ratios(unfreeze::optim::PerGroup::Range(1e-4, 1e-2)))
         .unwrap();
     let rates: Vec<(usize, Vec<f32>)> = receiver.try_iter().collect();
-    assert!(rates.iter().map(|(step, _)| *step).eq(0..10), "{rates:?}");
+    assert!(rates.iter().map(|(step, _)| *step).eq(0..20), "{rates:?}");
     for (_, lrs) in rates {
         assert!((lrs[2] / lrs[0] / 100.0 - 1.0).abs() < 1e-3 && (lrs[2] / lrs[1] / 10.0 - 1.0).abs() < 1e-3, "{lrs:?}");
     }

@@ -160,7 +160,7 @@ impl LrFound {
 }
 
 /// A debiased exponential moving average. fastai's factor 0.98 averages over about 50 of an epoch's steps, some 350 on
-/// its course's data; this is the same share of any number of steps.
+/// its course's data; this is the same share of any number of steps, but at least five, to tell noise from a trend.
 struct Average {
     beta: f32,
     mean: f32,
@@ -169,7 +169,7 @@ struct Average {
 
 impl Average {
     fn over(steps: usize) -> Self {
-        Self { beta: 1.0 - 7.0 / steps.max(10) as f32, mean: 0.0, weight: 0.0 }
+        Self { beta: (1.0 - 7.0 / steps.max(1) as f32).max(0.8), mean: 0.0, weight: 0.0 }
     }
 
     fn add(&mut self, value: f32) -> f32 {
@@ -286,7 +286,7 @@ mod tests {
     #[test]
     fn the_average_is_debiased() {
         let mut average = Average::over(100);
-        assert!((average.beta - 0.93).abs() < 1e-6);
+        assert!((average.beta - 0.93).abs() < 1e-6 && Average::over(350).beta == 0.98 && Average::over(10).beta == 0.8);
         assert!((average.add(2.0) - 2.0).abs() < 1e-6);
         // Weights 0.93 and 1.
         assert!((average.add(4.0) - (0.93 * 2.0 + 4.0) / 1.93).abs() < 1e-5);
