@@ -7,6 +7,9 @@ use std::{
 
 use crate::{Error, Result};
 
+/// How the names of temporary files begin; one is left behind only where a process is killed while it writes.
+pub(crate) const TEMPORARY: &str = ".unfreeze-";
+
 /// Lets `write` fill a temporary file beside `path`, then puts it in place of `path`. The temporary file goes away if
 /// anything fails.
 ///
@@ -19,7 +22,7 @@ pub(crate) fn write_atomically(
     let whole = || -> io::Result<()> {
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let mut builder = tempfile::Builder::new();
-        builder.prefix(".unfreeze-");
+        builder.prefix(TEMPORARY);
         // A temporary file is private by default; these are as readable as the user's other files.
         #[cfg(unix)]
         builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));

@@ -11,6 +11,7 @@ use std::{
 
 use common::{
     learning::{cats_and_dogs, folders, picture},
+    program::{names, unfreeze},
     shared,
 };
 use serde_json::Value;
@@ -21,47 +22,6 @@ use unfreeze::{
     learner::EpochRecord,
     nn::{Arch, HeadSpec, Model},
 };
-
-struct Ran {
-    code: i32,
-    out: String,
-    err: String,
-}
-
-/// Runs the program; arguments are separated by spaces, `{}` stands for the next of `paths`.
-fn unfreeze(arguments: &str, paths: &[&Path]) -> Ran {
-    let mut paths = paths.iter();
-    let arguments = arguments.split_whitespace().map(|argument| match argument {
-        "{}" => paths.next().expect("a path for each {}").as_os_str().to_owned(),
-        text => text.into(),
-    });
-    let output = Command::new(env!("CARGO_BIN_EXE_unfreeze")).args(arguments.collect::<Vec<_>>()).output().unwrap();
-    let text = |bytes| String::from_utf8(bytes).unwrap();
-    let ran = Ran { code: output.status.code().unwrap_or(-1), out: text(output.stdout), err: text(output.stderr) };
-    assert!(!ran.err.contains("panicked"), "{}", ran.err);
-    ran
-}
-
-impl Ran {
-    #[track_caller]
-    fn succeeded(self) -> Self {
-        assert_eq!(self.code, 0, "{}", self.err);
-        self
-    }
-
-    /// Standard output, an object to a line.
-    fn objects(&self) -> Vec<Value> {
-        self.out.lines().map(|line| serde_json::from_str(line).expect(line)).collect()
-    }
-}
-
-/// Names in a folder, sorted.
-fn names(folder: &Path) -> Vec<String> {
-    let Ok(entries) = fs::read_dir(folder) else { return Vec::new() };
-    let mut names: Vec<String> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
-    names.sort();
-    names
-}
 
 const TRAIN: &str = "train {} --out {} --weights random --arch resnet20 --size 32 --hidden 8 --batch-size 4 --epochs 1";
 

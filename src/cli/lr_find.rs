@@ -5,14 +5,14 @@ use std::{fs, path::PathBuf};
 use clap::{Args, ValueEnum};
 use unfreeze::{
     Error, Result,
-    data::{Augment, ImageData, Split, Transforms},
+    data::{Augment, Split, Transforms},
     learner::{Learner, LrFind},
     nn::HeadSpec,
     optim::PerGroup,
 };
 
 use super::{
-    options::{Compute, Pretrained, count, report_skipped},
+    options::{Compute, DataSource, Mode, Pretrained, count, open_data},
     progress::Progress,
 };
 
@@ -23,8 +23,8 @@ use super::{
 /// these names is replaced.
 #[derive(Args)]
 pub struct Find {
-    /// Folder with train/ and valid/ (or val/), each with one folder per class
-    data: PathBuf,
+    #[command(flatten)]
+    source: DataSource,
     #[command(flatten)]
     pretrained: Pretrained,
     /// Folder to write to
@@ -64,39 +64,36 @@ pub struct Find {
     /// Train the head on activations computed once (clean views), or on augmented images
     #[arg(long, value_enum, default_value_t = Switch::On)]
     precompute: Switch,
-    /// Random changes to training images: side-on (flip, rotate, lighting), basic (no flip) or none
-    #[arg(long, value_enum, default_value_t = Changes::SideOn)]
-    augment: Changes,
+    /// Random changes to training images: side-on (flip, rotate, lighting), basic (no flip), none, or a list such as
+    /// rotate:10,lighting:0.05:0.05,flip
+    #[arg(long, default_value_t = Augment::SideOn, value_name = "NAME|LIST")]
+    augment: Augment,
     /// Largest random zoom of training images
     #[arg(long, default_value_t = 1.1, value_name = "X")]
     max_zoom: f32,
+    /// Pixels by which training images are continued on each side, by reflection, before the random crop
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    pad: usize,
     /// Hidden layer sizes of the head, such as 512 or 512,128
     #[arg(long, default_value = "512", value_delimiter = ',', value_name = "N,N", value_parser = count)]
     hidden: Vec<usize>,
     /// A plain linear head instead of fastai's
     #[arg(long, conflicts_with = "hidden")]
     linear_head: bool,
-    /// Stop at the first file that is no image, instead of skipping it
-    #[arg(long)]
-    strict: bool,
     #[command(flatten)]
     compute: Compute,
     /// Print a JSON object: suggestion and steepest (null where the loss never falls), lrs, losses, smoothed
     #[arg(long)]
     json: bool,
+    /// Print nothing but errors and the rate, or JSON where that is asked for
+    #[arg(long, short)]
+    quiet: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, ValueEnum)]
 enum Switch {
     On,
     Off,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum Changes {
-    SideOn,
-    Basic,
-    None,
 }
 
 impl Find {
@@ -110,29 +107,31 @@ impl Find {
         let size = self.size.unwrap_or(weights.arch().published_size());
         let transforms = Transforms::for_weights(&weights, size)
             .resize(self.resize.unwrap_or(size))
-            .augment(match self.augment {
-                Changes::SideOn => Augment::SideOn,
-                Changes::Basic => Augment::Basic,
-                Changes::None => Augment::None,
-            })
-            .max_zoom(self.max_zoom);
+            .augment(self.augment.clone())
+            .max_zoom(self.max_zoom)
+            .pad(self.pad);
         transforms.validate()?;
-        let data = ImageData::from_folders(&self.data)?.strict(self.strict)?;
+        let (source, mode) = (&self.source, Mode { json: self.json, quiet: self.quiet });
+        let path = source.absolute()?;
+        let data = open_data(&path, source.valid_fraction, source.strict, self.compute.seed)?;
         let data = data.transforms(transforms).batch_size(self.batch_size);
-        report_skipped(data.skipped());
-        data.notes().iter().for_each(|note| eprintln!("note: {note}"));
-        let (images, arch) = (data.items(Split::Train).len(), weights.arch());
-        eprintln!("{}: {images} training images; {arch} on {device}", self.data.display());
+        if !self.quiet {
+            let (images, arch) = (data.items(Split::Train).len(), weights.arch());
+            eprintln!("{}: {images} training images; {arch} on {device}", path.display());
+        }
 
         let learner = Learner::with_head(weights, data, head)?.device(device).seed(self.compute.seed);
-        let mut learner = learner.callback(Progress::new(self.json));
+        let mut learner = learner.callback(Progress::new(mode));
         learner.freeze_to(self.freeze_to)?;
         learner.bn_freeze(self.bn_freeze == Switch::On);
         learner.precompute(self.precompute == Switch::On);
         // Asked before the work, not after it.
         fs::create_dir_all(&self.out).map_err(|error| Error::io(&self.out, error))?;
         let found = learner.lr_find(find)?;
-        eprintln!("plot: {}", found.write(&self.out)?.display());
+        let plot = found.write(&self.out)?;
+        if !self.quiet {
+            eprintln!("plot: {}", plot.display());
+        }
         match found.suggestion {
             _ if self.json => outln!("{}", found.to_json()),
             Some(lr) => outln!("{lr:.1e}"),

@@ -11,11 +11,13 @@ mod demo;
 mod devices;
 mod features;
 mod inspect;
+mod interrupt;
 mod lr_find;
 mod options;
 mod predict;
 mod progress;
 mod report;
+mod run;
 mod summary;
 mod train;
 
@@ -80,7 +82,7 @@ pub fn run() -> ExitCode {
 
 /// The error, a setting under the name of its flag.
 fn in_flags(error: &Error) -> String {
-    const SETTINGS: [&str; 15] = [
+    const SETTINGS: [&str; 18] = [
         "batch_size",
         "bn_freeze",
         "cycles",
@@ -90,11 +92,14 @@ fn in_flags(error: &Error) -> String {
         "hidden",
         "lr",
         "max_zoom",
+        "pad",
         "resize",
+        "resume",
         "size",
         "start",
         "steps",
         "threads",
+        "valid_fraction",
         "wd",
     ];
     match error {

@@ -6,7 +6,7 @@ use clap::Args;
 use unfreeze::{
     Device, DeviceName, Error, Result,
     checkpoint::Weights,
-    data::{Skipped, find_images},
+    data::{Holdout, ImageData, Skipped, find_images},
     nn::Arch,
 };
 
@@ -31,6 +31,18 @@ impl Compute {
     }
 }
 
+/// How much is printed, and in which form.
+#[derive(Args, Clone, Copy, Default)]
+pub struct Mode {
+    /// Print one JSON object per epoch: phase, epoch, train_loss, valid_loss, metrics, lrs, seconds,
+    /// images_per_second, device, cached
+    #[arg(long)]
+    pub json: bool,
+    /// Print nothing but errors, and JSON where that is asked for
+    #[arg(long, short)]
+    pub quiet: bool,
+}
+
 /// The pretrained network.
 #[derive(Args, Clone)]
 pub struct Pretrained {
@@ -38,25 +50,89 @@ pub struct Pretrained {
     #[arg(long)]
     pub arch: Option<Arch>,
     /// Pretrained weights: a .safetensors or PyTorch file, or `random`
-    #[arg(long, value_name = "FILE|random")]
-    pub weights: String,
+    #[arg(long, value_name = "FILE|random", required = true)]
+    weights: Option<String>,
 }
 
 impl Pretrained {
     /// Reads the weights.
     pub fn read(&self) -> Result<Weights> {
-        match (self.weights.as_str(), self.arch) {
-            ("random", Some(arch)) => Ok(Weights::random(arch)),
-            ("random", None) => Err(Error::setting("--arch", "random weights need an architecture, such as resnet18")),
-            ("auto", _) if !Path::new("auto").exists() => {
-                let message =
-                    "there is no catalogue to fetch from; give a file, such as torchvision's resnet18-f37072fd.pth";
-                Err(Error::setting("--weights", message))
-            }
-            (file, Some(arch)) => Weights::file_of(arch, file),
-            (file, None) => Weights::file(file),
+        read_weights(self.name(), self.arch)
+    }
+
+    /// The weights as a later command can find them, wherever it is started.
+    pub fn absolute(&self) -> Result<String> {
+        match self.name() {
+            "random" => Ok("random".into()),
+            file => Ok(absolute(Path::new(file))?.to_string_lossy().into_owned()),
         }
     }
+
+    fn name(&self) -> &str {
+        self.weights.as_deref().unwrap_or_default()
+    }
+}
+
+/// Reads the weights that a flag or a run's configuration names.
+pub fn read_weights(name: &str, arch: Option<Arch>) -> Result<Weights> {
+    match (name, arch) {
+        ("random", Some(arch)) => Ok(Weights::random(arch)),
+        ("random", None) => Err(Error::setting("--arch", "random weights need an architecture, such as resnet18")),
+        ("auto", _) if !Path::new("auto").exists() => {
+            let message =
+                "there is no catalogue to fetch from; give a file, such as torchvision's resnet18-f37072fd.pth";
+            Err(Error::setting("--weights", message))
+        }
+        (file, Some(arch)) => Weights::file_of(arch, file),
+        (file, None) => Weights::file(file),
+    }
+}
+
+fn absolute(path: &Path) -> Result<PathBuf> {
+    std::path::absolute(path).map_err(|error| Error::io(path, error))
+}
+
+/// The data set.
+#[derive(Args, Clone)]
+pub struct DataSource {
+    /// Folder with train/CLASS/* and valid/CLASS/* (or val/), or with CLASS/* and --valid-fraction
+    #[arg(required = true)]
+    data: Option<PathBuf>,
+    /// Hold out this share of each class for validation, where there is no folder for it; copies of a file stay on one
+    /// side
+    #[arg(long, value_name = "F")]
+    pub valid_fraction: Option<f32>,
+    /// Stop at the first file that is no image, instead of skipping it
+    #[arg(long)]
+    pub strict: bool,
+}
+
+impl DataSource {
+    /// Whether there is one.
+    pub fn is_given(&self) -> bool {
+        self.data.is_some()
+    }
+
+    /// Its path as a later command can find it, wherever it is started.
+    pub fn absolute(&self) -> Result<PathBuf> {
+        absolute(self.path())
+    }
+
+    fn path(&self) -> &Path {
+        self.data.as_deref().unwrap_or(Path::new(""))
+    }
+}
+
+/// Finds the images, and says on standard error what was left out or is odd.
+pub fn open_data(path: &Path, valid_fraction: Option<f32>, strict: bool, seed: u64) -> Result<ImageData> {
+    let data = match valid_fraction {
+        Some(fraction) => ImageData::from_class_folders(path, Holdout { fraction, seed }),
+        None => ImageData::from_folders(path),
+    };
+    let data = data?.strict(strict)?;
+    report_skipped(data.skipped());
+    data.notes().iter().for_each(|note| eprintln!("note: {note}"));
+    Ok(data)
 }
 
 /// The images that a command's arguments name: files as they are, folders by their images, sorted by name. Files in

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::options::Mode;
 use indicatif::{ProgressBar, ProgressStyle};
 use unfreeze::{
     data::Split,
@@ -12,18 +13,18 @@ use unfreeze::{
 pub struct Progress {
     bar: ProgressBar,
     task: String,
-    json: bool,
+    mode: Mode,
     phase: Option<String>,
 }
 
 impl Progress {
     /// Prints epochs as a table, or as JSON objects.
-    pub fn new(json: bool) -> Self {
+    pub fn new(mode: Mode) -> Self {
         // The bar draws to standard error, and nothing at all where that is no terminal.
-        let bar = ProgressBar::new(0);
+        let bar = if mode.quiet { ProgressBar::hidden() } else { ProgressBar::new(0) };
         let style = "{msg:24} {wide_bar} {pos}/{len} {eta:>5}";
         bar.set_style(ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar()));
-        Self { bar, task: String::new(), json, phase: None }
+        Self { bar, task: String::new(), mode, phase: None }
     }
 
     fn show(&mut self, task: String, done: usize, total: usize) {
@@ -40,9 +41,10 @@ impl Progress {
     fn epoch(&mut self, record: &EpochRecord) {
         self.bar.finish_and_clear();
         self.task.clear();
-        if self.json {
-            outln!("{}", record.to_json());
-            return;
+        match self.mode {
+            Mode { json: true, .. } => return outln!("{}", record.to_json()),
+            Mode { quiet: true, .. } => return,
+            _ => {}
         }
         if self.phase.as_ref() != Some(&record.phase) {
             outln!(
@@ -91,7 +93,7 @@ impl Callback for Progress {
             }
             Event::Validating { done, total } => self.show("validating".into(), done, total),
             Event::Epoch(record) => self.epoch(record),
-            Event::Note(text) => self.bar.suspend(|| eprintln!("note: {text}")),
+            Event::Note(text) if !self.mode.quiet => self.bar.suspend(|| eprintln!("note: {text}")),
             _ => {}
         }
         Flow::Continue

@@ -3,18 +3,17 @@
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
-use serde::Serialize;
 use unfreeze::{
     Result,
-    data::{Augment, ImageData, Split, Transforms},
+    data::{Augment, Transforms},
     learner::{Learner, Parts, Recipe, RunFolder},
     nn::HeadSpec,
     optim::PerGroup,
 };
 
 use super::{
-    options::{Compute, Pretrained, count, report_skipped},
-    progress::Progress,
+    options::{Compute, DataSource, Mode, Pretrained, count},
+    run::{self, Config},
 };
 
 /// Train a classifier on a folder of images
@@ -24,14 +23,20 @@ use super::{
 /// for each layer group. OUT receives model.safetensors (enough for `predict`, and it loads in PyTorch),
 /// history.jsonl and config.toml.
 #[derive(Args)]
+#[command(mut_arg("data", |arg| arg.required(false).required_unless_present("resume")))]
+#[command(mut_arg("weights", |arg| arg.required(false).required_unless_present("resume")))]
 pub struct Train {
-    /// Folder with train/ and valid/ (or val/), each with one folder per class
-    data: PathBuf,
+    #[command(flatten)]
+    source: DataSource,
     #[command(flatten)]
     pretrained: Pretrained,
     /// Run folder to make
     #[arg(long, value_name = "RUN")]
     out: PathBuf,
+    /// Go on with the interrupted run in RUN, from its last finished epoch, with the settings that it was begun with;
+    /// no other flag is needed
+    #[arg(long)]
+    resume: bool,
     /// full: head, then the whole network; or one of the two
     #[arg(long, value_enum, default_value_t = Part::Full)]
     recipe: Part,
@@ -73,12 +78,16 @@ pub struct Train {
     /// trained on a pretrained backbone]; `off` suits large batches of images unlike those of the pretraining
     #[arg(long, value_enum)]
     bn_freeze: Option<Switch>,
-    /// Random changes to training images: side-on (flip, rotate, lighting), basic (no flip) or none
-    #[arg(long, value_enum, default_value_t = Changes::SideOn)]
-    augment: Changes,
+    /// Random changes to training images: side-on (flip, rotate, lighting), basic (no flip), none, or a list such as
+    /// rotate:10,lighting:0.05:0.05,flip
+    #[arg(long, default_value_t = Augment::SideOn, value_name = "NAME|LIST")]
+    augment: Augment,
     /// Largest random zoom of training images
     #[arg(long, default_value_t = 1.1, value_name = "X")]
     max_zoom: f32,
+    /// Pixels by which training images are continued on each side, by reflection, before the random crop
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    pad: usize,
     /// Hidden layer sizes of the head, such as 512 or 512,128; `none` for none
     #[arg(long, default_value = "512", value_name = "N,N|none")]
     hidden: String,
@@ -88,15 +97,10 @@ pub struct Train {
     /// A plain linear head instead of fastai's
     #[arg(long, conflicts_with_all = ["hidden", "ps"])]
     linear_head: bool,
-    /// Stop at the first file that is no image, instead of skipping it
-    #[arg(long)]
-    strict: bool,
     #[command(flatten)]
     compute: Compute,
-    /// Print one JSON object per epoch: phase, epoch, train_loss, valid_loss, metrics, lrs, seconds,
-    /// images_per_second, device, cached
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    mode: Mode,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -112,84 +116,55 @@ enum Switch {
     Off,
 }
 
-#[derive(Clone, Copy, ValueEnum)]
-enum Changes {
-    SideOn,
-    Basic,
-    None,
-}
-
-/// All that is needed to repeat a run.
-#[derive(Serialize)]
-struct Config<'a> {
-    engine_version: &'a str,
-    data: &'a PathBuf,
-    arch: &'a str,
-    weights: &'a str,
-    classes: &'a [String],
-    batch_size: usize,
-    seed: u64,
-    threads: usize,
-    device: String,
-    strict: bool,
-    head: &'a HeadSpec,
-    transforms: &'a Transforms,
-    recipe: &'a Recipe,
-}
-
 impl Train {
     pub fn run(self) -> Result<()> {
+        if self.resume {
+            return self.go_on();
+        }
         RunFolder::check_free(&self.out)?;
+        let (config, learner) = self.prepare()?;
+        run::execute(RunFolder::create(&self.out, &config)?, &config, learner, self.mode)
+    }
+
+    /// Takes up an interrupted run as its folder describes it.
+    fn go_on(self) -> Result<()> {
+        let (folder, config) = RunFolder::resume::<Config>(&self.out)?;
+        if self.source.is_given() {
+            config.check_same(&self.prepare()?.0)?;
+        }
+        let learner = config.prepare(&self.compute, self.mode)?;
+        run::execute(folder, &config, learner, self.mode)
+    }
+
+    fn prepare(&self) -> Result<(Config, Learner)> {
         let head = self.head()?;
-        let device = self.compute.open()?;
         let weights = self.pretrained.read()?;
         let size = self.size.unwrap_or(weights.arch().published_size());
         let transforms = Transforms::for_weights(&weights, size)
             .resize(self.resize.unwrap_or(size))
-            .augment(self.augment.into())
-            .max_zoom(self.max_zoom);
+            .augment(self.augment.clone())
+            .max_zoom(self.max_zoom)
+            .pad(self.pad);
         transforms.validate()?;
-        let data = ImageData::from_folders(&self.data)?.strict(self.strict)?;
-        let data = data.transforms(transforms).batch_size(self.batch_size);
-        report_skipped(data.skipped());
-        data.notes().iter().for_each(|note| eprintln!("note: {note}"));
-        eprintln!(
-            "{}: {} training and {} validation images in {} classes; {} on {device}",
-            self.data.display(),
-            data.items(Split::Train).len(),
-            data.items(Split::Valid).len(),
-            data.classes().len(),
-            weights.arch(),
-        );
-
-        let arch = weights.arch();
-        let recipe = self.recipe();
-        let learner = Learner::with_head(weights, data, head.clone())?.device(device).seed(self.compute.seed);
-        let learner = learner.callback(Progress::new(self.json));
-        recipe.validate(&learner)?;
-        let config = Config {
-            engine_version: env!("CARGO_PKG_VERSION"),
-            data: &self.data,
-            arch: arch.name(),
-            weights: &self.pretrained.weights,
-            classes: learner.data().classes(),
+        let mut config = Config {
+            engine_version: env!("CARGO_PKG_VERSION").into(),
+            data: self.source.absolute()?,
+            valid_fraction: self.source.valid_fraction,
+            arch: weights.arch(),
+            weights: self.pretrained.absolute()?,
+            classes: Vec::new(),
             batch_size: self.batch_size,
             seed: self.compute.seed,
             threads: self.compute.threads,
             device: self.compute.device.to_string(),
-            strict: self.strict,
-            head: &head,
-            transforms: &learner.data().transforms,
-            recipe: &recipe,
+            strict: self.source.strict,
+            head,
+            transforms,
+            recipe: self.recipe(),
         };
-        let folder = RunFolder::create(&self.out, &config)?;
-        let mut learner = learner.callback(folder.recorder());
-        if let Err(error) = learner.run(&recipe, |learner| folder.save(learner)) {
-            folder.close_failed()?;
-            return Err(error);
-        }
-        eprintln!("model: {}", folder.file("model.safetensors").display());
-        Ok(())
+        let learner = config.prepare_with(weights, &self.compute, self.mode)?;
+        config.classes = learner.data().classes().to_vec();
+        Ok((config, learner))
     }
 
     fn recipe(&self) -> Recipe {
@@ -228,15 +203,5 @@ impl Train {
         };
         head.validate()?;
         Ok(head)
-    }
-}
-
-impl From<Changes> for Augment {
-    fn from(changes: Changes) -> Self {
-        match changes {
-            Changes::SideOn => Augment::SideOn,
-            Changes::Basic => Augment::Basic,
-            Changes::None => Augment::None,
-        }
     }
 }

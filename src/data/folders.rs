@@ -6,10 +6,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::decode::check_start;
+use super::split::{Holdout, describe_leak, hold_out};
 use super::{Item, Skipped};
 use crate::{Error, Result};
 
 const LAYOUT: &str = "expected train/CLASS/* and valid/CLASS/* (or val/CLASS/*) in it";
+const OR_HOLD_OUT: &str = ", or CLASS/* and a fraction to hold out for validation (0.2 is usual)";
 
 /// What [`find_images`] found.
 #[derive(Clone, Debug, Default)]
@@ -74,55 +76,112 @@ fn visible_entries(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(paths)
 }
 
-/// The contents of a folder of the layout `train/CLASS/*`, `valid/CLASS/*`.
+/// The contents of a data folder.
 #[derive(Debug, Default)]
 pub(super) struct Scan {
     pub classes: Vec<String>,
     pub train: Vec<Item>,
     pub valid: Vec<Item>,
+    pub test: Vec<Item>,
+    pub test_labelled: bool,
     pub skipped: Vec<Skipped>,
     pub notes: Vec<String>,
 }
 
-pub(super) fn scan(root: &Path) -> Result<Scan> {
+/// Reads a folder of the layout `train/CLASS/*`, `valid/CLASS/*`; with `holdout` the validation images are taken from
+/// `train/CLASS/*`, or from `CLASS/*`. A folder `test` may be there too, with or without class folders.
+pub(super) fn scan(root: &Path, holdout: Option<Holdout>) -> Result<Scan> {
     if !fs::metadata(root).map_err(|e| Error::io(root, e))?.is_dir() {
         return Err(Error::data(root, format!("is a file, not a folder; {LAYOUT}")));
     }
     let mut scan = Scan::default();
-    let split = |names: &[&str]| names.iter().map(|name| root.join(name)).filter(|p| p.is_dir()).collect::<Vec<_>>();
-    let Some(train) = split(&["train"]).pop() else {
-        return Err(Error::data(root, format!("has no folder `train`; {LAYOUT}")));
+    let folder = |name: &str| Some(root.join(name)).filter(|path| path.is_dir());
+    let (train, valid) = (folder("train"), folder("valid").or(folder("val")));
+    let train_folder = match (train, holdout) {
+        (Some(train), _) => train,
+        (None, Some(_)) => root.to_owned(),
+        (None, None) => return Err(Error::data(root, format!("has no folder `train`; {LAYOUT}{OR_HOLD_OUT}"))),
     };
-    let mut valid = split(&["val", "valid"]);
-    if valid.len() > 1 {
-        scan.notes.push(format!("{}: has both `valid` and `val`; `valid` is used", root.display()));
+    let mut train_folders = class_folders(&train_folder, &mut scan.skipped)?;
+    if train_folder == root {
+        train_folders.remove("test");
     }
-    let Some(valid) = valid.pop() else {
-        return Err(Error::data(root, format!("has no folder `valid` or `val`; {LAYOUT}")));
-    };
-
-    let train_folders = class_folders(&train, &mut scan.skipped)?;
-    let valid_folders = class_folders(&valid, &mut scan.skipped)?;
     scan.classes = train_folders.keys().cloned().collect();
     match scan.classes.as_slice() {
-        [] => return Err(Error::data(&train, format!("has no class folders; {LAYOUT}"))),
-        [only] => return Err(Error::data(&train, format!("has one class, `{only}`; telling apart needs two or more"))),
+        [] => return Err(Error::data(&train_folder, format!("has no class folders; {LAYOUT}"))),
+        [only] => {
+            let message = format!("has one class, `{only}`; telling apart needs two or more");
+            return Err(Error::data(&train_folder, message));
+        }
         _ => {}
     }
-    if let Some((class, folder)) = valid_folders.iter().find(|(class, _)| !train_folders.contains_key(*class)) {
-        return Err(Error::data(folder, format!("class `{class}` has no folder in {}", train.display())));
-    }
-    for (label, (class, folder)) in (0u32..).zip(&train_folders) {
+    for (label, folder) in (0u32..).zip(train_folders.values()) {
         scan.train.extend(class_items(folder, label, &mut scan.skipped)?);
-        match valid_folders.get(class) {
-            Some(folder) => scan.valid.extend(class_items(folder, label, &mut scan.skipped)?),
-            None => scan.notes.push(format!("{}: has no folder for class `{class}`", valid.display())),
+    }
+    match (valid, holdout) {
+        (Some(valid), None) => {
+            if folder("valid").is_some() && folder("val").is_some() {
+                scan.notes.push(format!("{}: has both `valid` and `val`; `valid` is used", root.display()));
+            }
+            scan.valid = scan.labelled(&valid)?;
+            scan.notes.extend(describe_leak(&scan.train, &scan.valid, "validation")?);
+        }
+        (None, Some(holdout)) => {
+            let parts = hold_out(std::mem::take(&mut scan.train), &scan.classes, holdout)?;
+            (scan.train, scan.valid) = (parts.train, parts.valid);
+            scan.notes.extend(parts.notes);
+        }
+        (Some(valid), Some(_)) => {
+            let message = format!("{} holds validation images already; leave the fraction out", valid.display());
+            return Err(Error::setting("valid_fraction", message));
+        }
+        (None, None) => {
+            return Err(Error::data(root, format!("has no folder `valid` or `val`; {LAYOUT}{OR_HOLD_OUT}")));
         }
     }
     if scan.valid.is_empty() {
-        return Err(Error::data(&valid, format!("has no class folders; {LAYOUT}")));
+        return Err(Error::data(root, "no class has enough images to hold one out for validation".to_string()));
+    }
+    if let Some(test) = folder("test") {
+        scan.read_test(&test)?;
     }
     Ok(scan)
+}
+
+impl Scan {
+    /// The images of a folder of class folders, which must be among the classes.
+    fn labelled(&mut self, split: &Path) -> Result<Vec<Item>> {
+        let folders = class_folders(split, &mut self.skipped)?;
+        if folders.is_empty() {
+            return Err(Error::data(split, format!("has no class folders; {LAYOUT}")));
+        }
+        if let Some((class, folder)) = folders.iter().find(|(class, _)| !self.classes.contains(class)) {
+            return Err(Error::data(folder, format!("class `{class}` has no folder among the training images")));
+        }
+        let mut items = Vec::new();
+        for (label, class) in (0u32..).zip(&self.classes) {
+            match folders.get(class) {
+                Some(folder) => items.extend(class_items(folder, label, &mut self.skipped)?),
+                None => self.notes.push(format!("{}: has no folder for class `{class}`", split.display())),
+            }
+        }
+        Ok(items)
+    }
+
+    /// Test images are in folders of the known classes, or all together without labels.
+    fn read_test(&mut self, test: &Path) -> Result<()> {
+        let folders = class_folders(test, &mut Vec::new())?;
+        self.test_labelled = folders.keys().any(|class| self.classes.contains(class));
+        if self.test_labelled {
+            self.test = self.labelled(test)?;
+        } else {
+            let found = find_images(test)?;
+            self.skipped.extend(found.skipped);
+            self.test = found.images.into_iter().map(|path| Item { path, label: 0 }).collect();
+        }
+        self.notes.extend(describe_leak(&self.train, &self.test, "test")?);
+        Ok(())
+    }
 }
 
 /// The class folders of a split, by class name; files beside them are skipped.

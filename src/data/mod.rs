@@ -2,12 +2,14 @@
 //!
 //! Pixels leave here as bytes, `[N, H, W, 3]`; lighting and normalisation are the device's work.
 
+mod augment;
 mod batch;
 mod decode;
 mod folders;
 mod loader;
 mod order;
 mod resize;
+mod split;
 mod transforms;
 mod warp;
 
@@ -15,6 +17,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+pub use augment::{Augment, Change};
 pub use batch::{Batch, LoaderOptions};
 pub use decode::{decode, decode_bytes};
 pub use folders::{Found, find_images};
@@ -22,7 +25,8 @@ pub use image::RgbImage;
 pub use loader::Loader;
 pub use order::{batches, shuffled};
 pub use resize::{resize, short_side};
-pub use transforms::{Augment, Lighting, Sample, Transforms, View};
+pub use split::Holdout;
+pub use transforms::{Lighting, Sample, Transforms, View};
 
 use crate::{Error, Result};
 
@@ -34,6 +38,18 @@ pub enum Split {
     Train,
     /// What progress is measured on.
     Valid,
+    /// What the outcome is measured on, or predicted, at the end.
+    Test,
+}
+
+impl fmt::Display for Split {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Split::Train => "training",
+            Split::Valid => "validation",
+            Split::Test => "test",
+        })
+    }
 }
 
 /// An image file and its class.
@@ -92,29 +108,48 @@ pub struct ImageData {
     classes: Vec<String>,
     train: Arc<[Item]>,
     valid: Arc<[Item]>,
+    test: Arc<[Item]>,
+    test_labelled: bool,
     skipped: Vec<Skipped>,
     notes: Vec<String>,
     strict: bool,
 }
 
 impl ImageData {
-    /// Reads the names of the files in `path/train/CLASS/` and `path/valid/CLASS/` (or `path/val/CLASS/`).
+    /// Reads the names of the files in `path/train/CLASS/` and `path/valid/CLASS/` (or `path/val/CLASS/`), and those in
+    /// `path/test/`, if it is there: in folders of the same classes, or without labels.
     ///
     /// Classes and files are in the order of their names; subfolders belong to their class; hidden files are passed
-    /// over. A class that is missing in the validation set is [noted](Self::notes).
+    /// over. A class that is missing in the validation set is [noted](Self::notes), and so are validation images whose
+    /// very bytes are in the training set.
     ///
     /// # Errors
     /// [`Error::Data`] naming the folder if the layout is another one, there are fewer than two classes, a class
-    /// folder holds no images, or a class is in the validation set alone; [`Error::Io`] if a folder cannot be read.
+    /// folder holds no images, or a class is not in the training set; [`Error::Io`] if a folder cannot be read.
     pub fn from_folders(path: impl AsRef<Path>) -> Result<Self> {
-        let scan = folders::scan(path.as_ref())?;
+        Self::scanned(path.as_ref(), folders::scan(path.as_ref(), None)?)
+    }
+
+    /// As [`from_folders`](Self::from_folders), for `path/train/CLASS/` or `path/CLASS/` alone: a share of each class is
+    /// held out for validation. Files of equal content stay on one side, and are [noted](Self::notes).
+    ///
+    /// # Errors
+    /// As [`from_folders`](Self::from_folders); [`Error::Setting`] for a share that is none, or if there is a validation
+    /// folder already; [`Error::Data`] if no class has two different images.
+    pub fn from_class_folders(path: impl AsRef<Path>, holdout: Holdout) -> Result<Self> {
+        Self::scanned(path.as_ref(), folders::scan(path.as_ref(), Some(holdout))?)
+    }
+
+    fn scanned(root: &Path, scan: folders::Scan) -> Result<Self> {
         Ok(Self {
             transforms: Transforms::new(224),
             batch_size: 64,
-            root: path.as_ref().to_owned(),
+            root: root.to_owned(),
             classes: scan.classes,
             train: scan.train.into(),
             valid: scan.valid.into(),
+            test: scan.test.into(),
+            test_labelled: scan.test_labelled,
             skipped: scan.skipped,
             notes: scan.notes,
             strict: false,
@@ -166,7 +201,13 @@ impl ImageData {
         match split {
             Split::Train => &self.train,
             Split::Valid => &self.valid,
+            Split::Test => &self.test,
         }
+    }
+
+    /// Whether the classes of a split's images are known.
+    pub fn is_labelled(&self, split: Split) -> bool {
+        split != Split::Test || self.test_labelled
     }
 
     /// Files that are no images.

@@ -3,36 +3,18 @@
 use image::RgbImage;
 use serde::{Deserialize, Serialize};
 
+use super::augment::{Augment, Change};
 use super::resize::short_side_dimensions;
 use super::warp::Placement;
 use crate::checkpoint::Weights;
 use crate::random::Random;
 use crate::{Error, Result};
 
-/// Largest rotation, in degrees either way.
-const MAX_ANGLE: f32 = 10.0;
 /// How often an image is rotated, and how often zoomed where `max_zoom` allows.
 const ROTATE_CHANCE: f32 = 0.75;
 const ZOOM_CHANCE: f32 = 0.75;
-/// How often [`Augment::SideOn`] mirrors.
+/// How often [`Change::Flip`] mirrors.
 const FLIP_CHANCE: f32 = 0.5;
-/// Largest change of brightness, in units of the full range, and of contrast.
-const MAX_BALANCE: f32 = 0.05;
-const MAX_CONTRAST: f32 = 0.05;
-
-/// What is changed at random in training images, besides the zoom and the position of the crop.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-#[non_exhaustive]
-pub enum Augment {
-    /// Nothing.
-    #[default]
-    None,
-    /// Rotation up to ±10° (three images in four) and lighting: brightness ±0.05, contrast ±5 %.
-    Basic,
-    /// As `Basic`, and every other image mirrored: for photographs taken from the side.
-    SideOn,
-}
 
 /// The pipeline from a decoded image to the network's input, as a plain value.
 ///
@@ -49,6 +31,9 @@ pub struct Transforms {
     pub augment: Augment,
     /// Three training images in four are scaled by up to this factor more before the crop. Default: 1, none.
     pub max_zoom: f32,
+    /// Pixels by which training images are continued on each side, by reflection, before the crop. Default: 0.
+    #[serde(default)]
+    pub pad: usize,
     /// Mean of each channel (red, green, blue) in units of 1, subtracted by the device. Default: ImageNet's.
     pub mean: [f32; 3],
     /// Standard deviation of each channel, divided by on the device. Default: ImageNet's.
@@ -63,6 +48,7 @@ impl Transforms {
             resize: size,
             augment: Augment::None,
             max_zoom: 1.0,
+            pad: 0,
             mean: [0.485, 0.456, 0.406],
             std: [0.229, 0.224, 0.225],
         }
@@ -89,23 +75,28 @@ impl Transforms {
         Self { max_zoom, ..self }
     }
 
+    /// Sets the padding of training images, in pixels; 4 is usual for CIFAR's 32.
+    pub fn pad(self, pad: usize) -> Self {
+        Self { pad, ..self }
+    }
+
     /// Sets the normalisation, in units of 1.
     pub fn normalise(self, mean: [f32; 3], std: [f32; 3]) -> Self {
         Self { mean, std, ..self }
     }
 
-    /// The part that decides [`View::Clean`]: the same without augmentation and zoom.
+    /// The part that decides [`View::Clean`]: the same without augmentation, zoom and padding.
     pub fn evaluation(&self) -> Self {
-        Self { augment: Augment::None, max_zoom: 1.0, ..self.clone() }
+        Self { augment: Augment::None, max_zoom: 1.0, pad: 0, ..self.clone() }
     }
 
     /// Checks that the values make sense together.
     ///
     /// # Errors
     /// [`Error::Setting`] naming the value: `size` in 1..=8192, `resize` in `size`..=16384, `max_zoom` in 1..=10,
-    /// `mean` finite, `std` positive.
+    /// `pad` to 4096, `mean` finite, `std` positive.
     pub fn validate(&self) -> Result<()> {
-        let Self { size, resize, max_zoom, mean, std, .. } = self;
+        let Self { size, resize, max_zoom, pad, mean, std, .. } = self;
         if !(1..=8192).contains(size) {
             return Err(Error::setting("size", format!("{size} is not between 1 and 8192 pixels")));
         }
@@ -118,6 +109,9 @@ impl Transforms {
         if !(1.0..=10.0).contains(max_zoom) {
             return Err(Error::setting("max_zoom", format!("{max_zoom} is not between 1 (none) and 10")));
         }
+        if *pad > 4096 {
+            return Err(Error::setting("pad", format!("{pad} is more than 4096 pixels")));
+        }
         if !mean.iter().all(|v| v.is_finite()) {
             return Err(Error::setting("mean", format!("{mean:?} is not finite")));
         }
@@ -129,7 +123,7 @@ impl Transforms {
 
     /// Produces one view of `image`.
     ///
-    /// A random view draws, in the order of fastai 0.7: zoom, rotation about the centre (the border reflected),
+    /// A random view draws, in the order of fastai 0.7: zoom, rotation about the centre of the padded image (the border reflected),
     /// lighting, flip, position of the crop. What it draws depends on `view` alone, and each draw has its fixed
     /// place in the stream, so switching one augmentation off leaves the others as they were.
     ///
@@ -149,33 +143,37 @@ impl Transforms {
         let scaled = short_side_dimensions(image.dimensions(), self.resize as u32)?;
         // Python's round, by which torchvision centres, takes halves to the even side.
         let centred = |side: u32| (f64::from(side - size) / 2.0).round_ties_even() as u32;
-        let placement = Placement { scaled, angle: 0.0, flip: false, x: centred(scaled.0), y: centred(scaled.1), size };
+        // Padding both sides alike would not move the centre.
+        let (x, y) = (centred(scaled.0), centred(scaled.1));
+        let placement = Placement { scaled, pad: 0, angle: 0.0, flip: false, x, y, size };
         Ok(Sample { pixels: placement.render(image)?, lighting: Lighting::NONE })
     }
 
     fn random(&self, image: &RgbImage, mut random: Random) -> Result<Sample> {
         // Every draw is made, wanted or not: see `apply`.
         let (zoomed, zoom) = (random.chance(ZOOM_CHANCE), random.uniform(1.0, self.max_zoom));
-        let (rotated, angle) = (random.chance(ROTATE_CHANCE), random.uniform(-MAX_ANGLE, MAX_ANGLE));
-        let balance = random.uniform(-MAX_BALANCE, MAX_BALANCE);
-        let contrast = random.uniform(-MAX_CONTRAST, MAX_CONTRAST);
+        let (rotated, turn) = (random.chance(ROTATE_CHANCE), random.uniform(-1.0, 1.0));
+        let (brighter, stronger) = (random.uniform(-1.0, 1.0), random.uniform(-1.0, 1.0));
         let flipped = random.chance(FLIP_CHANCE);
         let (down, across) = (random.uniform(0.0, 1.0), random.uniform(0.0, 1.0));
 
-        let size = self.size as u32;
+        let (size, pad) = (self.size as u32, self.pad as u32);
         let short = if zoomed { (zoom * self.resize as f32) as u32 } else { self.resize as u32 };
         let scaled = short_side_dimensions(image.dimensions(), short)?;
-        let start = |unit: f32, side: u32| (f64::from(unit) * f64::from(side - size)) as u32;
-        let augmented = self.augment != Augment::None;
-        let placement = Placement {
-            scaled,
-            angle: if augmented && rotated { angle } else { 0.0 },
-            flip: self.augment == Augment::SideOn && flipped,
-            x: start(across, scaled.0),
-            y: start(down, scaled.1),
-            size,
-        };
-        let lighting = if augmented { Lighting::new(balance, contrast, mean_level(image)) } else { Lighting::NONE };
+        let start = |unit: f32, side: u32| (f64::from(unit) * f64::from(side + 2 * pad - size)) as u32;
+        let (x, y) = (start(across, scaled.0), start(down, scaled.1));
+        let mut placement = Placement { scaled, pad, angle: 0.0, flip: false, x, y, size };
+        let mut lighting = Lighting::NONE;
+        for change in self.augment.changes() {
+            match change {
+                Change::Rotate { degrees } if rotated => placement.angle = turn * degrees,
+                Change::Flip if flipped => placement.flip = true,
+                Change::Lighting { balance, contrast } => {
+                    lighting = Lighting::new(brighter * balance, stronger * contrast, mean_level(image));
+                }
+                Change::Rotate { .. } | Change::Flip => {}
+            }
+        }
         Ok(Sample { pixels: placement.render(image)?, lighting })
     }
 }

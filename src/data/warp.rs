@@ -6,11 +6,13 @@ use image::{RgbImage, imageops};
 use super::resize::{Window, resize_window};
 use crate::Result;
 
-/// Where a square crop lies on an image that is scaled, then rotated on its canvas, then flipped.
+/// Where a square crop lies on an image that is scaled, padded by reflection, rotated on this canvas, then flipped.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Placement {
     /// Width and height of the scaled image.
     pub scaled: (u32, u32),
+    /// Pixels added on each side; they and the scaled image make the canvas.
+    pub pad: u32,
     /// Degrees counter-clockwise about pixel (width / 2, height / 2); 0 copies pixels.
     pub angle: f32,
     /// Mirrors left and right.
@@ -26,8 +28,8 @@ pub(super) struct Placement {
 impl Placement {
     /// The crop's pixels, `[size, size, 3]`.
     pub fn render(&self, image: &RgbImage) -> Result<Vec<u8>> {
-        if self.angle != 0.0 {
-            return self.render_rotated(image);
+        if self.angle != 0.0 || self.pad > 0 {
+            return self.render_mapped(image);
         }
         // Flipping a crop from the right equals cropping the flipped image from the left.
         let x = if self.flip { self.scaled.0 - self.x - self.size } else { self.x };
@@ -39,22 +41,28 @@ impl Placement {
         Ok(crop.into_raw())
     }
 
-    fn render_rotated(&self, image: &RgbImage) -> Result<Vec<u8>> {
-        let rotation = Rotation::new(self.angle, self.scaled);
+    /// Width and height of the padded image.
+    fn canvas(&self) -> (u32, u32) {
+        (self.scaled.0 + 2 * self.pad, self.scaled.1 + 2 * self.pad)
+    }
+
+    fn render_mapped(&self, image: &RgbImage) -> Result<Vec<u8>> {
+        let canvas = self.canvas();
+        let rotation = Rotation::new(self.angle, canvas);
         // Canvas coordinates of the crop's pixel (i, j).
         let column = |i: u32| {
             let x = i64::from(self.x + i);
-            if self.flip { i64::from(self.scaled.0) - 1 - x } else { x }
+            if self.flip { i64::from(canvas.0) - 1 - x } else { x }
         };
         let row = |j: u32| i64::from(self.y + j);
 
         // A rectangle's image under an affine map is bounded by the images of its corners.
         let last = self.size - 1;
         let corners = [(0, 0), (last, 0), (0, last), (last, last)].map(|(i, j)| rotation.source(column(i), row(j)));
-        let (x, width) = reached(corners.map(|c| c.0), self.scaled.0);
-        let (y, height) = reached(corners.map(|c| c.1), self.scaled.1);
+        let (x, width) = reached(corners.map(|c| c.0), self.scaled.0, self.pad);
+        let (y, height) = reached(corners.map(|c| c.1), self.scaled.1, self.pad);
         let source = resize_window(image, self.scaled, Window { x, y, width, height })?;
-        let source = Reflected { pixels: &source, origin: (x, y), scaled: self.scaled };
+        let source = Reflected { pixels: &source, origin: (x, y), scaled: self.scaled, pad: self.pad };
 
         let mut pixels = Vec::with_capacity(3 * self.size as usize * self.size as usize);
         let across = if self.flip { -1.0 } else { 1.0 };
@@ -106,20 +114,33 @@ fn reflect(i: i64, len: u32) -> u32 {
     i.min(2 * len - 1 - i) as u32
 }
 
-/// Start and length of the pixels that bilinear lookups between the extremes of `at` reach on a reflected side,
-/// with a pixel to spare for the rounding of coordinates.
-fn reached(at: [f64; 4], len: u32) -> (u32, u32) {
+/// Position of index `i` of a canvas on the image of `len` pixels in it: the canvas is continued by reflection, and so
+/// is the image on the `pad` pixels beside it.
+fn on_image(i: i64, len: u32, pad: u32) -> u32 {
+    reflect(i64::from(reflect(i, len + 2 * pad)) - i64::from(pad), len)
+}
+
+/// Start and length of the pixels that bilinear lookups between the extremes of `at` on the canvas reach on a side of
+/// the image, with a pixel to spare for the rounding of coordinates.
+fn reached(at: [f64; 4], len: u32, pad: u32) -> (u32, u32) {
     let low = at.iter().copied().fold(f64::INFINITY, f64::min).floor() as i64 - 1;
     let high = at.iter().copied().fold(f64::NEG_INFINITY, f64::max).floor() as i64 + 2;
+    let (low, high) = reflected_range(low, high, len + 2 * pad);
+    let (low, high) = reflected_range(i64::from(low) - i64::from(pad), i64::from(high) - i64::from(pad), len);
+    (low, high - low + 1)
+}
+
+/// First and last position that the indices `low..=high` have on a reflected side.
+fn reflected_range(low: i64, high: i64, len: u32) -> (u32, u32) {
     let side = i64::from(len);
     if low < -side || high >= 2 * side {
-        return (0, len);
+        return (0, len - 1);
     }
     // Reflection is monotonous between borders, so the extremes lie at the ends or at the border crossed.
     let ends = (reflect(low, len), reflect(high, len));
     let start = if low < 0 { 0 } else { ends.0.min(ends.1) };
     let end = if high >= side { len - 1 } else { ends.0.max(ends.1) };
-    (start, end - start + 1)
+    (start, end)
 }
 
 /// A part of a scaled image, continued by reflection at the borders of the whole.
@@ -127,13 +148,15 @@ struct Reflected<'a> {
     pixels: &'a RgbImage,
     origin: (u32, u32),
     scaled: (u32, u32),
+    pad: u32,
 }
 
 impl Reflected<'_> {
     /// The bilinear value at the [`fixed`] (x, y), where whole numbers are the centres of pixels of the whole.
     fn sample(&self, x: i64, y: i64) -> [u8; 3] {
-        let column = |i: i64| 3 * (reflect(i, self.scaled.0) - self.origin.0) as usize;
-        let row = |j: i64| 3 * (reflect(j, self.scaled.1) - self.origin.1) as usize * self.pixels.width() as usize;
+        let column = |i: i64| 3 * (on_image(i, self.scaled.0, self.pad) - self.origin.0) as usize;
+        let row =
+            |j: i64| 3 * (on_image(j, self.scaled.1, self.pad) - self.origin.1) as usize * self.pixels.width() as usize;
         let (left, right) = (column(x >> 32), column((x >> 32) + 1));
         let (top, bottom) = (row(y >> 32), row((y >> 32) + 1));
 
@@ -166,7 +189,9 @@ mod tests {
 
     /// Rotates the whole canvas by the forward matrix's inverse in f64, then flips, then crops.
     fn naive(image: &RgbImage, p: &Placement, i: u32, j: u32, k: usize) -> f64 {
-        let (width, height) = (i64::from(image.width()), i64::from(image.height()));
+        let pad = i64::from(p.pad);
+        let (iw, ih) = (i64::from(image.width()), i64::from(image.height()));
+        let (width, height) = (iw + 2 * pad, ih + 2 * pad);
         let x = i64::from(p.x + i);
         let (x, y) = (if p.flip { width - 1 - x } else { x } as f64, f64::from(p.y + j));
         let (cx, cy, turn) = ((width / 2) as f64, (height / 2) as f64, -f64::from(p.angle).to_radians());
@@ -176,7 +201,8 @@ mod tests {
         for (dx, dy) in [(0, 0), (1, 0), (0, 1), (1, 1)] {
             let (tx, ty) = (sx.floor() as i64 + dx, sy.floor() as i64 + dy);
             let weight = (1.0 - (sx - tx as f64).abs()) * (1.0 - (sy - ty as f64).abs());
-            sum += weight * f64::from(image.get_pixel(mirrored(tx, width) as u32, mirrored(ty, height) as u32)[k]);
+            let (px, py) = (mirrored(tx, width) - pad, mirrored(ty, height) - pad);
+            sum += weight * f64::from(image.get_pixel(mirrored(px, iw) as u32, mirrored(py, ih) as u32)[k]);
         }
         sum
     }
@@ -185,11 +211,13 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(60))]
         #[test]
         fn equals_rotate_flip_crop(width in 9u32..70, height in 9u32..70, size in 1u32..9, fx in 0.0..1.0,
-                                   fy in 0.0..1.0, angle in -180.0f32..180.0, flip: bool) {
+                                   fy in 0.0..1.0, angle in -180.0f32..180.0, straight: bool, flip: bool,
+                                   pad in 0u32..13) {
             let image = noise(width, height, 5);
-            let at = |f: f64, side: u32| (f * f64::from(side - size)) as u32;
+            let at = |f: f64, side: u32| (f * f64::from(side + 2 * pad - size)) as u32;
             let (x, y) = (at(fx, width), at(fy, height));
-            let placement = Placement { scaled: (width, height), angle, flip, x, y, size };
+            let angle = if straight { 0.0 } else { angle };
+            let placement = Placement { scaled: (width, height), pad, angle, flip, x, y, size };
             let pixels = placement.render(&image).unwrap();
             for (at, &value) in pixels.iter().enumerate() {
                 let (pixel, k) = (at as u32 / 3, at % 3);
@@ -199,11 +227,13 @@ mod tests {
         }
 
         #[test]
-        fn reached_holds_every_lookup(low in -60.0f64..60.0, span in 0.0f64..60.0, len in 1u32..30) {
-            let (start, length) = reached([low, low + span, low, low], len);
+        fn reached_holds_every_lookup(low in -60.0f64..60.0, span in 0.0f64..60.0, len in 1u32..30,
+                                      pad in 0u32..20) {
+            let (start, length) = reached([low, low + span, low, low], len, pad);
             for i in low.floor() as i64..=(low + span).floor() as i64 + 1 {
-                let at = reflect(i, len);
-                prop_assert_eq!(i64::from(at), mirrored(i, i64::from(len)));
+                let at = on_image(i, len, pad);
+                let (side, pad) = (i64::from(len), i64::from(pad));
+                prop_assert_eq!(i64::from(at), mirrored(mirrored(i, side + 2 * pad) - pad, side));
                 prop_assert!((start..start + length).contains(&at));
             }
         }
@@ -213,7 +243,7 @@ mod tests {
     fn quarter_turn_counter_clockwise_moves_the_right_edge_to_the_top() {
         // Odd sides, so that the centre is a pixel.
         let image = noise(9, 9, 5);
-        let turned = Placement { scaled: (9, 9), angle: 90.0, flip: false, x: 0, y: 0, size: 9 };
+        let turned = Placement { scaled: (9, 9), pad: 0, angle: 90.0, flip: false, x: 0, y: 0, size: 9 };
         let turned = RgbImage::from_raw(9, 9, turned.render(&image).unwrap()).unwrap();
         assert_eq!(turned, imageops::rotate270(&image));
     }
@@ -221,7 +251,7 @@ mod tests {
     #[test]
     fn without_rotation_pixels_are_copied() {
         let image = noise(20, 14, 5);
-        let mut placement = Placement { scaled: (20, 14), angle: 0.0, flip: false, x: 3, y: 2, size: 11 };
+        let mut placement = Placement { scaled: (20, 14), pad: 0, angle: 0.0, flip: false, x: 3, y: 2, size: 11 };
         let plain = imageops::crop_imm(&image, 3, 2, 11, 11).to_image();
         assert_eq!(placement.render(&image).unwrap(), plain.into_raw());
         placement.flip = true;

@@ -1,9 +1,11 @@
 //! What computes and holds memory. Every operation matches on [`Device`] exhaustively.
 
+mod available;
 mod cpu;
 mod gemm;
 
-pub use cpu::CpuDevice;
+pub(crate) use available::available_memory;
+pub use cpu::{CpuDevice, MemoryUse};
 pub(crate) use gemm::{Matrix, gemm};
 
 use std::{fmt, str::FromStr, sync::Arc};
@@ -59,6 +61,20 @@ impl Device {
     pub fn threads(&self) -> usize {
         match self {
             Device::Cpu(cpu) => cpu.threads(),
+        }
+    }
+
+    /// What the tensors made on it take.
+    pub fn memory(&self) -> MemoryUse {
+        match self {
+            Device::Cpu(cpu) => cpu.memory(),
+        }
+    }
+
+    /// Lets [`MemoryUse::peak`] start again from what is live.
+    pub fn reset_peak(&self) {
+        match self {
+            Device::Cpu(cpu) => cpu.reset_peak(),
         }
     }
 

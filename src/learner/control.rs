@@ -23,6 +23,8 @@ pub enum Event<'a> {
     },
     /// A training step ended.
     Step {
+        /// Name of the fit.
+        phase: &'a str,
         /// Epoch of the fit, from 0.
         epoch: usize,
         /// Step of the epoch, from 0.
@@ -33,6 +35,8 @@ pub enum Event<'a> {
         loss: f32,
         /// Learning rate of each layer group.
         lrs: &'a [f32],
+        /// Momentum, the same for all groups.
+        momentum: f32,
     },
     /// A step of a search for the learning rate ended; no step of a fit.
     Finding {
@@ -59,17 +63,19 @@ pub enum Event<'a> {
 }
 
 /// Whether a fit goes on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum Flow {
     /// Yes.
     Continue,
-    /// It ends after this step or epoch.
+    /// It ends after this step or epoch, and counts as finished.
     Stop,
+    /// It ends at once, with this error.
+    Fail(Error),
 }
 
 /// Sees every event; never owns the loop. Closures of the right type are callbacks.
 pub trait Callback: Send {
-    /// Called for each event. The answer counts for steps, of a search too, and epochs.
+    /// Called for each event. [`Flow::Stop`] counts for steps, those of a search too, and epochs.
     fn event(&mut self, event: &Event) -> Flow;
 }
 

@@ -44,17 +44,18 @@ impl Learner {
                 tally.add(logits.into_value(), labels, indices)?;
             }
         } else {
+            self.check_memory(self.data.batch_size.min(total), false)?;
             let mut done = 0;
             for batch in self.data.loader(split, &self.clean_views())? {
                 self.cancel.check()?;
                 let mut batch = batch?;
                 done += batch.len() + batch.failed.len();
-                self.report_failures(&batch);
+                self.report_failures(&batch)?;
                 if !batch.is_empty() {
                     let logits = self.model.logits(&self.upload(&mut batch)?)?;
                     tally.add(logits, batch.labels, batch.indices)?;
                 }
-                self.tell(&Event::Validating { done, total });
+                self.tell(&Event::Validating { done, total })?;
             }
         }
         if tally.evaluation.labels.is_empty() {

@@ -60,6 +60,14 @@ pub struct StepRecord {
     pub momentum: f32,
 }
 
+impl StepRecord {
+    /// One line of JSON, numbers as short as they read back exactly.
+    pub fn to_json(&self) -> String {
+        // A struct of numbers, strings and lists always has a JSON form.
+        serde_json::to_string(self).unwrap_or_default()
+    }
+}
+
 /// What the network says of a validation sample.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PredictionRecord {
@@ -72,6 +80,12 @@ pub struct PredictionRecord {
 }
 
 impl PredictionRecord {
+    /// One line of JSON, numbers as short as they read back exactly.
+    pub fn to_json(&self) -> String {
+        // A struct of numbers, strings and lists always has a JSON form.
+        serde_json::to_string(self).unwrap_or_default()
+    }
+
     /// Position of the most probable class, the first of equals.
     pub fn predicted(&self) -> usize {
         super::evaluation::best(&self.probabilities)

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use super::{Event, Learner};
 use crate::{
     Error, Result,
+    data::Split,
     nn::FreezeState,
     optim::{Optimizer, OptimizerKind, PerGroup},
 };
@@ -194,10 +195,14 @@ impl Learner {
         self.check_batch_size()?;
         let ratios = find.resolve(&self.state)?;
         let weight_decays = find.weight_decay.resolve("wd", &self.state)?;
+        if !self.uses_cache() {
+            self.check_memory(self.data.batch_size.min(self.samples(Split::Train)), true)?;
+        }
         // Tensors are shared until they are written to, so this copies only what is trained.
         let (model, steps, backbone_key) = (self.model.clone(), self.steps, self.backbone_key);
+        let progress = std::mem::take(&mut self.progress);
         let found = self.search(&find, &ratios, &weight_decays);
-        (self.model, self.steps) = (model, steps);
+        (self.model, self.steps, self.progress) = (model, steps, progress);
         // A frozen backbone's hash, computed meanwhile, stays good.
         self.backbone_key = self.backbone_key.or(backbone_key);
         found
@@ -228,25 +233,25 @@ impl Learner {
             };
             let lr = find.lr(step);
             let lrs: Vec<f32> = ratios.iter().map(|ratio| ratio * lr).collect();
-            let loss = self.step(input, labels, &lrs, weight_decays, &mut optimizer)?;
+            let loss = self.step(&input, labels, &lrs, weight_decays, &mut optimizer)?;
             let smoothed = average.add(loss);
             if !smoothed.is_finite() {
+                if step == 0 {
+                    let cause = self.cause(&input)?.unwrap_or("look at weights and images".into());
+                    return Err(Error::Diverged(format!("the loss is {loss} before any training: {cause}")));
+                }
                 break;
             }
             found.lrs.push(lr);
             found.losses.push(loss);
             found.smoothed.push(smoothed);
-            let stop = self.tell(&Event::Finding { step, steps: find.steps, loss, lrs: &lrs });
+            let stop = self.tell(&Event::Finding { step, steps: find.steps, loss, lrs: &lrs })?;
             if stop || smoothed > EXPLODED * lowest {
                 break;
             }
             if step >= find.ignored() {
                 lowest = lowest.min(smoothed);
             }
-        }
-        if found.lrs.is_empty() {
-            let message = "the first loss is not finite, before any training: look at weights and images";
-            return Err(Error::Diverged(message.into()));
         }
         found.suggest(find.ignored());
         Ok(found)

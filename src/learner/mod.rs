@@ -3,13 +3,16 @@
 
 mod classifier;
 mod control;
+mod diverged;
 mod evaluation;
 mod fit;
 mod history;
 mod lr_find;
+mod memory;
 mod model_file;
 mod precompute;
 mod recipe;
+mod resume;
 mod run_folder;
 mod train;
 
@@ -22,6 +25,8 @@ pub use lr_find::{LrFind, LrFound};
 pub use model_file::ModelFile;
 pub use recipe::{Parts, Recipe};
 pub use run_folder::RunFolder;
+
+use std::collections::HashSet;
 
 use crate::{
     Device, Error, Result,
@@ -66,9 +71,13 @@ pub struct Learner {
     loss: CrossEntropy,
     history: Vec<EpochRecord>,
     steps: u64,
+    progress: resume::Progress,
+    last_evaluation: Option<Evaluation>,
+    /// Passes that are known to fit into memory: images, their size, trainable parameters in training.
+    fitting: HashSet<(usize, usize, Option<usize>)>,
     callbacks: Vec<Box<dyn Callback>>,
     cancel: CancelToken,
-    reported: std::collections::HashSet<String>,
+    reported: HashSet<String>,
 }
 
 impl Learner {
@@ -102,9 +111,12 @@ impl Learner {
             loss: CrossEntropy::default(),
             history: Vec::new(),
             steps: 0,
+            progress: resume::Progress::default(),
+            last_evaluation: None,
+            fitting: HashSet::new(),
             callbacks: Vec::new(),
             cancel: CancelToken::default(),
-            reported: std::collections::HashSet::new(),
+            reported: HashSet::new(),
         };
         learner.apply();
         Ok(learner)
@@ -235,6 +247,11 @@ impl Learner {
         &self.history
     }
 
+    /// The validation at the end of the last epoch.
+    pub fn last_evaluation(&self) -> Option<&Evaluation> {
+        self.last_evaluation.as_ref()
+    }
+
     fn apply(&mut self) {
         self.model.apply(&self.state, self.freeze_norms);
     }
@@ -249,19 +266,24 @@ impl Learner {
     }
 
     /// Tells the callbacks; true if one of them wants the fit to end.
-    fn tell(&mut self, event: &Event) -> bool {
+    fn tell(&mut self, event: &Event) -> Result<bool> {
         let mut stop = false;
         for callback in &mut self.callbacks {
-            stop |= callback.event(event) == Flow::Stop;
+            match callback.event(event) {
+                Flow::Continue => {}
+                Flow::Stop => stop = true,
+                Flow::Fail(error) => return Err(error),
+            }
         }
-        stop
+        Ok(stop)
     }
 
     /// Tells the callbacks something once.
-    fn note(&mut self, text: String) {
+    fn note(&mut self, text: String) -> Result<()> {
         if self.reported.insert(text.clone()) {
-            self.tell(&Event::Note(&text));
+            self.tell(&Event::Note(&text))?;
         }
+        Ok(())
     }
 
     fn samples(&self, split: Split) -> usize {

@@ -7,7 +7,7 @@ use crate::{
     Result, Tensor,
     autograd::Var,
     cache::{Activations, Key, KeyBuilder},
-    data::{Augment, Batch, LoaderOptions, Split},
+    data::{Batch, LoaderOptions, Split},
     nn::Pass,
     ops::augment::normalise,
 };
@@ -15,27 +15,28 @@ use crate::{
 impl Learner {
     /// The clean view's features of every sample of `split`, computed if the cache does not have them.
     pub(super) fn activations(&mut self, split: Split) -> Result<Arc<Activations>> {
-        if self.transforms().augment != Augment::None || self.transforms().max_zoom > 1.0 {
-            self.note("precompute is on: the head trains on clean views, augmentation has no effect".into());
+        if *self.transforms() != self.transforms().evaluation() {
+            self.note("precompute is on: the head trains on clean views, augmentation has no effect".into())?;
         }
         let key = self.activation_key(split)?;
         if let Some(found) = self.cache.get(&key) {
             return Ok(found);
         }
         let total = self.samples(split);
+        self.check_memory(self.data.batch_size.min(total), false)?;
         let mut activations = Activations::default();
         let mut done = 0;
         for batch in self.data.loader(split, &self.clean_views())? {
             self.cancel.check()?;
             let mut batch = batch?;
             done += batch.len() + batch.failed.len();
-            self.report_failures(&batch);
+            self.report_failures(&batch)?;
             if !batch.is_empty() {
                 let images = Var::constant(self.upload(&mut batch)?);
                 let features = self.model.features(&mut Pass::evaluation(), &images)?;
                 activations.push(features.value(), &batch.labels, &batch.indices)?;
             }
-            self.tell(&Event::Caching { split, done, total });
+            self.tell(&Event::Caching { split, done, total })?;
         }
         Ok(self.cache.insert(key, activations))
     }
@@ -79,9 +80,7 @@ impl Learner {
     }
 
     /// Tells of files that could not be decoded, each once.
-    pub(super) fn report_failures(&mut self, batch: &Batch) {
-        for failed in &batch.failed {
-            self.note(format!("skipped {failed}"));
-        }
+    pub(super) fn report_failures(&mut self, batch: &Batch) -> Result<()> {
+        batch.failed.iter().try_for_each(|failed| self.note(format!("skipped {failed}")))
     }
 }

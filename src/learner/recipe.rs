@@ -116,7 +116,7 @@ impl Learner {
     ///
     /// # Errors
     /// As [`Recipe::validate`], [`Learner::fit`], and those of `part_done`.
-    pub fn run(&mut self, recipe: &Recipe, mut part_done: impl FnMut(&Self) -> Result<()>) -> Result<()> {
+    pub fn run(&mut self, recipe: &Recipe, mut part_done: impl FnMut(&mut Self) -> Result<()>) -> Result<()> {
         recipe.validate(self)?;
         let freeze_norms = self.freeze_norms;
         let outcome = self.run_parts(recipe, &mut part_done);
@@ -124,13 +124,15 @@ impl Learner {
         outcome
     }
 
-    fn run_parts(&mut self, recipe: &Recipe, part_done: &mut dyn FnMut(&Self) -> Result<()>) -> Result<()> {
+    fn run_parts(&mut self, recipe: &Recipe, part_done: &mut dyn FnMut(&mut Self) -> Result<()>) -> Result<()> {
         if recipe.parts != Parts::Finetune {
             self.freeze();
             self.bn_freeze(false);
             self.precompute(recipe.precompute);
             self.fit(recipe.head())?;
-            part_done(self)?;
+            if !self.is_catching_up() {
+                part_done(self)?;
+            }
         }
         if recipe.parts != Parts::Head {
             self.precompute(false);

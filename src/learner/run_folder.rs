@@ -1,28 +1,38 @@
-//! The folder of a training run: its configuration, its history, its model.
+//! The folder of a training run: its configuration, its records, its model, and what it needs to go on after an
+//! interruption.
 
 use std::{
-    fs::{self, File},
+    fs::{self, File, TryLockError},
     io::{self, Write},
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
 };
 
-use serde::Serialize;
+use serde::{Serialize, de::DeserializeOwned};
 
-use super::{Callback, Event, Flow, Learner};
-use crate::{Error, Result, files::write_atomically};
+use super::{Callback, EpochRecord, Event, Flow, Learner, PredictionRecord, StepRecord};
+use crate::{
+    Error, Result,
+    data::Split,
+    files::{TEMPORARY, write_atomically},
+};
 
 const CONFIG: &str = "config.toml";
 const HISTORY: &str = "history.jsonl";
+const STEPS: &str = "steps.jsonl";
+const PREDICTIONS: &str = "predictions.jsonl";
+const MODEL: &str = "model.safetensors";
+const CHECKPOINT: &str = "checkpoint";
+const LOCK: &str = ".lock";
 
-/// A run's folder: `config.toml`, `history.jsonl` (one line per epoch), `model.safetensors`.
+/// A run's folder: `config.toml`, `history.jsonl` (a line per epoch), `steps.jsonl` (a line per step),
+/// `predictions.jsonl` (a line per validation image), `model.safetensors` and `checkpoint/`. It is locked while this
+/// value lives, so that no two runs write to it; the lock ends with the process, however that ends.
 #[derive(Debug)]
 pub struct RunFolder {
     path: PathBuf,
     /// Whether the folder was not there before.
     made: bool,
-    /// What went wrong when an epoch's record was written.
-    failure: Arc<Mutex<Option<Error>>>,
+    _lock: File,
 }
 
 impl RunFolder {
@@ -37,13 +47,47 @@ impl RunFolder {
             .map_err(|error| Error::setting("config", format!("cannot be written as TOML: {error}")))?;
         let made = !path.exists();
         fs::create_dir_all(&path).map_err(|error| Error::io(&path, error))?;
-        let folder = Self { path, made, failure: Arc::default() };
-        write_atomically(&folder.file(CONFIG), |file| file.write_all(text.as_bytes()))?;
+        let lock = lock(&path)?;
+        // Another run may have come and gone between the look and the lock.
+        Self::check_free(&path)?;
+        let folder = Self { path, made, _lock: lock };
+        folder.clear()?;
+        let written = write_atomically(&folder.file(CONFIG), |file| file.write_all(text.as_bytes()));
+        if let Err(error) = written {
+            // The first failure says more than that of tidying up.
+            let _ = folder.close_failed();
+            return Err(error);
+        }
         Ok(folder)
     }
 
-    /// Whether a run may be written to `path`: it is not there, or holds nothing but the configuration of a run that
-    /// was interrupted before its first epoch ended.
+    /// Opens the folder of a run that was interrupted, and reads its configuration. What an interrupted write left
+    /// behind is removed.
+    ///
+    /// # Errors
+    /// [`Error::Data`] if there is no run, or another process is writing to it; [`Error::Io`].
+    pub fn resume<C: DeserializeOwned>(path: impl Into<PathBuf>) -> Result<(Self, C)> {
+        let path = path.into();
+        let config = path.join(CONFIG);
+        let text = match fs::read_to_string(&config) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let message = "holds no run to resume (there is no config.toml); leave --resume out to begin one";
+                return Err(Error::data(&path, message));
+            }
+            Err(error) => return Err(Error::io(&config, error)),
+        };
+        let value = toml::from_str(&text)
+            .map_err(|error| Error::data(&config, format!("is not a run's configuration: {}", error.message())))?;
+        let lock = lock(&path)?;
+        for folder in [path.clone(), path.join(CHECKPOINT)] {
+            remove_temporaries(&folder);
+        }
+        Ok((Self { path, made: false, _lock: lock }, value))
+    }
+
+    /// Whether a run may be written to `path`: it is not there, or holds nothing but what is left of a run that was
+    /// killed before its first epoch ended.
     ///
     /// # Errors
     /// [`Error::Data`] if it holds something, so that no run is overwritten; [`Error::Io`] if it cannot be looked at.
@@ -54,8 +98,16 @@ impl RunFolder {
             Err(error) => return Err(Error::io(path, error)),
         };
         for entry in entries {
-            if entry.map_err(|error| Error::io(path, error))?.file_name() != CONFIG {
-                return Err(Error::data(path, "this run folder already holds something; choose another --out"));
+            let name = entry.map_err(|error| Error::io(path, error))?.file_name();
+            let begun = [CONFIG, LOCK, STEPS, HISTORY, CHECKPOINT].iter().any(|known| name == *known);
+            let resumable = Learner::can_resume(path.join(CHECKPOINT));
+            if resumable || !begun && !name.to_string_lossy().starts_with(TEMPORARY) {
+                let message = if resumable {
+                    "this folder holds a run already; choose another --out, or go on with it by --resume"
+                } else {
+                    "this run folder already holds something; choose another --out"
+                };
+                return Err(Error::data(path, message));
             }
         }
         Ok(())
@@ -66,46 +118,89 @@ impl RunFolder {
         &self.path
     }
 
-    /// A callback that adds each epoch's record to `history.jsonl` as it ends. If that fails the fit stops, and
-    /// [`RunFolder::save`] returns the error.
-    pub fn recorder(&self) -> impl Callback + use<> {
-        let (path, failure) = (self.file(HISTORY), self.failure.clone());
-        move |event: &Event| {
-            let Event::Epoch(record) = event else { return Flow::Continue };
-            let file = File::options().create(true).append(true).open(&path);
-            let written = file.and_then(|mut file| file.write_all(format!("{}\n", record.to_json()).as_bytes()));
-            match written {
-                Ok(()) => Flow::Continue,
-                Err(error) => {
-                    *failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(Error::io(&path, error));
-                    Flow::Stop
-                }
-            }
-        }
+    /// Where the learner's [`checkpoints`](Learner::checkpoints) go.
+    pub fn checkpoints(&self) -> PathBuf {
+        self.file(CHECKPOINT)
     }
 
-    /// Writes the model.
+    /// A learner that records its steps and epochs here, and writes down at the end of each epoch what it needs to go
+    /// on. If the folder holds such a state already, the learner takes it up, and records beyond it are dropped. A fit
+    /// fails if a record cannot be written.
     ///
     /// # Errors
-    /// [`Error::Io`] if it, or a record before, cannot be written.
-    pub fn save(&self, learner: &Learner) -> Result<()> {
-        if let Some(error) = self.failure.lock().unwrap_or_else(PoisonError::into_inner).take() {
-            return Err(error);
+    /// As [`Learner::resume`]; [`Error::Io`].
+    pub fn attach(&self, learner: Learner) -> Result<Learner> {
+        let mut learner = learner.checkpoints(self.checkpoints());
+        if Learner::can_resume(self.checkpoints()) {
+            learner.resume(self.checkpoints())?;
         }
-        learner.save(self.file("model.safetensors"))
+        write_history(&self.file(HISTORY), learner.history())?;
+        let steps = keep_lines(&self.file(STEPS), learner.steps())?;
+        let recorder = Recorder {
+            history: self.file(HISTORY),
+            epochs: learner.history().to_vec(),
+            steps,
+            steps_path: self.file(STEPS),
+        };
+        Ok(learner.callback(recorder))
     }
 
-    /// After a run that failed: if it finished no epoch, takes the configuration away, and the folder if it was made
-    /// for this run, so that the run can be started again.
+    /// Writes the model, and what it says of the validation images.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if one of them cannot be written; those of [`Learner::evaluate`].
+    pub fn save(&self, learner: &mut Learner) -> Result<()> {
+        learner.save(self.file(MODEL))?;
+        // A run that was interrupted after its last epoch has not seen the validation images again.
+        let valid = match learner.last_evaluation() {
+            Some(evaluation) => evaluation.clone(),
+            None => learner.evaluate(Split::Valid)?,
+        };
+        let (items, root) = (learner.data().items(Split::Valid), learner.data().root());
+        let classes = learner.data().classes().len();
+        write_atomically(&self.file(PREDICTIONS), |file| {
+            let rows = valid.probabilities.chunks_exact(classes.max(1));
+            for ((index, label), probabilities) in valid.indices.iter().zip(&valid.labels).zip(rows) {
+                let path = &items[*index as usize].path;
+                let record = PredictionRecord {
+                    file: path.strip_prefix(root).unwrap_or(path).to_string_lossy().into_owned(),
+                    label: *label,
+                    probabilities: probabilities.to_vec(),
+                };
+                writeln!(file, "{}", record.to_json())?;
+            }
+            Ok(())
+        })
+    }
+
+    /// After a run that failed or was interrupted: writes the model of the last finished epoch. If no epoch was
+    /// finished, takes the configuration away, and the folder if it was made for this run, so that the run can be
+    /// started again. Returns whether the run can be resumed.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if that cannot be done.
+    pub fn rescue(self, learner: &mut Learner) -> Result<bool> {
+        if !Learner::can_resume(self.checkpoints()) {
+            self.close_failed()?;
+            return Ok(false);
+        }
+        learner.resume(self.checkpoints())?;
+        learner.save(self.file(MODEL))?;
+        // These are of an earlier model.
+        remove(&self.file(PREDICTIONS))?;
+        Ok(true)
+    }
+
+    /// After a run that failed before its first epoch ended: takes away what it wrote.
     ///
     /// # Errors
     /// [`Error::Io`] if that cannot be done.
     pub fn close_failed(self) -> Result<()> {
-        if self.file(HISTORY).exists() {
+        if Learner::can_resume(self.checkpoints()) {
             return Ok(());
         }
-        let config = self.file(CONFIG);
-        fs::remove_file(&config).map_err(|error| Error::io(config, error))?;
+        self.clear()?;
+        remove(&self.file(LOCK))?;
         if self.made {
             // It may hold what others put there meanwhile.
             let _ = fs::remove_dir(&self.path);
@@ -113,8 +208,98 @@ impl RunFolder {
         Ok(())
     }
 
+    /// Removes what a run writes before its first epoch has ended.
+    fn clear(&self) -> Result<()> {
+        remove_temporaries(&self.path);
+        for name in [HISTORY, STEPS, CONFIG] {
+            remove(&self.file(name))?;
+        }
+        let folder = self.checkpoints();
+        match fs::remove_dir_all(&folder) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::io(folder, error)),
+            _ => Ok(()),
+        }
+    }
+
     /// Path of a file in the folder.
     pub fn file(&self, name: &str) -> PathBuf {
         self.path.join(name)
+    }
+}
+
+fn remove(file: &Path) -> Result<()> {
+    match fs::remove_file(file) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::io(file, error)),
+        _ => Ok(()),
+    }
+}
+
+/// Locks a folder against other processes, where the file system knows locks.
+fn lock(folder: &Path) -> Result<File> {
+    let path = folder.join(LOCK);
+    let file = File::options().create(true).append(true).open(&path).map_err(|error| Error::io(&path, error))?;
+    match file.try_lock() {
+        Err(TryLockError::WouldBlock) => {
+            Err(Error::data(folder, "another process is writing to this run folder; wait for it, or choose another"))
+        }
+        Ok(()) | Err(TryLockError::Error(_)) => Ok(file),
+    }
+}
+
+fn remove_temporaries(folder: &Path) {
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        if entry.file_name().to_string_lossy().starts_with(TEMPORARY) {
+            // One that stays does no harm.
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+}
+
+fn write_history(path: &Path, records: &[EpochRecord]) -> Result<()> {
+    write_atomically(path, |file| records.iter().try_for_each(|record| writeln!(file, "{}", record.to_json())))
+}
+
+/// Opens a file of lines to add to, with only its first `count` lines.
+fn keep_lines(path: &Path, count: u64) -> Result<File> {
+    let fail = |error| Error::io(path, error);
+    let file = File::options().create(true).append(true).read(true).open(path).map_err(fail)?;
+    let text = fs::read(path).map_err(fail)?;
+    let ends = text.iter().enumerate().filter(|(_, byte)| **byte == b'\n').map(|(at, _)| at as u64 + 1);
+    let kept = if count == 0 { 0 } else { ends.take(count as usize).last().unwrap_or(0) };
+    file.set_len(kept).map_err(fail)?;
+    Ok(file)
+}
+
+/// Adds each step to `steps.jsonl` as it ends, and writes `history.jsonl` anew at the end of each epoch.
+struct Recorder {
+    history: PathBuf,
+    epochs: Vec<EpochRecord>,
+    steps: File,
+    steps_path: PathBuf,
+}
+
+impl Recorder {
+    fn record(&mut self, event: &Event) -> Result<()> {
+        match *event {
+            Event::Step { phase, epoch, step, loss, lrs, momentum, .. } => {
+                let record = StepRecord { phase: phase.into(), epoch, step, loss, lrs: lrs.to_vec(), momentum };
+                let line = format!("{}\n", record.to_json());
+                self.steps.write_all(line.as_bytes()).map_err(|error| Error::io(&self.steps_path, error))
+            }
+            Event::Epoch(record) => {
+                self.epochs.push(record.clone());
+                write_history(&self.history, &self.epochs)
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Callback for Recorder {
+    fn event(&mut self, event: &Event) -> Flow {
+        match self.record(event) {
+            Ok(()) => Flow::Continue,
+            Err(error) => Flow::Fail(error),
+        }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Instant};
 
-use super::{EpochRecord, Event, Fit, Learner};
+use super::{EpochRecord, Event, Fit, Learner, diverged::Place, resume::Left};
 use crate::{
     Error, Result, Tensor,
     autograd::Var,
@@ -45,23 +45,28 @@ impl Learner {
     /// loss is no longer finite; [`Error::Cancelled`]; errors of files. Epochs finished before stay in the history.
     pub fn fit(&mut self, fit: Fit) -> Result<&[EpochRecord]> {
         let epochs = fit.total_epochs()?;
-        let first = self.history.len();
         self.check_batch_size()?;
         let steps = batches(self.samples(Split::Train), self.data.batch_size).len();
-        let mut state = State {
-            schedule: fit.schedule(steps),
-            lrs: fit.lr.resolve("lr", &self.state)?,
-            weight_decays: fit.weight_decay.resolve("wd", &self.state)?,
-            optimizer: Optimizer::new(fit.optimizer),
-            steps_per_epoch: steps,
+        let (lrs, weight_decays) = (fit.lr.resolve("lr", &self.state)?, fit.weight_decay.resolve("wd", &self.state)?);
+        let (start, optimizer) = match self.progress.left(&fit, epochs)? {
+            Left::Nothing(records) => return Ok(&self.history[records]),
+            Left::From(start, optimizer) => (start, *optimizer),
         };
-        if self.precompute && !self.uses_cache() {
-            self.note("precompute is on, but the backbone is trainable: activations are computed anew".into());
+        if !self.uses_cache() {
+            self.check_memory(self.data.batch_size.min(self.samples(Split::Train)), true)?;
         }
-        for epoch in 0..epochs {
+        let schedule = fit.schedule(steps);
+        let mut state = State { schedule, lrs, weight_decays, optimizer, steps_per_epoch: steps };
+        let first = self.history.len() - start;
+        if self.precompute && !self.uses_cache() {
+            self.note("precompute is on, but the backbone is trainable: activations are computed anew".into())?;
+        }
+        for epoch in start..epochs {
             let (record, stop) = self.epoch(&fit, epoch, &mut state)?;
             self.history.push(record.clone());
-            if self.tell(&Event::Epoch(&record)) || stop {
+            let last = self.tell(&Event::Epoch(&record))? || stop || epoch + 1 == epochs;
+            self.write_progress(&fit, epochs, epoch + 1, (!last).then_some(&state.optimizer))?;
+            if last {
                 break;
             }
         }
@@ -90,19 +95,21 @@ impl Learner {
         let first_step = epoch * state.steps_per_epoch;
         let (mut loss_sum, mut seen, mut stop) = (0f64, 0usize, false);
         let mut lrs = state.lrs.clone();
+        let (phase, momentum) = (fit.phase.as_str(), fit.optimizer.momentum());
         for step in 0..steps {
             self.cancel.check()?;
             let Some((input, labels)) = self.next_batch(&mut source)? else { continue };
             let factor = state.schedule.at(first_step + step).lr;
             lrs = state.lrs.iter().map(|lr| (f64::from(*lr) * factor) as f32).collect();
             let samples = labels.len();
-            let loss = self.step(input, labels, &lrs, &state.weight_decays, &mut state.optimizer)?;
+            let loss = self.step(&input, labels, &lrs, &state.weight_decays, &mut state.optimizer)?;
             if !loss.is_finite() {
-                return Err(diverged(fit, "loss", loss, epoch, step));
+                let cause = self.cause(&input)?;
+                return Err(Place { fit, epoch, step }.error("loss", loss, cause));
             }
             loss_sum += f64::from(loss) * samples as f64;
             seen += samples;
-            if self.tell(&Event::Step { epoch, step, steps, loss, lrs: &lrs }) {
+            if self.tell(&Event::Step { phase, epoch, step, steps, loss, lrs: &lrs, momentum })? {
                 stop = true;
                 break;
             }
@@ -113,7 +120,8 @@ impl Learner {
         let images_per_second = seen as f64 / training.elapsed().as_secs_f64();
         let valid = self.evaluate(Split::Valid)?;
         if !valid.loss.is_finite() {
-            return Err(diverged(fit, "validation loss", valid.loss, epoch, steps));
+            let cause = self.not_finite();
+            return Err(Place { fit, epoch, step: steps }.error("validation loss", valid.loss, cause));
         }
         let record = EpochRecord {
             phase: fit.phase.clone(),
@@ -127,6 +135,7 @@ impl Learner {
             device: self.device.to_string(),
             cached,
         };
+        self.last_evaluation = Some(valid);
         Ok((record, stop))
     }
 
@@ -159,7 +168,7 @@ impl Learner {
             }
             Source::Images(loader) => {
                 let Some(mut batch) = loader.next().transpose()? else { return Ok(None) };
-                self.report_failures(&batch);
+                self.report_failures(&batch)?;
                 if batch.len() < 2 {
                     return Ok(None);
                 }
@@ -168,11 +177,23 @@ impl Learner {
         }
     }
 
+    /// Why the loss of the last step, on `input`, is not finite.
+    pub(super) fn cause(&self, input: &Input) -> Result<Option<String>> {
+        match (self.not_finite(), input) {
+            (None, Input::Images(images)) => {
+                // As in that step: it changed nothing but the counter.
+                self.not_finite_layer(Pass::training(self.seed, self.steps - 1), images)
+            }
+            (None, Input::Features(_)) => Ok(Some("the output of head is not finite".into())),
+            (found, _) => Ok(found),
+        }
+    }
+
     /// Forward, backward, optimizer; the loss of the batch. A forward pass changes nothing: gradients and batch
     /// statistics are applied together at the end.
     pub(super) fn step(
         &mut self,
-        input: Input,
+        input: &Input,
         labels: Vec<u32>,
         lrs: &[f32],
         weight_decays: &[f32],
@@ -182,10 +203,11 @@ impl Learner {
         self.steps += 1;
         if !self.state.is_head_only() {
             self.backbone_key = None;
+            self.progress.backbone_changed();
         }
         let logits = match input {
-            Input::Images(images) => self.model.forward(&mut pass, &Var::constant(images))?,
-            Input::Features(features) => self.model.head.classify(&mut pass, &Var::constant(features))?,
+            Input::Images(images) => self.model.forward(&mut pass, &Var::constant(images.clone()))?,
+            Input::Features(features) => self.model.head.classify(&mut pass, &Var::constant(features.clone()))?,
         };
         let count = labels.len();
         let target = Target::Labels(Tensor::new(labels, [count], &self.device)?);
@@ -200,12 +222,6 @@ impl Learner {
         self.model.update_statistics(statistics)?;
         Ok(value)
     }
-}
-
-fn diverged(fit: &Fit, what: &str, value: f32, epoch: usize, step: usize) -> Error {
-    let (phase, lr) = (&fit.phase, &fit.lr);
-    let place = format!("in phase '{phase}', epoch {epoch}, step {step}");
-    Error::Diverged(format!("the {what} is {value} {place}; lower the learning rate ({lr})"))
 }
 
 impl Source {

@@ -34,6 +34,16 @@ impl Unit {
     }
 }
 
+impl fmt::Display for Unit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Unit::Stem => f.write_str("conv1"),
+            Unit::Block(stage, block) => write!(f, "layer{stage}.{block}"),
+            Unit::Head => f.write_str("head"),
+        }
+    }
+}
+
 /// How a network is cut into layer groups.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -46,6 +46,14 @@ impl OptimizerKind {
         OptimizerKind::AdamW { beta1: 0.9, beta2: 0.99, eps: 1e-5 }
     }
 
+    /// The momentum, or what takes its place: the share of the last gradients that is kept.
+    pub fn momentum(self) -> f32 {
+        match self {
+            OptimizerKind::Sgd { momentum, .. } => momentum,
+            OptimizerKind::AdamW { beta1, .. } => beta1,
+        }
+    }
+
     fn buffers(self) -> usize {
         match self {
             OptimizerKind::Sgd { .. } => 1,
@@ -66,6 +74,36 @@ impl Optimizer {
     /// A fresh optimizer.
     pub fn new(kind: OptimizerKind) -> Self {
         Self { kind, state: BTreeMap::new(), steps: 0 }
+    }
+
+    /// An optimizer that has made `steps` steps, still without buffers.
+    pub(crate) fn restored(kind: OptimizerKind, steps: u32) -> Self {
+        Self { kind, state: BTreeMap::new(), steps }
+    }
+
+    /// The update rule.
+    pub fn kind(&self) -> OptimizerKind {
+        self.kind
+    }
+
+    /// Steps made so far.
+    pub fn steps(&self) -> u32 {
+        self.steps
+    }
+
+    /// Its buffers: the parameter's name, a number, the values.
+    pub fn buffers(&self) -> impl Iterator<Item = (&Arc<str>, usize, &Tensor)> {
+        self.state
+            .iter()
+            .flat_map(|(name, buffers)| buffers.iter().enumerate().map(move |(number, buffer)| (name, number, buffer)))
+    }
+
+    /// Sets buffer `number` of the parameter called `name`; a number that the rule does not use has no effect.
+    pub(crate) fn set_buffer(&mut self, name: &Arc<str>, number: usize, buffer: Tensor) {
+        let fresh = || vec![Tensor::zeros(buffer.shape(), buffer.device()); self.kind.buffers()];
+        if let Some(place) = self.state.entry(name.clone()).or_insert_with(fresh).get_mut(number) {
+            *place = buffer;
+        }
     }
 
     /// Moves every trainable parameter of `model` that has a gradient. `lrs` and `weight_decays` hold one value per

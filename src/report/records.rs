@@ -31,8 +31,8 @@ impl Records {
     /// Reads the records of the run folder `run`. A last line that an interrupted run left unfinished is passed over.
     ///
     /// # Errors
-    /// [`Error::Io`] if `config.toml` or `history.jsonl` is missing or a file cannot be read; [`Error::Data`] naming
-    /// file and line of what is damaged.
+    /// [`Error::Data`] if `config.toml` is missing or no epoch is on record, or naming file and line of what is damaged;
+    /// [`Error::Io`] if a file cannot be read.
     pub fn read(run: impl AsRef<Path>) -> Result<Self> {
         let run = run.as_ref();
         let path = run.join("config.toml");
@@ -46,9 +46,10 @@ impl Records {
         let classes = classes(&config).ok_or_else(|| Error::data(&path, "has no list of strings called 'classes'"))?;
 
         let path = run.join("history.jsonl");
-        let Some(epochs) = read_lines(&path, |_| Ok(()))? else {
-            return Err(Error::data(run, "holds no history.jsonl: no epoch of this run has ended yet"));
-        };
+        let epochs = read_lines(&path, |_| Ok(()))?.unwrap_or_default();
+        if epochs.is_empty() {
+            return Err(Error::data(run, "has no epochs in history.jsonl: none of this run has ended yet"));
+        }
         let steps = read_lines(&run.join("steps.jsonl"), |_| Ok(()))?.unwrap_or_default();
         let fits = |record: &PredictionRecord| {
             let (given, expected) = (record.probabilities.len(), classes.len());

@@ -152,8 +152,11 @@ fn a_run_read_back_is_what_was_recorded() {
     }
     let read = Records::read(run.path()).unwrap();
     assert!(read.steps.is_empty() && read.predictions.is_empty());
-    fs::remove_file(run.path().join("history.jsonl")).unwrap();
-    assert!(Records::read(run.path()).unwrap_err().to_string().contains("no epoch"));
+    let history = run.path().join("history.jsonl");
+    fs::write(&history, "{\"phase\":").unwrap();
+    assert!(Records::read(run.path()).unwrap_err().to_string().contains("has no epochs"));
+    fs::remove_file(history).unwrap();
+    assert!(Records::read(run.path()).unwrap_err().to_string().contains("has no epochs"));
     let message = Records::read("nowhere/at/all").unwrap_err().to_string();
     assert!(message.starts_with("nowhere/at/all: is no run folder"), "{message}");
 }

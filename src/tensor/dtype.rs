@@ -1,5 +1,9 @@
 //! Element types, and the typed block of elements in host memory.
 
+use std::sync::Arc;
+
+use crate::device::CpuDevice;
+
 /// The type of a tensor's elements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -12,7 +16,7 @@ pub enum DType {
     U32,
 }
 
-/// A block of elements in host memory.
+/// Elements in host memory.
 #[derive(Clone)]
 pub enum Elements {
     F32(Vec<f32>),
@@ -20,7 +24,40 @@ pub enum Elements {
     U32(Vec<u32>),
 }
 
+/// A block of elements, counted by the device that it was made on.
+pub(super) struct Block {
+    pub elements: Elements,
+    owner: Arc<CpuDevice>,
+}
+
+impl Block {
+    pub fn new(elements: Elements, owner: &Arc<CpuDevice>) -> Self {
+        owner.allocated(elements.bytes());
+        Self { elements, owner: owner.clone() }
+    }
+}
+
+impl Clone for Block {
+    fn clone(&self) -> Self {
+        Self::new(self.elements.clone(), &self.owner)
+    }
+}
+
+impl Drop for Block {
+    fn drop(&mut self) {
+        self.owner.freed(self.elements.bytes());
+    }
+}
+
 impl Elements {
+    fn bytes(&self) -> usize {
+        match self {
+            Elements::F32(elements) => size_of_val(elements.as_slice()),
+            Elements::U8(elements) => size_of_val(elements.as_slice()),
+            Elements::U32(elements) => size_of_val(elements.as_slice()),
+        }
+    }
+
     pub(super) fn dtype(&self) -> DType {
         match self {
             Elements::F32(_) => DType::F32,

@@ -31,7 +31,7 @@ pub struct Tensor {
 /// Where the elements lie.
 #[derive(Clone)]
 enum Storage {
-    Cpu(Arc<dtype::Elements>),
+    Cpu(Arc<dtype::Block>),
 }
 
 impl Tensor {
@@ -51,7 +51,7 @@ impl Tensor {
     pub(crate) fn filled<T: Element>(elements: Vec<T>, shape: Shape, device: &Device) -> Self {
         debug_assert_eq!(elements.len(), shape.elements());
         let storage = match device {
-            Device::Cpu(_) => Storage::Cpu(Arc::new(T::wrap(elements))),
+            Device::Cpu(cpu) => Storage::Cpu(Arc::new(dtype::Block::new(T::wrap(elements), cpu))),
         };
         Self { shape, device: device.clone(), storage }
     }
@@ -80,7 +80,7 @@ impl Tensor {
     /// The element type.
     pub fn dtype(&self) -> DType {
         match &self.storage {
-            Storage::Cpu(elements) => elements.dtype(),
+            Storage::Cpu(block) => block.elements.dtype(),
         }
     }
 
@@ -127,15 +127,15 @@ impl Tensor {
 
     /// The elements, where the device is the host.
     pub(crate) fn as_slice<T: Element>(&self) -> Result<&[T]> {
-        let Storage::Cpu(elements) = &self.storage;
-        T::unwrap(elements).ok_or_else(|| wrong_dtype::<T>(self.dtype()))
+        let Storage::Cpu(block) = &self.storage;
+        T::unwrap(&block.elements).ok_or_else(|| wrong_dtype::<T>(self.dtype()))
     }
 
     /// The elements for writing, copied first if another tensor shares them.
     pub(crate) fn as_slice_mut<T: Element>(&mut self) -> Result<&mut [T]> {
         let found = self.dtype();
-        let Storage::Cpu(elements) = &mut self.storage;
-        T::unwrap_mut(Arc::make_mut(elements)).ok_or_else(|| wrong_dtype::<T>(found))
+        let Storage::Cpu(block) = &mut self.storage;
+        T::unwrap_mut(&mut Arc::make_mut(block).elements).ok_or_else(|| wrong_dtype::<T>(found))
     }
 }
 

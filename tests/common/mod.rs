@@ -3,6 +3,7 @@
 
 pub mod formula;
 pub mod learning;
+pub mod program;
 
 use std::{io::Write, path::PathBuf};
 

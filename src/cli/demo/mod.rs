@@ -23,7 +23,10 @@ use self::{
     pictures::Counts,
     shapes::{PRETRAINING, SIDE, TRANSFER},
 };
-use super::{options::Compute, progress::Progress};
+use super::{
+    options::{Compute, Mode},
+    progress::Progress,
+};
 
 const ARCH: Arch = Arch::ResNet20;
 const BATCH_SIZE: usize = 16;
@@ -138,7 +141,7 @@ impl Demo {
 
         heading(4, "Transfer: a head on the pretrained backbone, then everything, with a rate for each layer group");
         let learner = self.learner(Weights::file(&pretrained)?, HeadSpec::default(), data, &device)?;
-        let mut learner = learner.callback(run.recorder());
+        let mut learner = run.attach(learner)?;
         let mut accuracies = Vec::new();
         learner.run(&recipe, |learner| {
             accuracies.push(accuracy(learner));
@@ -181,7 +184,7 @@ impl Demo {
     fn compare(&self, name: &str, recipe: &Recipe, data: &ImageData, device: &Device) -> Result<f32> {
         let folder = self.folder(&self.out.join("comparison").join(name), "random", recipe)?;
         let learner = self.learner(Weights::random(ARCH), HeadSpec::default(), data.clone(), device)?;
-        let mut learner = learner.callback(folder.recorder());
+        let mut learner = folder.attach(learner)?;
         learner.run(recipe, |learner| folder.save(learner))?;
         Ok(accuracy(&learner))
     }
@@ -200,7 +203,7 @@ impl Demo {
 
     fn learner(&self, weights: Weights, head: HeadSpec, data: ImageData, device: &Device) -> Result<Learner> {
         let learner = Learner::with_head(weights, data, head)?.device(device.clone()).seed(self.compute.seed);
-        Ok(learner.callback(Progress::new(false)))
+        Ok(learner.callback(Progress::new(Mode::default())))
     }
 
     fn folder(&self, path: &Path, weights: &str, recipe: &Recipe) -> Result<RunFolder> {

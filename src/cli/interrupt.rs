@@ -1,0 +1,30 @@
+//! Ctrl-C and SIGTERM end a run in good order; a second one at once.
+
+use std::sync::{
+    Mutex, PoisonError,
+    atomic::{AtomicBool, Ordering},
+};
+
+use unfreeze::{Error, Result, learner::CancelToken};
+
+/// What a signal cancels.
+static TOKEN: Mutex<Option<CancelToken>> = Mutex::new(None);
+static ASKED: AtomicBool = AtomicBool::new(false);
+
+/// Lets signals cancel `token`, and no longer an earlier one.
+pub fn cancels(token: CancelToken) -> Result<()> {
+    let first = TOKEN.lock().unwrap_or_else(PoisonError::into_inner).replace(token).is_none();
+    if !first {
+        return Ok(());
+    }
+    let handler = || {
+        if ASKED.swap(true, Ordering::SeqCst) {
+            std::process::exit(1);
+        }
+        eprintln!("\ninterrupted: ending after this batch (once more to end at once)");
+        if let Some(token) = &*TOKEN.lock().unwrap_or_else(PoisonError::into_inner) {
+            token.cancel();
+        }
+    };
+    ctrlc::set_handler(handler).map_err(|error| Error::io("the handler of signals", std::io::Error::other(error)))
+}

@@ -1,0 +1,113 @@
+//! A training run as its folder describes it: begun by `train`, gone on with by `train --resume`.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use unfreeze::{
+    Error, Result,
+    checkpoint::Weights,
+    data::{Split, Transforms},
+    learner::{Learner, Recipe, RunFolder},
+    nn::{Arch, HeadSpec},
+};
+
+use super::{
+    interrupt,
+    options::{Compute, Mode, open_data, read_weights},
+    progress::Progress,
+};
+
+/// All that is needed to repeat a run: `config.toml`.
+#[derive(Serialize, Deserialize)]
+pub struct Config {
+    pub engine_version: String,
+    pub data: PathBuf,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub valid_fraction: Option<f32>,
+    pub arch: Arch,
+    pub weights: String,
+    pub classes: Vec<String>,
+    pub batch_size: usize,
+    pub seed: u64,
+    pub threads: usize,
+    pub device: String,
+    pub strict: bool,
+    pub head: HeadSpec,
+    pub transforms: Transforms,
+    pub recipe: Recipe,
+}
+
+impl Config {
+    /// The learner that these settings describe.
+    pub fn prepare(&self, compute: &Compute, mode: Mode) -> Result<Learner> {
+        self.prepare_with(read_weights(&self.weights, Some(self.arch))?, compute, mode)
+    }
+
+    /// As [`Config::prepare`], with weights that were read already.
+    pub fn prepare_with(&self, weights: Weights, compute: &Compute, mode: Mode) -> Result<Learner> {
+        let device = compute.open()?;
+        let data = open_data(&self.data, self.valid_fraction, self.strict, self.seed)?
+            .transforms(self.transforms.clone())
+            .batch_size(self.batch_size);
+        if !mode.quiet {
+            eprintln!(
+                "{}: {} training and {} validation images in {} classes; {} on {device}",
+                self.data.display(),
+                data.items(Split::Train).len(),
+                data.items(Split::Valid).len(),
+                data.classes().len(),
+                self.arch,
+            );
+        }
+        let learner = Learner::with_head(weights, data, self.head.clone())?.device(device).seed(self.seed);
+        self.recipe.validate(&learner)?;
+        Ok(learner.callback(Progress::new(mode)))
+    }
+
+    /// Whether `flags` ask for the run that this describes; the number of threads and the device may differ.
+    pub fn check_same(&self, flags: &Config) -> Result<()> {
+        let table = |config: &Config| toml::Table::try_from(config).unwrap_or_default();
+        let (mut begun, mut asked) = (table(self), table(flags));
+        for free in ["engine_version", "threads", "device"] {
+            begun.remove(free);
+            asked.remove(free);
+        }
+        let differs = |key: &&String| begun.get(*key) != asked.get(*key);
+        match begun.keys().chain(asked.keys()).find(differs) {
+            None => Ok(()),
+            Some(key) => {
+                let show = |table: &toml::Table| table.get(key).map_or("absent".to_string(), toml::Value::to_string);
+                let message = format!(
+                    "the run was begun with {key} = {}, not {}; leave the other flags out to go on as it was begun",
+                    show(&begun),
+                    show(&asked)
+                );
+                Err(Error::setting("resume", message))
+            }
+        }
+    }
+}
+
+/// Runs the recipe in `folder`, from the beginning or from where it was interrupted.
+pub fn execute(folder: RunFolder, config: &Config, learner: Learner, mode: Mode) -> Result<()> {
+    let mut learner = folder.attach(learner)?;
+    interrupt::cancels(learner.cancel_token())?;
+    if let Err(error) = learner.run(&config.recipe, |learner| folder.save(learner)) {
+        let path = folder.path().to_owned();
+        // What happened first matters more than what rescuing it may meet.
+        if let Ok(true) = folder.rescue(&mut learner) {
+            advise(&path, learner.history().len());
+        }
+        return Err(error);
+    }
+    if !mode.quiet {
+        eprintln!("model: {}", folder.file("model.safetensors").display());
+    }
+    Ok(())
+}
+
+fn advise(run: &Path, epochs: usize) {
+    let run = run.display();
+    eprintln!("{run}/model.safetensors is the model of the last finished epoch ({epochs} in all)");
+    eprintln!("go on from there with: unfreeze train --resume --out {run}");
+}
