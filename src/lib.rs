@@ -1,7 +1,7 @@
 //! ResNet transfer learning in pure Rust: freezing, cached activations, a learning rate per layer group.
 //!
 //! Start with [`learner::Learner`] to train and [`learner::Classifier`] to predict; the [`prelude`] has what both need.
-//! Each module imports only from those below it: `learner` → `cache` → `data`, `checkpoint` → `nn`, `optim` → `ops` →
+//! Each module imports only from those below it: `report` → `learner` → `cache` → `data`, `checkpoint` → `nn`, `optim` → `ops` →
 //! `autograd` → `tensor` → `device`.
 #![deny(missing_docs)]
 
@@ -17,6 +17,8 @@ pub mod nn;
 pub mod ops;
 pub mod optim;
 pub mod random;
+#[cfg(feature = "plot")]
+pub mod report;
 pub mod tensor;
 
 pub use device::{Device, DeviceName};
@@ -29,7 +31,7 @@ pub mod prelude {
         Device, DeviceName, Error, Result, Tensor,
         checkpoint::Weights,
         data::{Augment, ImageData, Split, Transforms},
-        learner::{CancelToken, Classifier, Event, Fit, Flow, Learner},
+        learner::{CancelToken, Classifier, Event, Fit, Flow, Learner, LrFind},
         nn::{Arch, Grouping, HeadSpec},
         optim::{OptimizerKind, PerGroup},
     };

@@ -12,9 +12,11 @@ mod devices;
 mod features;
 mod inspect;
 mod interrupt;
+mod lr_find;
 mod options;
 mod predict;
 mod progress;
+mod report;
 mod run;
 mod summary;
 mod train;
@@ -43,7 +45,9 @@ struct Cli {
 enum Command {
     Demo(demo::Demo),
     Train(Box<train::Train>),
+    LrFind(Box<lr_find::Find>),
     Predict(predict::Predict),
+    Report(report::Report),
     Features(features::Features),
     Convert(convert::Convert),
     Inspect(inspect::Inspect),
@@ -57,7 +61,9 @@ pub fn run() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Demo(command) => command.run(),
         Command::Train(command) => command.run(),
+        Command::LrFind(command) => command.run(),
         Command::Predict(command) => command.run(),
+        Command::Report(command) => command.run(),
         Command::Features(command) => command.run(),
         Command::Convert(command) => command.run(),
         Command::Inspect(command) => command.run(),
@@ -76,10 +82,11 @@ pub fn run() -> ExitCode {
 
 /// The error, a setting under the name of its flag.
 fn in_flags(error: &Error) -> String {
-    const SETTINGS: [&str; 15] = [
+    const SETTINGS: [&str; 18] = [
         "batch_size",
         "bn_freeze",
         "cycles",
+        "end",
         "epochs",
         "freeze_to",
         "hidden",
@@ -89,6 +96,8 @@ fn in_flags(error: &Error) -> String {
         "resize",
         "resume",
         "size",
+        "start",
+        "steps",
         "threads",
         "valid_fraction",
         "wd",

@@ -85,6 +85,12 @@ impl Callback for Progress {
                 }
             }
             Event::Step { epoch, step, steps, .. } => self.show(format!("epoch {epoch}"), step + 1, steps),
+            Event::Finding { step, steps, .. } => {
+                self.show("searching".into(), step + 1, steps);
+                if step + 1 == steps {
+                    self.bar.finish_and_clear();
+                }
+            }
             Event::Validating { done, total } => self.show("validating".into(), done, total),
             Event::Epoch(record) => self.epoch(record),
             Event::Note(text) if !self.mode.quiet => self.bar.suspend(|| eprintln!("note: {text}")),

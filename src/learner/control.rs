@@ -38,6 +38,17 @@ pub enum Event<'a> {
         /// Momentum, the same for all groups.
         momentum: f32,
     },
+    /// A step of a search for the learning rate ended; no step of a fit.
+    Finding {
+        /// Step of the search, from 0.
+        step: usize,
+        /// Steps of the search.
+        steps: usize,
+        /// Loss of its batch.
+        loss: f32,
+        /// Learning rate of each layer group.
+        lrs: &'a [f32],
+    },
     /// A validation batch was evaluated.
     Validating {
         /// Samples done.
@@ -64,7 +75,7 @@ pub enum Flow {
 
 /// Sees every event; never owns the loop. Closures of the right type are callbacks.
 pub trait Callback: Send {
-    /// Called for each event. [`Flow::Stop`] counts for steps and epochs.
+    /// Called for each event. [`Flow::Stop`] counts for steps, those of a search too, and epochs.
     fn event(&mut self, event: &Event) -> Flow;
 }
 

@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// A batch on its way into the network.
-enum Input {
+pub(super) enum Input {
     /// Normalised images `[N, H, W, 3]`.
     Images(Tensor),
     /// Cached features `[N, F]`.
@@ -22,7 +22,7 @@ enum Input {
 }
 
 /// Where an epoch's batches come from.
-enum Source {
+pub(super) enum Source {
     Images(Loader),
     Cache { activations: Arc<Activations>, batches: std::vec::IntoIter<Vec<u32>> },
 }
@@ -45,10 +45,7 @@ impl Learner {
     /// loss is no longer finite; [`Error::Cancelled`]; errors of files. Epochs finished before stay in the history.
     pub fn fit(&mut self, fit: Fit) -> Result<&[EpochRecord]> {
         let epochs = fit.total_epochs()?;
-        if self.data.batch_size < 2 {
-            let message = format!("{} is too small to train with: batchnorm needs 2 or more", self.data.batch_size);
-            return Err(Error::setting("batch_size", message));
-        }
+        self.check_batch_size()?;
         let steps = batches(self.samples(Split::Train), self.data.batch_size).len();
         let (lrs, weight_decays) = (fit.lr.resolve("lr", &self.state)?, fit.weight_decay.resolve("wd", &self.state)?);
         let (start, optimizer) = match self.progress.left(&fit, epochs)? {
@@ -76,11 +73,22 @@ impl Learner {
         Ok(&self.history[first..])
     }
 
+    pub(super) fn check_batch_size(&self) -> Result<()> {
+        match self.data.batch_size {
+            0 | 1 => {
+                let message = format!("{} is too small to train with: batchnorm needs 2 or more", self.data.batch_size);
+                Err(Error::setting("batch_size", message))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// One epoch: its record, and whether a callback wants to stop.
     fn epoch(&mut self, fit: &Fit, epoch: usize, state: &mut State) -> Result<(EpochRecord, bool)> {
         let start = Instant::now();
         let cached = self.uses_cache();
-        let mut source = self.source()?;
+        // Epochs are numbered through all fits, so that no two see the same order or views.
+        let mut source = self.source(self.history.len() as u64)?;
         let training = Instant::now();
         let steps = source.len();
         // Images that cannot be decoded may leave an epoch steps short; the next one starts where it should.
@@ -94,7 +102,7 @@ impl Learner {
             let factor = state.schedule.at(first_step + step).lr;
             lrs = state.lrs.iter().map(|lr| (f64::from(*lr) * factor) as f32).collect();
             let samples = labels.len();
-            let loss = self.step(&input, labels, &lrs, state)?;
+            let loss = self.step(&input, labels, &lrs, &state.weight_decays, &mut state.optimizer)?;
             if !loss.is_finite() {
                 let cause = self.cause(&input)?;
                 return Err(Place { fit, epoch, step }.error("loss", loss, cause));
@@ -107,8 +115,7 @@ impl Learner {
             }
         }
         if seen == 0 {
-            let message = "fewer than two training images of any batch could be decoded; the notes name the others";
-            return Err(Error::data(self.data.root(), message));
+            return Err(self.no_batches());
         }
         let images_per_second = seen as f64 / training.elapsed().as_secs_f64();
         let valid = self.evaluate(Split::Valid)?;
@@ -132,9 +139,13 @@ impl Learner {
         Ok((record, stop))
     }
 
-    fn source(&mut self) -> Result<Source> {
-        // Epochs are numbered through all fits, so that no two see the same order or views.
-        let epoch = self.history.len() as u64;
+    pub(super) fn no_batches(&self) -> Error {
+        let message = "fewer than two training images of any batch could be decoded; the notes name the others";
+        Error::data(self.data.root(), message)
+    }
+
+    /// The batches of an epoch, whose number decides their order and views.
+    pub(super) fn source(&mut self, epoch: u64) -> Result<Source> {
         if !self.uses_cache() {
             let workers = self.device.threads();
             let options = LoaderOptions { workers, ..LoaderOptions::training(self.seed, epoch) };
@@ -148,7 +159,7 @@ impl Learner {
     }
 
     /// The next batch, unless too few of its images could be decoded for batch statistics.
-    fn next_batch(&mut self, source: &mut Source) -> Result<Option<(Input, Vec<u32>)>> {
+    pub(super) fn next_batch(&mut self, source: &mut Source) -> Result<Option<(Input, Vec<u32>)>> {
         match source {
             Source::Cache { activations, batches } => {
                 let Some(rows) = batches.next().filter(|rows| rows.len() > 1) else { return Ok(None) };
@@ -167,7 +178,7 @@ impl Learner {
     }
 
     /// Why the loss of the last step, on `input`, is not finite.
-    fn cause(&self, input: &Input) -> Result<Option<String>> {
+    pub(super) fn cause(&self, input: &Input) -> Result<Option<String>> {
         match (self.not_finite(), input) {
             (None, Input::Images(images)) => {
                 // As in that step: it changed nothing but the counter.
@@ -180,7 +191,14 @@ impl Learner {
 
     /// Forward, backward, optimizer; the loss of the batch. A forward pass changes nothing: gradients and batch
     /// statistics are applied together at the end.
-    fn step(&mut self, input: &Input, labels: Vec<u32>, lrs: &[f32], state: &mut State) -> Result<f32> {
+    pub(super) fn step(
+        &mut self,
+        input: &Input,
+        labels: Vec<u32>,
+        lrs: &[f32],
+        weight_decays: &[f32],
+        optimizer: &mut Optimizer,
+    ) -> Result<f32> {
         let mut pass = Pass::training(self.seed, self.steps);
         self.steps += 1;
         if !self.state.is_head_only() {
@@ -200,14 +218,14 @@ impl Learner {
         }
         let statistics = pass.take_statistics();
         let gradients = pass.tape.backward(&loss)?;
-        state.optimizer.step(&mut self.model, &gradients, lrs, &state.weight_decays)?;
+        optimizer.step(&mut self.model, &gradients, lrs, weight_decays)?;
         self.model.update_statistics(statistics)?;
         Ok(value)
     }
 }
 
 impl Source {
-    fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         match self {
             Source::Images(loader) => loader.len(),
             Source::Cache { batches, .. } => batches.len(),

@@ -1,0 +1,145 @@
+//! `unfreeze lr-find`
+
+use std::{fs, path::PathBuf};
+
+use clap::{Args, ValueEnum};
+use unfreeze::{
+    Error, Result,
+    data::{Augment, Split, Transforms},
+    learner::{Learner, LrFind},
+    nn::HeadSpec,
+    optim::PerGroup,
+};
+
+use super::{
+    options::{Compute, DataSource, Mode, Pretrained, count, open_data},
+    progress::Progress,
+};
+
+/// Search for a learning rate
+///
+/// Trains for some steps with a rate that grows from start to end, and suggests a tenth of the one where the smoothed
+/// loss is lowest. Nothing is kept of the training. OUT receives lr_find.png and lr_find.json; what was there under
+/// these names is replaced.
+#[derive(Args)]
+pub struct Find {
+    #[command(flatten)]
+    source: DataSource,
+    #[command(flatten)]
+    pretrained: Pretrained,
+    /// Folder to write to
+    #[arg(long)]
+    out: PathBuf,
+    /// Rate of the first step
+    #[arg(long, default_value_t = 1e-5, allow_hyphen_values = true, value_name = "V")]
+    start: f32,
+    /// Rate of the last step; the search ends before where the loss explodes
+    #[arg(long, default_value_t = 10.0, allow_hyphen_values = true, value_name = "V")]
+    end: f32,
+    /// Steps from start to end
+    #[arg(long, default_value_t = 100, value_name = "N")]
+    steps: usize,
+    /// How the layer groups' rates relate, in the forms of `train`; only ratios count, the last group's rate runs from
+    /// start to end
+    #[arg(long, default_value = "1", allow_hyphen_values = true, value_name = "V|V,V,V|LO..HI")]
+    lr: PerGroup,
+    /// Weight decay, in the same forms
+    #[arg(long, default_value = "0", allow_hyphen_values = true, value_name = "V|V,V,V|LO..HI")]
+    wd: PerGroup,
+    /// Side of the square that the network sees, in pixels [default: 224, or 32 for CIFAR networks]
+    #[arg(long, value_name = "N")]
+    size: Option<usize>,
+    /// Short side before the crop, in pixels [default: the size]
+    #[arg(long, value_name = "N")]
+    resize: Option<usize>,
+    /// Images per batch
+    #[arg(long, default_value_t = 64, value_name = "N", value_parser = count)]
+    batch_size: usize,
+    /// First layer group trained; negative numbers count from the end, so -1 is the head alone
+    #[arg(long, default_value_t = -1, allow_hyphen_values = true, value_name = "N")]
+    freeze_to: isize,
+    /// Keep the running statistics of every batchnorm
+    #[arg(long, value_enum, default_value_t = Switch::Off)]
+    bn_freeze: Switch,
+    /// Train the head on activations computed once (clean views), or on augmented images
+    #[arg(long, value_enum, default_value_t = Switch::On)]
+    precompute: Switch,
+    /// Random changes to training images: side-on (flip, rotate, lighting), basic (no flip), none, or a list such as
+    /// rotate:10,lighting:0.05:0.05,flip
+    #[arg(long, default_value_t = Augment::SideOn, value_name = "NAME|LIST")]
+    augment: Augment,
+    /// Largest random zoom of training images
+    #[arg(long, default_value_t = 1.1, value_name = "X")]
+    max_zoom: f32,
+    /// Pixels by which training images are continued on each side, by reflection, before the random crop
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    pad: usize,
+    /// Hidden layer sizes of the head, such as 512 or 512,128
+    #[arg(long, default_value = "512", value_delimiter = ',', value_name = "N,N", value_parser = count)]
+    hidden: Vec<usize>,
+    /// A plain linear head instead of fastai's
+    #[arg(long, conflicts_with = "hidden")]
+    linear_head: bool,
+    #[command(flatten)]
+    compute: Compute,
+    /// Print a JSON object: suggestion and steepest (null where the loss never falls), lrs, losses, smoothed
+    #[arg(long)]
+    json: bool,
+    /// Print nothing but errors and the rate, or JSON where that is asked for
+    #[arg(long, short)]
+    quiet: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+enum Switch {
+    On,
+    Off,
+}
+
+impl Find {
+    pub fn run(self) -> Result<()> {
+        let find = LrFind::default().start(self.start).end(self.end).steps(self.steps);
+        let find = find.ratios(self.lr.clone()).wd(self.wd.clone());
+        let head = if self.linear_head { HeadSpec::Linear } else { HeadSpec::fastai(self.hidden.clone()) };
+        head.validate()?;
+        let device = self.compute.open()?;
+        let weights = self.pretrained.read()?;
+        let size = self.size.unwrap_or(weights.arch().published_size());
+        let transforms = Transforms::for_weights(&weights, size)
+            .resize(self.resize.unwrap_or(size))
+            .augment(self.augment.clone())
+            .max_zoom(self.max_zoom)
+            .pad(self.pad);
+        transforms.validate()?;
+        let (source, mode) = (&self.source, Mode { json: self.json, quiet: self.quiet });
+        let path = source.absolute()?;
+        let data = open_data(&path, source.valid_fraction, source.strict, self.compute.seed)?;
+        let data = data.transforms(transforms).batch_size(self.batch_size);
+        if !self.quiet {
+            let (images, arch) = (data.items(Split::Train).len(), weights.arch());
+            eprintln!("{}: {images} training images; {arch} on {device}", path.display());
+        }
+
+        let learner = Learner::with_head(weights, data, head)?.device(device).seed(self.compute.seed);
+        let mut learner = learner.callback(Progress::new(mode));
+        learner.freeze_to(self.freeze_to)?;
+        learner.bn_freeze(self.bn_freeze == Switch::On);
+        learner.precompute(self.precompute == Switch::On);
+        // Asked before the work, not after it.
+        fs::create_dir_all(&self.out).map_err(|error| Error::io(&self.out, error))?;
+        let found = learner.lr_find(find)?;
+        let plot = found.write(&self.out)?;
+        if !self.quiet {
+            eprintln!("plot: {}", plot.display());
+        }
+        match found.suggestion {
+            _ if self.json => outln!("{}", found.to_json()),
+            Some(lr) => outln!("{lr:.1e}"),
+            None => {
+                let last = found.lrs.last().copied().unwrap_or(self.start);
+                outln!("none: the loss does not fall between {:.1e} and {last:.1e}", self.start);
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,299 @@
+//! A search for the learning rate: a short training whose rate grows from step to step, undone at the end.
+//! Smith, "Cyclical Learning Rates for Training Neural Networks", 2015 (arXiv 1506.01186); fastai 0.7's `lr_find`.
+
+use serde::{Deserialize, Serialize};
+
+use super::{Event, Learner};
+use crate::{
+    Error, Result,
+    data::Split,
+    nn::FreezeState,
+    optim::{Optimizer, OptimizerKind, PerGroup},
+};
+
+/// The search stops where the smoothed loss is so many times the lowest one, as in fastai 0.7.
+const EXPLODED: f32 = 4.0;
+
+/// Options of a search for the learning rate.
+///
+/// ```no_run
+/// # use unfreeze::prelude::*;
+/// # fn search(learner: &mut Learner) -> unfreeze::Result<()> {
+/// let found = learner.lr_find(LrFind::default().steps(200))?;
+/// println!("{:?}", found.suggestion);
+/// # Ok(()) }
+/// ```
+#[derive(Clone, Debug, PartialEq)]
+pub struct LrFind {
+    start: f32,
+    end: f32,
+    steps: usize,
+    ratios: PerGroup,
+    weight_decay: PerGroup,
+    optimizer: OptimizerKind,
+}
+
+impl Default for LrFind {
+    fn default() -> Self {
+        Self {
+            start: 1e-5,
+            end: 10.0,
+            steps: 100,
+            ratios: PerGroup::All(1.0),
+            weight_decay: PerGroup::All(0.0),
+            optimizer: OptimizerKind::default(),
+        }
+    }
+}
+
+impl LrFind {
+    /// The first rate. Default 1e-5.
+    pub fn start(mut self, lr: f32) -> Self {
+        self.start = lr;
+        self
+    }
+
+    /// The rate of the last step, if the search comes that far. Default 10.
+    pub fn end(mut self, lr: f32) -> Self {
+        self.end = lr;
+        self
+    }
+
+    /// Number of steps. Default 100, whatever the size of the data set: a small one is gone through several times.
+    pub fn steps(mut self, steps: usize) -> Self {
+        self.steps = steps;
+        self
+    }
+
+    /// How the layer groups' rates relate: as in [`Fit::lr`](super::Fit::lr), of which only the ratios count. The last
+    /// group's rate runs from start to end. Default: the same rate for all.
+    pub fn ratios(mut self, lr: impl Into<PerGroup>) -> Self {
+        self.ratios = lr.into();
+        self
+    }
+
+    /// Weight decays, as [`Fit::wd`](super::Fit::wd). Default 0.
+    pub fn wd(mut self, weight_decay: impl Into<PerGroup>) -> Self {
+        self.weight_decay = weight_decay.into();
+        self
+    }
+
+    /// The update rule. Default SGD with momentum 0.9.
+    pub fn optimizer(mut self, kind: OptimizerKind) -> Self {
+        self.optimizer = kind;
+        self
+    }
+
+    /// The last group's rate at `step`.
+    fn lr(&self, step: usize) -> f32 {
+        let way = step as f64 / (self.steps - 1) as f64;
+        (f64::from(self.start) * (f64::from(self.end) / f64::from(self.start)).powf(way)) as f32
+    }
+
+    /// Steps at the start whose losses say little yet: a tenth.
+    fn ignored(&self) -> usize {
+        self.steps / 10
+    }
+
+    /// Each group's rate as a multiple of the last one's.
+    fn resolve(&self, state: &FreezeState) -> Result<Vec<f32>> {
+        const STEPS: std::ops::RangeInclusive<usize> = 10..=1_000_000;
+        if !STEPS.contains(&self.steps) {
+            return Err(Error::setting("steps", format!("{} is not between 10 and 1000000", self.steps)));
+        }
+        if !(self.start > 0.0 && self.start.is_finite()) {
+            return Err(Error::setting("start", format!("{} is no first rate; give a positive one", self.start)));
+        }
+        if !(self.end > self.start && self.end.is_finite()) {
+            let message = format!("{} is no last rate; give one above the first, {}", self.end, self.start);
+            return Err(Error::setting("end", message));
+        }
+        let lrs = self.ratios.resolve("lr", state)?;
+        let last = lrs.last().copied().unwrap_or_default();
+        if last <= 0.0 {
+            return Err(Error::setting(
+                "lr",
+                "the last layer group's rate must be positive, since the others follow it",
+            ));
+        }
+        Ok(lrs.iter().map(|lr| lr / last).collect())
+    }
+}
+
+/// What a search found.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct LrFound {
+    /// The last group's rate at each step.
+    pub lrs: Vec<f32>,
+    /// Loss of each step's batch.
+    pub losses: Vec<f32>,
+    /// The same, smoothed.
+    pub smoothed: Vec<f32>,
+    /// The rate to start with: a tenth of the one where the smoothed loss is lowest (fastai's rule since its course
+    /// with 0.7, and `minimum` in its later versions). `None` if the loss never falls.
+    pub suggestion: Option<f32>,
+    /// The rate where the smoothed loss falls fastest, measured over a tenth of the steps (after `steep` in later
+    /// versions of fastai). Noisier, so not the suggestion. `None` if the loss never falls.
+    pub steepest: Option<f32>,
+}
+
+impl LrFound {
+    /// One line of JSON, numbers as short as they read back exactly.
+    pub fn to_json(&self) -> String {
+        // A struct of numbers and lists always has a JSON form.
+        serde_json::to_string(self).unwrap_or_default()
+    }
+
+    /// Sets the suggestions from the curve without its first `ignored` points.
+    fn suggest(&mut self, ignored: usize) {
+        let smoothed = self.smoothed.get(ignored..).unwrap_or_default();
+        let lrs = self.lrs.get(ignored..).unwrap_or_default();
+        let lowest = (0..smoothed.len()).fold(0, |best, at| if smoothed[at] < smoothed[best] { at } else { best });
+        // Rates grow by the same factor from step to step, so differences are slopes; taken over several steps, since
+        // those of single steps are mostly noise.
+        let near = (ignored / 2).max(1);
+        let falls = |at: &usize| smoothed[at.saturating_sub(near)] - smoothed[(at + near).min(smoothed.len() - 1)];
+        let steepest = (0..lowest).max_by(|a, b| falls(a).total_cmp(&falls(b)));
+        self.suggestion = (lowest > 0).then(|| lrs[lowest] / 10.0);
+        self.steepest = steepest.map(|at| lrs[at]);
+    }
+}
+
+/// A debiased exponential moving average. fastai's factor 0.98 averages over about 50 of an epoch's steps, some 350 on
+/// its course's data; this is the same share of any number of steps, but at least five, to tell noise from a trend.
+struct Average {
+    beta: f32,
+    mean: f32,
+    weight: f32,
+}
+
+impl Average {
+    fn over(steps: usize) -> Self {
+        Self { beta: (1.0 - 7.0 / steps.max(1) as f32).max(0.8), mean: 0.0, weight: 0.0 }
+    }
+
+    fn add(&mut self, value: f32) -> f32 {
+        self.mean = self.beta * self.mean + (1.0 - self.beta) * value;
+        self.weight = self.beta * self.weight + (1.0 - self.beta);
+        self.mean / self.weight
+    }
+}
+
+impl Learner {
+    /// Trains for some steps with a growing learning rate and reports the losses. Parameters, statistics and the
+    /// position in the random stream are afterwards what they were, bit for bit, after an error too; nothing is added
+    /// to the history.
+    ///
+    /// The search ends early where the loss is no number or four times the lowest, or a callback says
+    /// [`Flow::Stop`](super::Flow::Stop).
+    ///
+    /// # Errors
+    /// [`Error::Setting`] for options that make no sense; [`Error::Diverged`] if the first loss is not finite;
+    /// [`Error::Cancelled`]; errors of files.
+    pub fn lr_find(&mut self, find: LrFind) -> Result<LrFound> {
+        self.check_batch_size()?;
+        let ratios = find.resolve(&self.state)?;
+        let weight_decays = find.weight_decay.resolve("wd", &self.state)?;
+        if !self.uses_cache() {
+            self.check_memory(self.data.batch_size.min(self.samples(Split::Train)), true)?;
+        }
+        // Tensors are shared until they are written to, so this copies only what is trained.
+        let (model, steps, backbone_key) = (self.model.clone(), self.steps, self.backbone_key);
+        let progress = std::mem::take(&mut self.progress);
+        let found = self.search(&find, &ratios, &weight_decays);
+        (self.model, self.steps, self.progress) = (model, steps, progress);
+        // A frozen backbone's hash, computed meanwhile, stays good.
+        self.backbone_key = self.backbone_key.or(backbone_key);
+        found
+    }
+
+    fn search(&mut self, find: &LrFind, ratios: &[f32], weight_decays: &[f32]) -> Result<LrFound> {
+        let mut optimizer = Optimizer::new(find.optimizer);
+        let (mut found, mut average, mut lowest) = (LrFound::default(), Average::over(find.steps), f32::INFINITY);
+        let mut epoch = self.history.len() as u64;
+        let mut source = self.source(epoch)?;
+        let (mut left, mut served) = (source.len(), false);
+        for step in 0..find.steps {
+            let (input, labels) = loop {
+                self.cancel.check()?;
+                if left == 0 {
+                    if !std::mem::take(&mut served) {
+                        return Err(self.no_batches());
+                    }
+                    epoch += 1;
+                    source = self.source(epoch)?;
+                    left = source.len();
+                }
+                left = left.saturating_sub(1);
+                if let Some(batch) = self.next_batch(&mut source)? {
+                    served = true;
+                    break batch;
+                }
+            };
+            let lr = find.lr(step);
+            let lrs: Vec<f32> = ratios.iter().map(|ratio| ratio * lr).collect();
+            let loss = self.step(&input, labels, &lrs, weight_decays, &mut optimizer)?;
+            let smoothed = average.add(loss);
+            if !smoothed.is_finite() {
+                if step == 0 {
+                    let cause = self.cause(&input)?.unwrap_or("look at weights and images".into());
+                    return Err(Error::Diverged(format!("the loss is {loss} before any training: {cause}")));
+                }
+                break;
+            }
+            found.lrs.push(lr);
+            found.losses.push(loss);
+            found.smoothed.push(smoothed);
+            let stop = self.tell(&Event::Finding { step, steps: find.steps, loss, lrs: &lrs })?;
+            if stop || smoothed > EXPLODED * lowest {
+                break;
+            }
+            if step >= find.ignored() {
+                lowest = lowest.min(smoothed);
+            }
+        }
+        found.suggest(find.ignored());
+        Ok(found)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rates_grow_by_the_same_factor_from_start_to_end() {
+        let find = LrFind::default().start(1e-4).end(1.0).steps(11);
+        let lrs: Vec<f32> = (0..11).map(|step| find.lr(step)).collect();
+        assert!(lrs[0] == 1e-4 && (lrs[10] - 1.0).abs() < 1e-6);
+        assert!(lrs.windows(2).all(|pair| (pair[1] / pair[0] - 10f32.powf(0.4)).abs() < 1e-4), "{lrs:?}");
+    }
+
+    fn found(smoothed: &[f32]) -> LrFound {
+        let lrs = (0..smoothed.len()).map(|at| 10f32.powi(at as i32 - 4)).collect();
+        let mut found = LrFound { lrs, smoothed: smoothed.to_vec(), ..Default::default() };
+        found.suggest(1);
+        found
+    }
+
+    #[test]
+    fn suggestions_are_a_tenth_of_the_minimum_and_the_steepest_fall() {
+        // The first point, however low, is ignored.
+        let curve = found(&[0.1, 2.0, 1.9, 1.6, 0.6, 0.5, 3.0]);
+        assert_eq!((curve.suggestion, curve.steepest), (Some(1.0), Some(0.1)));
+        // It never falls; or there is nothing to judge by.
+        for flat in [&[0.1, 1.0, 1.0, 1.1][..], &[1.0, 2.0], &[1.0], &[]] {
+            assert_eq!((found(flat).suggestion, found(flat).steepest), (None, None), "{flat:?}");
+        }
+    }
+
+    #[test]
+    fn the_average_is_debiased() {
+        let mut average = Average::over(100);
+        assert!((average.beta - 0.93).abs() < 1e-6 && Average::over(350).beta == 0.98 && Average::over(10).beta == 0.8);
+        assert!((average.add(2.0) - 2.0).abs() < 1e-6);
+        // Weights 0.93 and 1.
+        assert!((average.add(4.0) - (0.93 * 2.0 + 4.0) / 1.93).abs() < 1e-5);
+    }
+}

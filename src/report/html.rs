@@ -1,0 +1,281 @@
+//! The page about a run: one HTML file that needs nothing else, neither network nor scripts.
+
+use std::{
+    fmt::{self, Display, Write},
+    path::Path,
+};
+
+use super::{
+    Confusion, Plots, Records,
+    images::{data_url, thumbnail},
+    metrics::most_wrong,
+};
+use crate::{
+    Error,
+    learner::{EpochRecord, PredictionRecord},
+};
+
+/// Images shown of those classified wrongly.
+const MOST_WRONG: usize = 24;
+/// Pairs of confused classes listed.
+const MOST_CONFUSED: usize = 20;
+/// Longer tables are folded.
+const MOST_ROWS: usize = 40;
+
+const STYLE: &str = include_str!("style.css");
+
+/// The page.
+pub(super) fn page(records: &Records, confusion: &Confusion, plots: &Plots) -> String {
+    let data = records.setting("data").unwrap_or("data");
+    let name = Path::new(data).file_name().map_or(data.into(), |name| name.to_string_lossy());
+    let title = match records.setting("arch") {
+        Some(arch) => format!("{name}, {arch}"),
+        None => name.into_owned(),
+    };
+    let mut html = format!(
+        "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
+         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
+         <title>{title}</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n<h1>{title}</h1>\n",
+        title = Escaped(&title)
+    );
+    html += &format!("<p>{}</p>\n", Escaped(&summary(records, data)));
+    html += "<h2>Training</h2>\n";
+    html += &phases(records);
+    for (name, png) in plots.iter().filter(|(name, _)| *name != "confusion") {
+        html += &plot(name, png);
+    }
+    html += &folded("Epochs", records.epochs.len(), &epochs(records));
+    html += "<h2>Predictions on the validation set</h2>\n";
+    if records.predictions.is_empty() {
+        html += "<p>This run holds no predictions.jsonl, so there is nothing to say about single classes.</p>\n";
+    } else {
+        for (name, png) in plots.iter().filter(|(name, _)| *name == "confusion") {
+            html += &plot(name, png);
+        }
+        html += &confused(records, confusion);
+        html += &folded("Classes", records.classes.len(), &classes(records, confusion));
+        html += &wrong(records, Path::new(data));
+    }
+    html += &format!("<h2>Configuration</h2>\n<pre>{}</pre>\n</body>\n</html>\n", Escaped(&records.config_text));
+    html
+}
+
+/// The outcome in words.
+fn summary(records: &Records, data: &str) -> String {
+    let Some(last) = records.epochs.last() else {
+        return format!("No epoch of this run on {data} has ended yet.");
+    };
+    let seconds: f64 = records.epochs.iter().map(|record| record.seconds).sum();
+    let mut text = format!(
+        "After {}, which took {}, the network names {} of the validation images in {data} rightly, at a loss of {:.4}.",
+        counted(records.epochs.len(), "epoch"),
+        duration(seconds),
+        percent(f64::from(last.accuracy())),
+        last.valid_loss
+    );
+    if let Some((number, best)) = best(&records.epochs)
+        && best.accuracy() > last.accuracy()
+    {
+        let best = percent(f64::from(best.accuracy()));
+        let _ = write!(text, " The best accuracy, {best}, was reached after epoch {}.", number + 1);
+    }
+    if !records.predictions.is_empty() {
+        let samples = counted(records.predictions.len(), "validation image");
+        let _ = write!(text, " Predictions for {samples} in {} classes are on record.", records.classes.len());
+    }
+    text
+}
+
+/// The first epoch of the highest accuracy, and its position.
+fn best(epochs: &[EpochRecord]) -> Option<(usize, &EpochRecord)> {
+    let epochs = epochs.iter().enumerate().filter(|(_, record)| record.accuracy().is_finite());
+    epochs.reduce(|best, next| if next.1.accuracy() > best.1.accuracy() { next } else { best })
+}
+
+fn phases(records: &Records) -> String {
+    let rows = records.phases().into_iter().map(|phase| {
+        let epochs = &records.epochs[phase];
+        let cached = epochs.iter().filter(|record| record.cached).count() as f64 / epochs.len() as f64;
+        let last = &epochs[epochs.len() - 1];
+        let best = best(epochs).map_or(f32::NAN, |(_, record)| record.accuracy());
+        vec![
+            last.phase.clone(),
+            epochs.len().to_string(),
+            format!("{best:.4}"),
+            format!("{:.4}", last.accuracy()),
+            format!("{:.4}", last.valid_loss),
+            format!("{:.1}", epochs.iter().map(|record| record.seconds).sum::<f64>()),
+            percent(cached),
+        ]
+    });
+    let heads = [
+        "phase",
+        "epochs",
+        "best accuracy",
+        "final accuracy",
+        "final validation loss",
+        "seconds",
+        "epochs on cached activations",
+    ];
+    table(&heads, 1, rows)
+}
+
+fn epochs(records: &Records) -> String {
+    let rows = records.epochs.iter().enumerate().map(|(number, record)| {
+        let lrs: Vec<String> = record.lrs.iter().map(|lr| format!("{lr:.1e}")).collect();
+        vec![
+            record.phase.clone(),
+            (number + 1).to_string(),
+            format!("{:.4}", record.train_loss),
+            format!("{:.4}", record.valid_loss),
+            format!("{:.4}", record.accuracy()),
+            format!("{:.1}", record.seconds),
+            format!("{:.0}", record.images_per_second),
+            if record.cached { "yes" } else { "no" }.into(),
+            lrs.join(" "),
+        ]
+    });
+    let heads = [
+        "phase",
+        "epoch",
+        "training loss",
+        "validation loss",
+        "accuracy",
+        "seconds",
+        "images/s",
+        "cached",
+        "last learning rates",
+    ];
+    table(&heads, 1, rows)
+}
+
+fn confused(records: &Records, confusion: &Confusion) -> String {
+    let pairs = confusion.most_confused();
+    if pairs.is_empty() {
+        return "<p>No class was taken for another.</p>\n".into();
+    }
+    let name = |class: usize| records.classes[class].clone();
+    let rows = pairs.iter().take(MOST_CONFUSED).map(|&(label, predicted, count)| {
+        let share = count as f64 / confusion.support(label).max(1) as f64;
+        vec![name(label), name(predicted), count.to_string(), percent(share)]
+    });
+    let table = table(&["true class", "taken for", "images", "of the true class"], 2, rows);
+    format!("<h3>Most confused classes</h3>\n{table}")
+}
+
+fn classes(records: &Records, confusion: &Confusion) -> String {
+    let number = |value: Option<f64>| value.map_or("–".into(), |value| format!("{value:.3}"));
+    let rows = records.classes.iter().enumerate().map(|(class, name)| {
+        let metrics = confusion.metrics(class);
+        let numbers = [metrics.precision, metrics.recall, metrics.f1].map(number);
+        [vec![name.clone()], numbers.to_vec(), vec![metrics.support.to_string()]].concat()
+    });
+    table(&["class", "precision", "recall", "F1", "images"], 1, rows)
+}
+
+fn wrong(records: &Records, data: &Path) -> String {
+    let wrong = most_wrong(&records.predictions);
+    if wrong.is_empty() {
+        return "<p>Every validation image is classified rightly.</p>\n".into();
+    }
+    let shown = wrong.len().min(MOST_WRONG);
+    let mut html = format!(
+        "<h3>Most wrong</h3>\n<p>{} of {} are classified wrongly; {} to whose class the network gives the least \
+         probability:</p>\n<ul class=\"images\">\n",
+        wrong.len(),
+        counted(records.predictions.len(), "image"),
+        if shown == wrong.len() { "here they are, first those".into() } else { format!("here are the {shown}") }
+    );
+    for record in &wrong[..shown] {
+        html += &figure(records, record, data);
+    }
+    html + "</ul>\n"
+}
+
+fn figure(records: &Records, record: &PredictionRecord, data: &Path) -> String {
+    let (label, predicted) = (record.label as usize, record.predicted());
+    let file = Escaped(&record.file);
+    let image = match thumbnail(&data.join(&record.file)) {
+        Ok(url) => format!("<img src=\"{url}\" alt=\"{file}\" title=\"{file}\">"),
+        Err(error) => {
+            let cause = match &error {
+                Error::Io { source, .. } => source.to_string(),
+                Error::Image { message, .. } => message.clone(),
+                other => other.to_string(),
+            };
+            format!("<div class=\"missing\">{file}: {}</div>", Escaped(&cause))
+        }
+    };
+    let said = |class: usize| {
+        let probability = f64::from(record.probabilities[class]);
+        format!("<b>{}</b> {}", Escaped(&records.classes[class]), percent(probability))
+    };
+    format!("<li>{image}<br>is {}<br>taken for {}</li>\n", said(label), said(predicted))
+}
+
+fn plot(name: &str, png: &[u8]) -> String {
+    let text = name.replace('_', " ");
+    format!("<p><img class=\"plot\" src=\"{}\" alt=\"plot: {text}\"></p>\n", data_url("image/png", png))
+}
+
+/// A table under a heading; a long one opens on demand.
+fn folded(title: &str, rows: usize, table: &str) -> String {
+    if rows <= MOST_ROWS {
+        return format!("<h3>{title}</h3>\n{table}");
+    }
+    format!("<h3>{title}</h3>\n<details>\n<summary>{rows} rows</summary>\n{table}</details>\n")
+}
+
+/// A table whose first `texts` columns are text and the others numbers.
+fn table(heads: &[&str], texts: usize, rows: impl Iterator<Item = Vec<String>>) -> String {
+    let cell = |tag: &str, column: usize, text: &str| {
+        let class = if column < texts { " class=\"text\"" } else { "" };
+        format!("<{tag}{class}>{}</{tag}>", Escaped(text))
+    };
+    let cells = |tag: &str, row: &[&str]| -> String {
+        row.iter().enumerate().map(|(column, text)| cell(tag, column, text)).collect()
+    };
+    let mut html = format!("<table>\n<thead><tr>{}</tr></thead>\n<tbody>\n", cells("th", heads));
+    for row in rows {
+        let row: Vec<&str> = row.iter().map(String::as_str).collect();
+        let _ = writeln!(html, "<tr>{}</tr>", cells("td", &row));
+    }
+    html + "</tbody>\n</table>\n"
+}
+
+fn percent(share: f64) -> String {
+    format!("{:.1} %", 100.0 * share)
+}
+
+fn counted(count: usize, what: &str) -> String {
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
+}
+
+fn duration(seconds: f64) -> String {
+    match seconds {
+        s if s < 120.0 => format!("{s:.0} s"),
+        s if s < 7200.0 => format!("{:.0} min", s / 60.0),
+        s => format!("{:.1} h", s / 3600.0),
+    }
+}
+
+/// Text as it may stand in HTML, in attributes too.
+struct Escaped<'a>(&'a str);
+
+impl Display for Escaped<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for letter in self.0.chars() {
+            match letter {
+                '&' => f.write_str("&amp;")?,
+                '<' => f.write_str("&lt;")?,
+                '>' => f.write_str("&gt;")?,
+                '"' => f.write_str("&quot;")?,
+                '\'' => f.write_str("&#39;")?,
+                // HTML has no other control characters.
+                letter if letter.is_control() && !matches!(letter, '\n' | '\t') => f.write_char('\u{fffd}')?,
+                letter => f.write_char(letter)?,
+            }
+        }
+        Ok(())
+    }
+}
