@@ -113,7 +113,7 @@ impl Find {
         transforms.validate()?;
         let (source, mode) = (&self.source, Mode { json: self.json, quiet: self.quiet });
         let path = source.absolute()?;
-        let data = open_data(&path, source.valid_fraction, source.strict, self.compute.seed)?;
+        let data = open_data(&path, source.valid_fraction, source.strict, self.compute.seed, mode)?;
         let data = data.transforms(transforms).batch_size(self.batch_size);
         if !self.quiet {
             let (images, arch) = (data.items(Split::Train).len(), weights.arch());

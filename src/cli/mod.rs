@@ -9,6 +9,7 @@ mod bench;
 mod convert;
 mod demo;
 mod devices;
+mod evaluate;
 mod features;
 mod inspect;
 mod interrupt;
@@ -48,6 +49,7 @@ enum Command {
     LrFind(Box<lr_find::Find>),
     Predict(predict::Predict),
     Report(report::Report),
+    Evaluate(evaluate::Evaluate),
     Features(features::Features),
     Convert(convert::Convert),
     Inspect(inspect::Inspect),
@@ -64,6 +66,7 @@ pub fn run() -> ExitCode {
         Command::LrFind(command) => command.run(),
         Command::Predict(command) => command.run(),
         Command::Report(command) => command.run(),
+        Command::Evaluate(command) => command.run(),
         Command::Features(command) => command.run(),
         Command::Convert(command) => command.run(),
         Command::Inspect(command) => command.run(),

@@ -95,7 +95,8 @@ fn absolute(path: &Path) -> Result<PathBuf> {
 /// The data set.
 #[derive(Args, Clone)]
 pub struct DataSource {
-    /// Folder with train/CLASS/* and valid/CLASS/* (or val/), or with CLASS/* and --valid-fraction
+    /// Folder with train/CLASS/* and valid/CLASS/* (or val/); folder with CLASS/*, and --valid-fraction; or a CSV file
+    /// with the columns path, label and split (train, valid, test)
     #[arg(required = true)]
     data: Option<PathBuf>,
     /// Hold out this share of each class for validation, where there is no folder for it; copies of a file stay on one
@@ -124,15 +125,19 @@ impl DataSource {
 }
 
 /// Finds the images, and says on standard error what was left out or is odd.
-pub fn open_data(path: &Path, valid_fraction: Option<f32>, strict: bool, seed: u64) -> Result<ImageData> {
-    let data = match valid_fraction {
-        Some(fraction) => ImageData::from_class_folders(path, Holdout { fraction, seed }),
-        None => ImageData::from_folders(path),
-    };
-    let data = data?.strict(strict)?;
-    report_skipped(data.skipped());
-    data.notes().iter().for_each(|note| eprintln!("note: {note}"));
+pub fn open_data(path: &Path, valid_fraction: Option<f32>, strict: bool, seed: u64, mode: Mode) -> Result<ImageData> {
+    let holdout = valid_fraction.map(|fraction| Holdout { fraction, seed });
+    let data = ImageData::open(path, holdout)?.strict(strict)?;
+    if !mode.quiet {
+        report_skipped(data.skipped());
+        data.notes().iter().for_each(|note| eprintln!("note: {note}"));
+    }
     Ok(data)
+}
+
+/// The model file that an argument names, itself or by its run folder.
+pub fn model_file(argument: &Path) -> PathBuf {
+    if argument.is_dir() { argument.join("model.safetensors") } else { argument.to_owned() }
 }
 
 /// The images that a command's arguments name: files as they are, folders by their images, sorted by name. Files in

@@ -10,7 +10,7 @@ use unfreeze::{
     learner::Classifier,
 };
 
-use super::options::{Compute, Failed, count, images};
+use super::options::{Compute, Failed, count, images, model_file};
 
 /// Classify images with a trained model
 #[derive(Args)]
@@ -35,8 +35,7 @@ pub struct Predict {
 
 impl Predict {
     pub fn run(self) -> Result<()> {
-        let model = if self.model.is_dir() { self.model.join("model.safetensors") } else { self.model.clone() };
-        let classifier = Classifier::load(&model, self.compute.open()?)?;
+        let classifier = Classifier::load(model_file(&self.model), self.compute.open()?)?;
         let files = images(&self.images)?;
         let order = (0..files.len() as u32).collect();
         let items = Item::unlabelled(&files);

@@ -46,23 +46,20 @@ impl Progress {
             Mode { quiet: true, .. } => return,
             _ => {}
         }
+        // As fastai prints it, with the phase above and what else there is to know behind.
         if self.phase.as_ref() != Some(&record.phase) {
-            outln!(
-                "{:<10} {:>5} {:>11} {:>11} {:>9} {:>8} {:>9}  lr",
-                "phase",
-                "epoch",
-                "train loss",
-                "valid loss",
-                "accuracy",
-                "seconds",
-                "images/s"
+            let (lead, cached) = (
+                if self.phase.is_some() { "\n" } else { "" },
+                if record.cached { ", on cached activations" } else { "" },
             );
+            outln!("{lead}{}{cached}", record.phase);
+            outln!("epoch      trn_loss   val_loss   accuracy   seconds  images/s  lr");
             self.phase = Some(record.phase.clone());
         }
-        let lrs: Vec<String> = record.lrs.iter().map(|lr| format!("{lr:.1e}")).collect();
+        let mut lrs: Vec<String> = record.lrs.iter().map(|lr| format!("{lr:.1e}")).collect();
+        lrs.dedup();
         outln!(
-            "{:<10} {:>5} {:>11.4} {:>11.4} {:>9.4} {:>8.1} {:>9.0}  {}",
-            record.phase,
+            "{:>5}      {:<8.6}   {:<8.6}   {:<8.6}  {:>8.1}  {:>8.0}  {}",
             record.epoch,
             record.train_loss,
             record.valid_loss,

@@ -9,6 +9,7 @@ use unfreeze::{
     data::{Split, Transforms},
     learner::{Learner, Recipe, RunFolder},
     nn::{Arch, HeadSpec},
+    report,
 };
 
 use super::{
@@ -38,6 +39,14 @@ pub struct Config {
 }
 
 impl Config {
+    /// That of the run in `folder`.
+    pub fn read(folder: &Path) -> Result<Self> {
+        let file = folder.join("config.toml");
+        let text = std::fs::read_to_string(&file).map_err(|error| Error::io(&file, error))?;
+        toml::from_str(&text)
+            .map_err(|error| Error::data(&file, format!("is not a run's configuration: {}", error.message())))
+    }
+
     /// The learner that these settings describe.
     pub fn prepare(&self, compute: &Compute, mode: Mode) -> Result<Learner> {
         self.prepare_with(read_weights(&self.weights, Some(self.arch))?, compute, mode)
@@ -46,7 +55,7 @@ impl Config {
     /// As [`Config::prepare`], with weights that were read already.
     pub fn prepare_with(&self, weights: Weights, compute: &Compute, mode: Mode) -> Result<Learner> {
         let device = compute.open()?;
-        let data = open_data(&self.data, self.valid_fraction, self.strict, self.seed)?
+        let data = open_data(&self.data, self.valid_fraction, self.strict, self.seed, mode)?
             .transforms(self.transforms.clone())
             .batch_size(self.batch_size);
         if !mode.quiet {
@@ -99,8 +108,10 @@ pub fn execute(folder: RunFolder, config: &Config, learner: Learner, mode: Mode)
         advise(&path, rescued);
         return Err(error);
     }
+    let report = report::write(folder.path())?;
     if !mode.quiet {
-        eprintln!("model: {}", folder.file("model.safetensors").display());
+        eprintln!("model:  {}", folder.file("model.safetensors").display());
+        eprintln!("report: {}", report.display());
     }
     Ok(())
 }

@@ -156,7 +156,7 @@ impl Scan {
             return Err(Error::data(split, format!("has no class folders; {LAYOUT}")));
         }
         if let Some((class, folder)) = folders.iter().find(|(class, _)| !self.classes.contains(class)) {
-            return Err(Error::data(folder, format!("class `{class}` has no folder among the training images")));
+            return Err(Error::data(folder, format!("class `{class}` is not among the classes {:?}", self.classes)));
         }
         let mut items = Vec::new();
         for (label, class) in (0u32..).zip(&self.classes) {
@@ -182,6 +182,25 @@ impl Scan {
         self.notes.extend(describe_leak(&self.train, &self.test, "test")?);
         Ok(())
     }
+}
+
+/// What [`find_labelled`] found.
+#[derive(Clone, Debug, Default)]
+pub struct Labelled {
+    /// The images, by class and name.
+    pub items: Vec<Item>,
+    /// Files that are no images.
+    pub skipped: Vec<Skipped>,
+}
+
+/// The images in `folder/CLASS/`, where the classes are among `classes` and labels are positions there.
+///
+/// # Errors
+/// [`Error::Data`] if there are no class folders, one is of no known class, or holds no images; [`Error::Io`].
+pub fn find_labelled(folder: impl AsRef<Path>, classes: &[String]) -> Result<Labelled> {
+    let mut scan = Scan { classes: classes.to_vec(), ..Scan::default() };
+    let items = scan.labelled(folder.as_ref())?;
+    Ok(Labelled { items, skipped: scan.skipped })
 }
 
 /// The class folders of a split, by class name; files beside them are skipped.

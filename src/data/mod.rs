@@ -10,6 +10,7 @@ mod loader;
 mod order;
 mod resize;
 mod split;
+mod table;
 mod transforms;
 mod warp;
 
@@ -20,7 +21,7 @@ use std::sync::Arc;
 pub use augment::{Augment, Change};
 pub use batch::{Batch, LoaderOptions};
 pub use decode::{decode, decode_bytes};
-pub use folders::{Found, find_images};
+pub use folders::{Found, Labelled, find_images, find_labelled};
 pub use image::RgbImage;
 pub use loader::Loader;
 pub use order::{batches, shuffled};
@@ -138,6 +139,30 @@ impl ImageData {
     /// folder already; [`Error::Data`] if no class has two different images.
     pub fn from_class_folders(path: impl AsRef<Path>, holdout: Holdout) -> Result<Self> {
         Self::scanned(path.as_ref(), folders::scan(path.as_ref(), Some(holdout))?)
+    }
+
+    /// The set that a CSV file describes, with the columns `path` (relative to the file's folder), `label` and, unless a
+    /// share is held out, `split`: train, valid or test. Labels of test images may be left empty.
+    ///
+    /// # Errors
+    /// [`Error::Data`] naming the line at fault; [`Error::Setting`] for a share to hold out of a table that has
+    /// validation images; [`Error::Io`].
+    pub fn from_csv(path: impl AsRef<Path>, holdout: Option<Holdout>) -> Result<Self> {
+        let path = path.as_ref();
+        Self::scanned(path.parent().unwrap_or(Path::new("")), table::read(path, holdout)?)
+    }
+
+    /// The set at `path`: a table where it is a file, else folders, with or without a share to hold out.
+    ///
+    /// # Errors
+    /// As [`from_csv`](Self::from_csv), [`from_class_folders`](Self::from_class_folders) and
+    /// [`from_folders`](Self::from_folders).
+    pub fn open(path: impl AsRef<Path>, holdout: Option<Holdout>) -> Result<Self> {
+        match (path.as_ref(), holdout) {
+            (path, holdout) if path.is_file() => Self::from_csv(path, holdout),
+            (path, Some(holdout)) => Self::from_class_folders(path, holdout),
+            (path, None) => Self::from_folders(path),
+        }
     }
 
     fn scanned(root: &Path, scan: folders::Scan) -> Result<Self> {

@@ -86,8 +86,9 @@ pub(super) fn describe_leak(train: &[Item], valid: &[Item], name: &str) -> Resul
     Ok(copies.first().map(|&(copy, original)| {
         let (copy, original) = (all[copy].path.display(), all[original].path.display());
         format!(
-            "{} {name} images are byte for byte training images as well, and flatter the accuracy; the first: {copy} = {original}",
-            copies.len()
+            "{} of the {} {name} images are training images byte for byte, and flatter the accuracy; the first: {copy} = {original}",
+            copies.len(),
+            valid.len()
         )
     }))
 }
@@ -98,9 +99,12 @@ fn describe_copies(items: &[Item], groups: &[Vec<usize>], classes: &[String]) ->
     if let Some(first) = copied.first() {
         let count: usize = copied.iter().map(|group| group.len() - 1).sum();
         let (one, other) = (items[first[0]].path.display(), items[first[1]].path.display());
-        notes.push(format!(
-            "{count} images are byte for byte copies of others, kept on one side of the split; the first: {other} = {one}"
-        ));
+        let what = if count == 1 {
+            "image is a byte for byte copy of another"
+        } else {
+            "images are byte for byte copies of others"
+        };
+        notes.push(format!("{count} {what}, kept on one side of the split; the first: {other} = {one}"));
     }
     for group in copied {
         let first = &items[group[0]];
@@ -203,7 +207,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let items = files(folder.path(), &[(0, 2), (1, 4), (0, 6), (1, 4), (1, 2)]);
         let leak = describe_leak(&items[..3], &items[3..], "test").unwrap().unwrap();
-        assert!(leak.starts_with("2 test images"), "{leak}");
+        assert!(leak.starts_with("2 of the 2 test images"), "{leak}");
         let classes = ["cat", "dog"].map(String::from);
         let notes = hold_out(items, &classes, Holdout { fraction: 0.5, seed: 0 }).unwrap().notes;
         assert!(notes[0].starts_with("2 images are byte for byte copies"), "{notes:?}");

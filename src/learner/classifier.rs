@@ -2,10 +2,13 @@
 
 use std::path::Path;
 
-use super::{ModelFile, evaluation::best};
+use super::{
+    Evaluation, ModelFile,
+    evaluation::{Tally, best},
+};
 use crate::{
     Device, Result, Tensor,
-    data::{RgbImage, Transforms, View, decode},
+    data::{Loader, RgbImage, Skipped, Transforms, View, decode},
     nn::Model,
     ops::{augment::normalise, loss::softmax},
 };
@@ -88,19 +91,40 @@ impl Classifier {
         self.predict(&decode(path)?)
     }
 
+    /// Measures the model on the images of `loader`; `failed` is told of those that cannot be decoded.
+    ///
+    /// # Errors
+    /// [`Error::Data`](crate::Error::Data) if none can be; in strict mode the error of the first.
+    pub fn evaluate(&self, loader: Loader, mut failed: impl FnMut(&Skipped)) -> Result<Evaluation> {
+        let mut tally = Tally::default();
+        for batch in loader {
+            let batch = batch?;
+            batch.failed.iter().for_each(&mut failed);
+            if !batch.is_empty() {
+                let logits = self.logits(batch.pixels, &batch.lighting)?;
+                tally.add(logits, batch.labels, batch.indices)?;
+            }
+        }
+        tally.finish("the images")
+    }
+
     /// Classifies prepared pixels, bytes `[N, size, size, 3]`, with gain and offset per image.
     ///
     /// # Errors
     /// [`Error::Shape`](crate::Error::Shape) if the number of bytes does not fit.
     pub fn predict_pixels(&self, pixels: Vec<u8>, lighting: &[[f32; 2]]) -> Result<Vec<Prediction>> {
-        let size = self.transforms.size;
-        let pixels = Tensor::new(pixels, [lighting.len(), size, size, 3], &self.device)?;
-        let images = normalise(&pixels, lighting, self.transforms.mean, self.transforms.std)?;
-        let probabilities = softmax(&self.model.logits(&images)?)?.to_vec::<f32>()?;
+        let probabilities = softmax(&self.logits(pixels, lighting)?)?.to_vec::<f32>()?;
         let prediction = |row: &[f32]| {
             let best = best(row);
             Prediction { class: self.classes[best].clone(), probability: row[best], probabilities: row.to_vec() }
         };
         Ok(probabilities.chunks_exact(self.classes.len()).map(prediction).collect())
+    }
+
+    fn logits(&self, pixels: Vec<u8>, lighting: &[[f32; 2]]) -> Result<Tensor> {
+        let size = self.transforms.size;
+        let pixels = Tensor::new(pixels, [lighting.len(), size, size, 3], &self.device)?;
+        let images = normalise(&pixels, lighting, self.transforms.mean, self.transforms.std)?;
+        self.model.logits(&images)
     }
 }

@@ -1,5 +1,7 @@
 //! How good the network is on a split.
 
+use std::path::Path;
+
 use super::{Event, Learner};
 use crate::{
     Error, Result, Tensor,
@@ -58,23 +60,20 @@ impl Learner {
                 self.tell(&Event::Validating { done, total })?;
             }
         }
-        if tally.evaluation.labels.is_empty() {
-            let message = format!("none of the {total} images to evaluate on could be decoded");
-            return Err(Error::data(self.data.root(), message));
-        }
-        Ok(tally.finish())
+        tally.finish(self.data.root())
     }
 }
 
+/// Predictions as they come in.
 #[derive(Default)]
-struct Tally {
+pub(super) struct Tally {
     evaluation: Evaluation,
     loss: f64,
     correct: usize,
 }
 
 impl Tally {
-    fn add(&mut self, logits: Tensor, labels: Vec<u32>, indices: Vec<u32>) -> Result<()> {
+    pub(super) fn add(&mut self, logits: Tensor, labels: Vec<u32>, indices: Vec<u32>) -> Result<()> {
         let target = Target::Labels(Tensor::new(labels.clone(), [labels.len()], logits.device())?);
         let probabilities = softmax(&logits)?.to_vec::<f32>()?;
         // Validation is measured without label smoothing or class weights, so that fits can be compared.
@@ -89,11 +88,15 @@ impl Tally {
         Ok(())
     }
 
-    fn finish(mut self) -> Evaluation {
+    /// What came in, which must be something; `source` is named if not.
+    pub(super) fn finish(mut self, source: impl AsRef<Path>) -> Result<Evaluation> {
+        if self.evaluation.labels.is_empty() {
+            return Err(Error::data(source, "none of the images to evaluate on could be decoded"));
+        }
         let count = self.evaluation.labels.len().max(1) as f64;
         self.evaluation.loss = (self.loss / count) as f32;
         self.evaluation.accuracy = (self.correct as f64 / count) as f32;
-        self.evaluation
+        Ok(self.evaluation)
     }
 }
 

@@ -1,0 +1,145 @@
+//! `unfreeze evaluate`
+
+use std::path::{Path, PathBuf};
+
+use clap::{Args, ValueEnum};
+use serde_json::json;
+use unfreeze::{
+    Error, Result,
+    data::{ImageData, Item, Loader, LoaderOptions, Split, find_labelled},
+    learner::{Classifier, Evaluation, PredictionRecord},
+    report::Confusion,
+};
+
+use super::{
+    options::{Compute, Mode, count, model_file, open_data, report_skipped},
+    run::Config,
+};
+
+/// Measure a trained model on images whose classes are known
+///
+/// Without DATA the images are those of the run: `unfreeze evaluate RUN` repeats its last validation. DATA may be a
+/// data set as `train` takes it, or a folder of class folders, of which all images count.
+#[derive(Args)]
+pub struct Evaluate {
+    /// Run folder, or model file
+    model: PathBuf,
+    /// Data set, or folder of class folders [default: that of the run]
+    data: Option<PathBuf>,
+    /// Which part of a data set
+    #[arg(long, value_enum, default_value_t = Part::Valid)]
+    split: Part,
+    /// Images per batch
+    #[arg(long, default_value_t = 16, value_name = "N", value_parser = count)]
+    batch_size: usize,
+    #[command(flatten)]
+    compute: Compute,
+    /// Print one JSON object: images, loss, accuracy, classes (class, images, precision, recall, f1; null where there
+    /// is nothing to divide), confusion (a row per true class, a column per predicted one)
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Part {
+    Train,
+    Valid,
+    Test,
+}
+
+impl From<Part> for Split {
+    fn from(part: Part) -> Self {
+        match part {
+            Part::Train => Split::Train,
+            Part::Valid => Split::Valid,
+            Part::Test => Split::Test,
+        }
+    }
+}
+
+impl Evaluate {
+    pub fn run(self) -> Result<()> {
+        let classifier = Classifier::load(model_file(&self.model), self.compute.open()?)?;
+        let items = self.items(classifier.classes())?;
+        let order = (0..items.len() as u32).collect();
+        let options = LoaderOptions { workers: self.compute.threads, ..LoaderOptions::evaluation() };
+        let loader = Loader::new(items.clone().into(), classifier.transforms(), order, self.batch_size, &options)?;
+        let evaluation = classifier.evaluate(loader, |failed| eprintln!("skipped {failed}"))?;
+        self.print(&evaluation, classifier.classes());
+        Ok(())
+    }
+
+    fn items(&self, classes: &[String]) -> Result<Vec<Item>> {
+        let data = match &self.data {
+            Some(path) if path.is_dir() && !has_splits(path) => {
+                let found = find_labelled(path, classes)?;
+                report_skipped(&found.skipped);
+                return Ok(found.items);
+            }
+            Some(path) => open_data(path, None, false, 0, Mode::default())?,
+            None => {
+                let config = Config::read(&self.model)?;
+                open_data(&config.data, config.valid_fraction, config.strict, config.seed, Mode::default())?
+            }
+        };
+        self.check(&data, classes)?;
+        Ok(data.items(self.split.into()).to_vec())
+    }
+
+    fn check(&self, data: &ImageData, classes: &[String]) -> Result<()> {
+        let split = Split::from(self.split);
+        if data.classes() != classes {
+            let message = format!("its classes {:?} are not the model's {classes:?}", data.classes());
+            return Err(Error::data(data.root(), message));
+        }
+        if data.items(split).is_empty() || !data.is_labelled(split) {
+            let message = format!("has no {split} images of known classes; `predict` does without");
+            return Err(Error::data(data.root(), message));
+        }
+        Ok(())
+    }
+
+    fn print(&self, evaluation: &Evaluation, classes: &[String]) {
+        let rows = evaluation.probabilities.chunks_exact(classes.len()).zip(&evaluation.labels);
+        let records: Vec<PredictionRecord> = rows
+            .map(|(row, label)| PredictionRecord { file: String::new(), label: *label, probabilities: row.to_vec() })
+            .collect();
+        let confusion = Confusion::new(classes.len(), &records);
+        let (loss, accuracy) = (evaluation.loss, evaluation.accuracy);
+        if self.json {
+            let rows: Vec<_> = classes
+                .iter()
+                .enumerate()
+                .map(|(class, name)| {
+                    let of = confusion.metrics(class);
+                    let (images, precision, recall, f1) = (of.support, of.precision, of.recall, of.f1);
+                    json!({ "class": name, "images": images, "precision": precision, "recall": recall, "f1": f1 })
+                })
+                .collect();
+            let counts = |label| (0..classes.len()).map(|predicted| confusion.count(label, predicted)).collect();
+            let matrix: Vec<Vec<usize>> = (0..classes.len()).map(counts).collect();
+            let images = confusion.samples();
+            let all =
+                json!({ "images": images, "loss": loss, "accuracy": accuracy, "classes": rows, "confusion": matrix });
+            return outln!("{all}");
+        }
+        outln!("accuracy {accuracy:.4} ({} of {} images), loss {loss:.4}", confusion.correct(), confusion.samples());
+        let width = classes.iter().map(|class| class.chars().count()).max().unwrap_or(0).max(5);
+        outln!("\n{:<width$} {:>7} {:>9} {:>7} {:>7}", "class", "images", "precision", "recall", "f1");
+        let show = |value: Option<f64>| value.map_or("-".to_string(), |value| format!("{value:.4}"));
+        for (class, name) in classes.iter().enumerate() {
+            let of = confusion.metrics(class);
+            let (precision, recall, f1) = (show(of.precision), show(of.recall), show(of.f1));
+            outln!("{name:<width$} {:>7} {precision:>9} {recall:>7} {f1:>7}", of.support);
+        }
+        for (number, (label, predicted, count)) in confusion.most_confused().into_iter().take(10).enumerate() {
+            let lead = if number == 0 { "\nmost confused:\n" } else { "" };
+            outln!("{lead}  {} taken for {}: {count}", classes[label], classes[predicted]);
+        }
+    }
+}
+
+/// Whether a folder is a data set as `train` takes it.
+fn has_splits(path: &Path) -> bool {
+    ["train", "valid", "val", "test"].iter().any(|name| path.join(name).is_dir())
+}
