@@ -16,6 +16,7 @@ mod options;
 mod predict;
 mod progress;
 mod run;
+mod samples;
 mod summary;
 mod train;
 
@@ -44,6 +45,7 @@ enum Command {
     Demo(demo::Demo),
     Train(Box<train::Train>),
     Predict(predict::Predict),
+    Samples(samples::Samples),
     Features(features::Features),
     Convert(convert::Convert),
     Inspect(inspect::Inspect),
@@ -58,6 +60,7 @@ pub fn run() -> ExitCode {
         Command::Demo(command) => command.run(),
         Command::Train(command) => command.run(),
         Command::Predict(command) => command.run(),
+        Command::Samples(command) => command.run(),
         Command::Features(command) => command.run(),
         Command::Convert(command) => command.run(),
         Command::Inspect(command) => command.run(),
@@ -76,7 +79,8 @@ pub fn run() -> ExitCode {
 
 /// The error, a setting under the name of its flag.
 fn in_flags(error: &Error) -> String {
-    const SETTINGS: [&str; 15] = [
+    const SETTINGS: [&str; 16] = [
+        "augment",
         "batch_size",
         "bn_freeze",
         "cycles",
