@@ -2,7 +2,7 @@
 //!
 //! DATA holds train/CLASS/* and valid/CLASS/*, WEIGHTS is a pretrained ResNet, MODEL is written.
 
-use unfreeze::prelude::*;
+use unfreeze::{learner::EpochRecord, prelude::*};
 
 fn main() -> unfreeze::Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();

@@ -34,6 +34,12 @@ impl Random {
         Self { key: numbers.iter().fold(start, |key, &number| splitmix64(key ^ number)), counter: 0 }
     }
 
+    /// A stream of its own for a part of what this one is for, whatever was drawn before: so that a part which is left
+    /// out, or draws more, does not change what the others draw.
+    pub fn part(&self, name: &str, number: u64) -> Self {
+        Self { key: splitmix64(splitmix64(self.key ^ fnv1a64(name)) ^ number), counter: 0 }
+    }
+
     /// The value at position `index`, whatever was drawn before, in `[0, 1)` with 24 bits.
     pub fn at(&self, index: u64) -> f32 {
         unit_f32(splitmix64(self.key.wrapping_add(index)))
@@ -97,6 +103,18 @@ mod tests {
         let mut b = Random::stream(1, "shuffle", &[1]);
         assert_eq!(a.clone().uniform(0.0, 1.0), a.uniform(0.0, 1.0));
         assert_ne!(a.uniform(0.0, 1.0), b.uniform(0.0, 1.0));
+    }
+
+    #[test]
+    fn parts_differ_and_do_not_depend_on_what_was_drawn() {
+        let mut whole = Random::stream(1, "augment", &[0]);
+        let first = |random: &Random, name, number| random.part(name, number).uniform(0.0, 1.0);
+        let before = first(&whole, "flip", 0);
+        whole.uniform(0.0, 1.0);
+        assert_eq!(before, first(&whole, "flip", 0));
+        assert_ne!(before, first(&whole, "flip", 1));
+        assert_ne!(before, first(&whole, "crop", 0));
+        assert_ne!(before, first(&Random::stream(1, "augment", &[1]), "flip", 0));
     }
 
     #[test]

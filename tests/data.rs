@@ -94,7 +94,7 @@ fn unusable_layouts_are_errors_that_name_the_folder() {
     fs::remove_dir(folder.path().join("train/vide")).unwrap();
 
     save(folder.path().join("val/only here/1.png"), &noise(9, 9, 1));
-    assert!(error(&folder).contains("`only here` has no folder in"), "{}", error(&folder));
+    assert!(error(&folder).contains("`only here` has no folder among"), "{}", error(&folder));
     fs::remove_dir_all(folder.path().join("val/only here")).unwrap();
 
     fs::remove_dir_all(folder.path().join("val/été 犬")).unwrap();
@@ -278,19 +278,4 @@ fn photographs_load() {
     assert_eq!(all.iter().map(Batch::len).sum::<usize>(), 245);
     assert!(all.iter().all(|batch| batch.failed.is_empty()));
     eprintln!("hymenoptera: {:.0} images/s, decoded and augmented", 245.0 / start.elapsed().as_secs_f64());
-}
-
-#[test]
-fn nasty_files_are_errors_at_worst() {
-    let Some(folder) = shared("data/nasty") else { return };
-    let found = find_images(&folder).unwrap();
-    for skipped in &found.skipped {
-        assert!(decode(&skipped.path).is_err(), "{skipped}");
-    }
-    let count = found.images.len();
-    let failed = found.images.iter().filter(|path| decode(path).map_err(|e| eprintln!("{e}")).is_err()).count();
-    eprintln!("nasty: {count} images, {failed} of them damaged; {} other files", found.skipped.len());
-    for name in ["bomb_header/reallybig.bmp", "bomb_header/65536-uint32-limit.png"] {
-        assert!(decode(folder.join(name)).is_err(), "{name}");
-    }
 }

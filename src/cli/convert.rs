@@ -39,7 +39,7 @@ pub struct Convert {
 
 impl Convert {
     pub fn run(self) -> Result<()> {
-        check_output("OUTPUT", &self.output)?;
+        check_output("OUTPUT", &self.output, "safetensors")?;
         if let Some(arch) = self.arch {
             Weights::file_of(arch, &self.input)?.with_classifier(&Device::cpu(1)?)?;
         }

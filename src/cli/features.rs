@@ -46,7 +46,7 @@ pub struct Features {
 
 impl Features {
     pub fn run(self) -> Result<()> {
-        check_output("--out", &self.out)?;
+        check_output("--out", &self.out, "safetensors")?;
         let device = self.compute.open()?;
         let weights = self.pretrained.read()?;
         let model = match self.layer {

@@ -19,6 +19,7 @@ mod predict;
 mod progress;
 mod report;
 mod run;
+mod samples;
 mod summary;
 mod train;
 
@@ -50,6 +51,7 @@ enum Command {
     Predict(predict::Predict),
     Report(report::Report),
     Evaluate(evaluate::Evaluate),
+    Samples(samples::Samples),
     Features(features::Features),
     Convert(convert::Convert),
     Inspect(inspect::Inspect),
@@ -67,6 +69,7 @@ pub fn run() -> ExitCode {
         Command::Predict(command) => command.run(),
         Command::Report(command) => command.run(),
         Command::Evaluate(command) => command.run(),
+        Command::Samples(command) => command.run(),
         Command::Features(command) => command.run(),
         Command::Convert(command) => command.run(),
         Command::Inspect(command) => command.run(),
@@ -85,7 +88,8 @@ pub fn run() -> ExitCode {
 
 /// The error, a setting under the name of its flag.
 fn in_flags(error: &Error) -> String {
-    const SETTINGS: [&str; 18] = [
+    const SETTINGS: &[&str] = &[
+        "augment",
         "batch_size",
         "bn_freeze",
         "cycles",

@@ -6,7 +6,7 @@ use clap::Args;
 use unfreeze::{
     Device, DeviceName, Error, Result,
     checkpoint::Weights,
-    data::{Holdout, ImageData, Skipped, find_images},
+    data::{Augment, Crop, Holdout, ImageData, Skipped, Transforms, find_images},
     nn::Arch,
 };
 
@@ -119,8 +119,45 @@ impl DataSource {
         absolute(self.path())
     }
 
-    fn path(&self) -> &Path {
+    /// Its path as given.
+    pub fn path(&self) -> &Path {
         self.data.as_deref().unwrap_or(Path::new(""))
+    }
+}
+
+/// From an image file to what the network sees.
+#[derive(Args, Clone)]
+pub struct TransformFlags {
+    /// Side of the square that the network sees, in pixels [default: 224, or 32 for CIFAR networks]
+    #[arg(long, value_name = "N")]
+    pub size: Option<usize>,
+    /// Short side before the crop, in pixels [default: the size]
+    #[arg(long, value_name = "N")]
+    resize: Option<usize>,
+    /// Random changes to training images: side-on (rotate, lighting, flip), top-down (dihedral instead of flip), basic
+    /// (neither), none, or a list in order such as rotate:10,lighting:0.05:0.05,flip,blur:5,cutout:1:16; there are
+    /// dihedral and rotate-zoom:10:0.5:0.5 too
+    #[arg(long, default_value_t = Augment::SideOn, value_name = "NAME|LIST")]
+    augment: Augment,
+    /// Largest random zoom of training images
+    #[arg(long, default_value_t = 1.1, value_name = "X")]
+    max_zoom: f32,
+    /// Pixels by which training images are continued on each side, by reflection, before the crop
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    pad: usize,
+    /// How the square is taken: random or centre; none (squashed, not cropped); googlenet (training images by a random
+    /// part, squashed). But for none, other images are cropped in the centre
+    #[arg(long, default_value_t = Crop::Random, value_name = "NAME")]
+    crop: Crop,
+}
+
+impl TransformFlags {
+    /// The pipeline as asked for, starting from its size and normalisation.
+    pub fn set(&self, transforms: Transforms) -> Result<Transforms> {
+        let resize = self.resize.unwrap_or(transforms.size);
+        let transforms = transforms.resize(resize).augment(self.augment.clone()).max_zoom(self.max_zoom);
+        let transforms = transforms.pad(self.pad).crop(self.crop);
+        transforms.validate().map(|()| transforms)
     }
 }
 
@@ -209,10 +246,10 @@ fn within(text: &str, most: usize) -> Result<usize, String> {
     }
 }
 
-/// Whether a safetensors file can be written to `path`: asked before the work, not after it.
-pub fn check_output(flag: &str, path: &Path) -> Result<()> {
-    if path.extension().is_none_or(|extension| extension != "safetensors") {
-        let message = format!("'{}' should end in .safetensors, the format written", path.display());
+/// Whether a file of the format of `extension` can be written to `path`: asked before the work, not after it.
+pub fn check_output(flag: &str, path: &Path, extension: &str) -> Result<()> {
+    if path.extension().is_none_or(|found| found != extension) {
+        let message = format!("'{}' should end in .{extension}, the format written", path.display());
         return Err(Error::setting(flag, message));
     }
     match path.parent() {

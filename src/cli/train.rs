@@ -5,14 +5,14 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 use unfreeze::{
     Result,
-    data::{Augment, Transforms},
+    data::Transforms,
     learner::{Learner, Parts, Recipe, RunFolder},
     nn::HeadSpec,
     optim::PerGroup,
 };
 
 use super::{
-    options::{Compute, DataSource, Mode, Pretrained, count},
+    options::{Compute, DataSource, Mode, Pretrained, TransformFlags, count},
     run::{self, Config},
 };
 
@@ -40,12 +40,6 @@ pub struct Train {
     /// full: head, then the whole network; or one of the two
     #[arg(long, value_enum, default_value_t = Part::Full)]
     recipe: Part,
-    /// Side of the square that the network sees, in pixels [default: 224, or 32 for CIFAR networks]
-    #[arg(long, value_name = "N")]
-    size: Option<usize>,
-    /// Short side before the crop, in pixels [default: the size]
-    #[arg(long, value_name = "N")]
-    resize: Option<usize>,
     /// Images per batch
     #[arg(long, default_value_t = 64, value_name = "N", value_parser = count)]
     batch_size: usize,
@@ -78,16 +72,8 @@ pub struct Train {
     /// trained on a pretrained backbone]; `off` suits large batches of images unlike those of the pretraining
     #[arg(long, value_enum)]
     bn_freeze: Option<Switch>,
-    /// Random changes to training images: side-on (flip, rotate, lighting), basic (no flip), none, or a list such as
-    /// rotate:10,lighting:0.05:0.05,flip
-    #[arg(long, default_value_t = Augment::SideOn, value_name = "NAME|LIST")]
-    augment: Augment,
-    /// Largest random zoom of training images
-    #[arg(long, default_value_t = 1.1, value_name = "X")]
-    max_zoom: f32,
-    /// Pixels by which training images are continued on each side, by reflection, before the random crop
-    #[arg(long, default_value_t = 0, value_name = "N")]
-    pad: usize,
+    #[command(flatten)]
+    transforms: TransformFlags,
     /// Hidden layer sizes of the head, such as 512 or 512,128; `none` for none
     #[arg(long, default_value = "512", value_name = "N,N|none")]
     hidden: String,
@@ -139,13 +125,8 @@ impl Train {
     fn prepare(&self) -> Result<(Config, Learner)> {
         let head = self.head()?;
         let weights = self.pretrained.read()?;
-        let size = self.size.unwrap_or(weights.arch().published_size());
-        let transforms = Transforms::for_weights(&weights, size)
-            .resize(self.resize.unwrap_or(size))
-            .augment(self.augment.clone())
-            .max_zoom(self.max_zoom)
-            .pad(self.pad);
-        transforms.validate()?;
+        let size = self.transforms.size.unwrap_or(weights.arch().published_size());
+        let transforms = self.transforms.set(Transforms::for_weights(&weights, size))?;
         let mut config = Config {
             engine_version: env!("CARGO_PKG_VERSION").into(),
             data: self.source.absolute()?,

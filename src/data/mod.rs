@@ -4,10 +4,12 @@
 
 mod augment;
 mod batch;
+mod crop;
 mod decode;
 mod folders;
 mod loader;
 mod order;
+mod pixels;
 mod resize;
 mod split;
 mod table;
@@ -20,6 +22,7 @@ use std::sync::Arc;
 
 pub use augment::{Augment, Change};
 pub use batch::{Batch, LoaderOptions};
+pub use crop::Crop;
 pub use decode::{decode, decode_bytes};
 pub use folders::{Found, Labelled, find_images, find_labelled};
 pub use image::RgbImage;

@@ -3,18 +3,16 @@
 use image::RgbImage;
 use serde::{Deserialize, Serialize};
 
-use super::augment::{Augment, Change};
+use super::augment::Augment;
+use super::crop::Crop;
 use super::resize::short_side_dimensions;
-use super::warp::Placement;
+use super::warp::Canvas;
 use crate::checkpoint::Weights;
 use crate::random::Random;
 use crate::{Error, Result};
 
-/// How often an image is rotated, and how often zoomed where `max_zoom` allows.
-const ROTATE_CHANCE: f32 = 0.75;
+/// How often an image is zoomed where `max_zoom` allows.
 const ZOOM_CHANCE: f32 = 0.75;
-/// How often [`Change::Flip`] mirrors.
-const FLIP_CHANCE: f32 = 0.5;
 
 /// The pipeline from a decoded image to the network's input, as a plain value.
 ///
@@ -34,6 +32,9 @@ pub struct Transforms {
     /// Pixels by which training images are continued on each side, by reflection, before the crop. Default: 0.
     #[serde(default)]
     pub pad: usize,
+    /// How the square is taken. Default: at random from training images, from the centre otherwise.
+    #[serde(default)]
+    pub crop: Crop,
     /// Mean of each channel (red, green, blue) in units of 1, subtracted by the device. Default: ImageNet's.
     pub mean: [f32; 3],
     /// Standard deviation of each channel, divided by on the device. Default: ImageNet's.
@@ -49,6 +50,7 @@ impl Transforms {
             augment: Augment::None,
             max_zoom: 1.0,
             pad: 0,
+            crop: Crop::Random,
             mean: [0.485, 0.456, 0.406],
             std: [0.229, 0.224, 0.225],
         }
@@ -80,23 +82,31 @@ impl Transforms {
         Self { pad, ..self }
     }
 
+    /// Sets how the square is taken.
+    pub fn crop(self, crop: Crop) -> Self {
+        Self { crop, ..self }
+    }
+
     /// Sets the normalisation, in units of 1.
     pub fn normalise(self, mean: [f32; 3], std: [f32; 3]) -> Self {
         Self { mean, std, ..self }
     }
 
-    /// The part that decides [`View::Clean`]: the same without augmentation, zoom and padding.
+    /// The part that decides [`View::Clean`]: the same without augmentation, zoom and padding, and without a crop that
+    /// differs in training alone.
     pub fn evaluation(&self) -> Self {
-        Self { augment: Augment::None, max_zoom: 1.0, pad: 0, ..self.clone() }
+        let crop = if self.crop == Crop::GoogleNet { Crop::Random } else { self.crop };
+        Self { augment: Augment::None, max_zoom: 1.0, pad: 0, crop, ..self.clone() }
     }
 
     /// Checks that the values make sense together.
     ///
     /// # Errors
     /// [`Error::Setting`] naming the value: `size` in 1..=8192, `resize` in `size`..=16384, `max_zoom` in 1..=10,
-    /// `pad` to 4096, `mean` finite, `std` positive.
+    /// `pad` to 4096 and 0 where nothing is cut off, every change of `augment` in its range, `mean` finite, `std`
+    /// positive.
     pub fn validate(&self) -> Result<()> {
-        let Self { size, resize, max_zoom, pad, mean, std, .. } = self;
+        let Self { size, resize, augment, max_zoom, pad, crop, mean, std } = self;
         if !(1..=8192).contains(size) {
             return Err(Error::setting("size", format!("{size} is not between 1 and 8192 pixels")));
         }
@@ -112,6 +122,10 @@ impl Transforms {
         if *pad > 4096 {
             return Err(Error::setting("pad", format!("{pad} is more than 4096 pixels")));
         }
+        if *pad > 0 && matches!(crop, Crop::None | Crop::GoogleNet) {
+            return Err(Error::setting("pad", format!("is for images that are cropped; with crop {crop} leave it 0")));
+        }
+        augment.changes().iter().try_for_each(|change| change.check().map_err(|e| Error::setting("augment", e)))?;
         if !mean.iter().all(|v| v.is_finite()) {
             return Err(Error::setting("mean", format!("{mean:?} is not finite")));
         }
@@ -123,58 +137,42 @@ impl Transforms {
 
     /// Produces one view of `image`.
     ///
-    /// A random view draws, in the order of fastai 0.7: zoom, rotation about the centre of the padded image (the border reflected),
-    /// lighting, flip, position of the crop. What it draws depends on `view` alone, and each draw has its fixed
-    /// place in the stream, so switching one augmentation off leaves the others as they were.
+    /// A random view goes the way of fastai 0.7: zoom, padding, the changes of `augment` in order, crop. What it draws
+    /// depends on `view` alone, and each draw has a stream of its own, so that switching one change off leaves the
+    /// others as they were.
     ///
     /// # Errors
     /// [`Error::Setting`] if [`validate`](Self::validate) fails, the image has no pixels, or is so elongated that
-    /// its scaled side cannot be counted.
+    /// its scaled side cannot be counted, or that the whole of it does not fit where pixels are to be blurred, cut out
+    /// or squashed.
     pub fn apply(&self, image: &RgbImage, view: View) -> Result<Sample> {
         self.validate()?;
-        match view {
-            View::Clean => self.clean(image),
-            View::Random(random) => self.random(image, random),
-        }
-    }
-
-    fn clean(&self, image: &RgbImage) -> Result<Sample> {
         let size = self.size as u32;
-        let scaled = short_side_dimensions(image.dimensions(), self.resize as u32)?;
-        // Python's round, by which torchvision centres, takes halves to the even side.
-        let centred = |side: u32| (f64::from(side - size) / 2.0).round_ties_even() as u32;
-        // Padding both sides alike would not move the centre.
-        let (x, y) = (centred(scaled.0), centred(scaled.1));
-        let placement = Placement { scaled, pad: 0, angle: 0.0, flip: false, x, y, size };
-        Ok(Sample { pixels: placement.render(image)?, lighting: Lighting::NONE })
+        let scaled = |short: u32| short_side_dimensions(image.dimensions(), short);
+        let (canvas, lighting, crop, mut random) = match view {
+            // Padding both sides alike would not move the centre.
+            View::Clean => {
+                let canvas = Canvas::new(image, scaled(self.resize as u32)?, 0);
+                (canvas, Lighting::NONE, self.crop.evaluation(), Random::stream(0, "none", &[]))
+            }
+            View::Random(random) => {
+                let scaled = match self.crop {
+                    // Asked for all the same: it refuses an image without pixels.
+                    Crop::GoogleNet => scaled(self.resize as u32).map(|_| image.dimensions())?,
+                    _ => scaled(self.short_side(random.part("zoom", 0)))?,
+                };
+                let mut canvas = Canvas::new(image, scaled, self.pad as u32);
+                let lighting = self.augment.apply(&mut canvas, &random)?;
+                (canvas, lighting, self.crop, random.part("crop", 0))
+            }
+        };
+        Ok(Sample { pixels: crop.take(&canvas, size, &mut random)?.into_raw(), lighting })
     }
 
-    fn random(&self, image: &RgbImage, mut random: Random) -> Result<Sample> {
-        // Every draw is made, wanted or not: see `apply`.
+    /// Of a training image, in pixels.
+    fn short_side(&self, mut random: Random) -> u32 {
         let (zoomed, zoom) = (random.chance(ZOOM_CHANCE), random.uniform(1.0, self.max_zoom));
-        let (rotated, turn) = (random.chance(ROTATE_CHANCE), random.uniform(-1.0, 1.0));
-        let (brighter, stronger) = (random.uniform(-1.0, 1.0), random.uniform(-1.0, 1.0));
-        let flipped = random.chance(FLIP_CHANCE);
-        let (down, across) = (random.uniform(0.0, 1.0), random.uniform(0.0, 1.0));
-
-        let (size, pad) = (self.size as u32, self.pad as u32);
-        let short = if zoomed { (zoom * self.resize as f32) as u32 } else { self.resize as u32 };
-        let scaled = short_side_dimensions(image.dimensions(), short)?;
-        let start = |unit: f32, side: u32| (f64::from(unit) * f64::from(side + 2 * pad - size)) as u32;
-        let (x, y) = (start(across, scaled.0), start(down, scaled.1));
-        let mut placement = Placement { scaled, pad, angle: 0.0, flip: false, x, y, size };
-        let mut lighting = Lighting::NONE;
-        for change in self.augment.changes() {
-            match change {
-                Change::Rotate { degrees } if rotated => placement.angle = turn * degrees,
-                Change::Flip if flipped => placement.flip = true,
-                Change::Lighting { balance, contrast } => {
-                    lighting = Lighting::new(brighter * balance, stronger * contrast, mean_level(image));
-                }
-                Change::Rotate { .. } | Change::Flip => {}
-            }
-        }
-        Ok(Sample { pixels: placement.render(image)?, lighting })
+        if zoomed { (zoom * self.resize as f32) as u32 } else { self.resize as u32 }
     }
 }
 
@@ -211,17 +209,10 @@ impl Lighting {
 
     /// Brightness raised by `balance` and contrast by the share `contrast` about the `mean` level, as fastai 0.7:
     /// (x − mean) · c + mean + balance with c = 1 + contrast, or 1 / (1 + |contrast|) where that is negative.
-    fn new(balance: f32, contrast: f32, mean: f32) -> Self {
+    pub(super) fn new(balance: f32, contrast: f32, mean: f32) -> Self {
         let gain = if contrast >= 0.0 { 1.0 + contrast } else { 1.0 / (1.0 - contrast) };
         Self { gain, offset: mean - gain * mean + balance }
     }
-}
-
-/// Mean over pixels and channels, in units of 1. Taken before scaling, which keeps it.
-fn mean_level(image: &RgbImage) -> f32 {
-    let bytes = image.as_raw();
-    let sum: u64 = bytes.iter().map(|&byte| u64::from(byte)).sum();
-    (sum as f64 / bytes.len().max(1) as f64 / 255.0) as f32
 }
 
 #[cfg(test)]

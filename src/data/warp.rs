@@ -1,80 +1,199 @@
-//! Rotation, flip and crop as one inverse mapping: each pixel of the crop looks up where it comes from, and only
+//! Rotation, flips, zoom and crop as one inverse mapping: each pixel of the crop looks up where it comes from, and only
 //! the part of the scaled image that they reach is ever computed.
+
+use std::borrow::Cow;
 
 use image::{RgbImage, imageops};
 
-use super::resize::{Window, resize_window};
+use super::resize::{Window, resize, resize_window};
 use crate::Result;
 
-/// Where a square crop lies on an image that is scaled, padded by reflection, rotated on this canvas, then flipped.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct Placement {
-    /// Width and height of the scaled image.
-    pub scaled: (u32, u32),
-    /// Pixels added on each side; they and the scaled image make the canvas.
-    pub pad: u32,
-    /// Degrees counter-clockwise about pixel (width / 2, height / 2); 0 copies pixels.
-    pub angle: f32,
-    /// Mirrors left and right.
-    pub flip: bool,
-    /// Left edge of the crop.
-    pub x: u32,
-    /// Top edge of the crop.
-    pub y: u32,
-    /// Side of the crop; it must lie within the canvas.
-    pub size: u32,
+/// An image that is scaled, padded by reflection and then changed, in turn: what is asked for is noted down, and
+/// computed once pixels are wanted.
+#[derive(Clone, Debug)]
+pub(super) struct Canvas<'a> {
+    image: Cow<'a, RgbImage>,
+    /// Width and height to which the image is scaled.
+    scaled: (u32, u32),
+    /// Pixels added on each side of it.
+    pad: u32,
+    /// Width and height of the canvas as changed so far.
+    size: (u32, u32),
+    /// From there to the scaled and padded image.
+    map: Affine,
+    /// Whether pixels have left their grid: what lies beyond the border of this canvas can no longer be looked up
+    /// beyond the border of the image.
+    warped: bool,
 }
 
-impl Placement {
-    /// The crop's pixels, `[size, size, 3]`.
-    pub fn render(&self, image: &RgbImage) -> Result<Vec<u8>> {
-        if self.angle != 0.0 || self.pad > 0 {
-            return self.render_mapped(image);
-        }
-        // Flipping a crop from the right equals cropping the flipped image from the left.
-        let x = if self.flip { self.scaled.0 - self.x - self.size } else { self.x };
-        let window = Window { x, y: self.y, width: self.size, height: self.size };
-        let mut crop = resize_window(image, self.scaled, window)?;
-        if self.flip {
-            imageops::flip_horizontal_in_place(&mut crop);
-        }
-        Ok(crop.into_raw())
+impl<'a> Canvas<'a> {
+    /// `image` scaled to `scaled`, with `pad` pixels more on each side.
+    pub fn new(image: &'a RgbImage, scaled: (u32, u32), pad: u32) -> Self {
+        let size = (scaled.0 + 2 * pad, scaled.1 + 2 * pad);
+        Self { image: Cow::Borrowed(image), scaled, pad, size, map: Affine::IDENTITY, warped: false }
     }
 
-    /// Width and height of the padded image.
-    fn canvas(&self) -> (u32, u32) {
-        (self.scaled.0 + 2 * self.pad, self.scaled.1 + 2 * self.pad)
+    /// Width and height.
+    pub fn size(&self) -> (u32, u32) {
+        self.size
     }
 
-    fn render_mapped(&self, image: &RgbImage) -> Result<Vec<u8>> {
-        let canvas = self.canvas();
-        let rotation = Rotation::new(self.angle, canvas);
-        // Canvas coordinates of the crop's pixel (i, j).
-        let column = |i: u32| {
-            let x = i64::from(self.x + i);
-            if self.flip { i64::from(canvas.0) - 1 - x } else { x }
+    /// Mirrors left and right.
+    pub fn flip(&mut self) {
+        self.map = self.map.after(&Affine { xx: -1.0, x0: f64::from(self.size.0 - 1), ..Affine::IDENTITY });
+    }
+
+    /// Turns by 90° counter-clockwise; width and height change places.
+    pub fn quarter_turn(&mut self) {
+        let last = f64::from(self.size.0 - 1);
+        self.map = self.map.after(&Affine { xx: 0.0, xy: -1.0, x0: last, yx: 1.0, yy: 0.0, y0: 0.0 });
+        self.size = (self.size.1, self.size.0);
+    }
+
+    /// Rotates counter-clockwise about pixel (width / 2, height / 2) on the same canvas; what comes in from beyond the
+    /// border is its reflection.
+    pub fn rotate(&mut self, degrees: f32) -> Result<()> {
+        if self.warped {
+            self.settle()?;
+        }
+        // The inverse of OpenCV's `getRotationMatrix2D`.
+        let (sin, cos) = f64::from(degrees).to_radians().sin_cos();
+        let (x, y) = (f64::from(self.size.0 / 2), f64::from(self.size.1 / 2));
+        let (x0, y0) = (x - cos * x + sin * y, y - sin * x - cos * y);
+        self.map = self.map.after(&Affine { xx: cos, xy: -sin, x0, yx: sin, yy: cos, y0 });
+        self.warped = true;
+        Ok(())
+    }
+
+    /// Enlarges by `factor`, at least 1, about the centre on the same canvas.
+    pub fn zoom(&mut self, factor: f64) {
+        let shift = |side: u32| f64::from(side) / 2.0 * (1.0 - 1.0 / factor);
+        let (xx, yy) = (1.0 / factor, 1.0 / factor);
+        let zoom = Affine { xx, x0: shift(self.size.0), yy, y0: shift(self.size.1), ..Affine::IDENTITY };
+        self.map = self.map.after(&zoom);
+        self.warped = true;
+    }
+
+    /// Scales width and height by factors of at least 1, and keeps the middle on the same canvas.
+    pub fn stretch(&mut self, across: f64, down: f64) {
+        // Pixels cover unit squares here, as they do when an image is resized.
+        let shift = |side: u32, factor: f64| {
+            let cut = (((f64::from(side) * factor).round() - f64::from(side)) / 2.0).floor();
+            (cut + 0.5) / factor - 0.5
         };
-        let row = |j: u32| i64::from(self.y + j);
+        let (x0, y0) = (shift(self.size.0, across), shift(self.size.1, down));
+        self.map = self.map.after(&Affine { xx: 1.0 / across, x0, yy: 1.0 / down, y0, ..Affine::IDENTITY });
+        self.warped = true;
+    }
 
+    /// The pixels as changed so far, to be changed themselves.
+    pub fn pixels(&mut self) -> Result<&mut RgbImage> {
+        self.settle()?;
+        Ok(self.image.to_mut())
+    }
+
+    /// The image that lookups go to: for measures that scaling, turning and mirroring keep.
+    pub fn source(&self) -> &RgbImage {
+        &self.image
+    }
+
+    fn settle(&mut self) -> Result<()> {
+        if self.map != Affine::IDENTITY || self.pad > 0 || self.scaled != self.image.dimensions() {
+            self.image = Cow::Owned(self.crop(self.whole())?);
+            (self.scaled, self.pad, self.map, self.warped) = (self.size, 0, Affine::IDENTITY, false);
+        }
+        Ok(())
+    }
+
+    /// The pixels in `window`, which must lie on the canvas.
+    pub fn crop(&self, window: Window) -> Result<RgbImage> {
+        let mirror = Affine { xx: -1.0, x0: f64::from(self.size.0 - 1), ..Affine::IDENTITY };
+        if self.pad == 0 && self.map == Affine::IDENTITY {
+            return self.scaled_part(window);
+        }
+        if self.pad == 0 && self.map == mirror {
+            // A flipped crop from the right equals a crop of the flipped image from the left.
+            let mut crop = self.scaled_part(Window { x: self.size.0 - window.x - window.width, ..window })?;
+            imageops::flip_horizontal_in_place(&mut crop);
+            return Ok(crop);
+        }
+        self.mapped(window)
+    }
+
+    /// The whole, squashed to a square.
+    pub fn squashed(&self, size: u32) -> Result<RgbImage> {
+        if self.pad == 0 && self.map == Affine::IDENTITY {
+            // In one step, whatever it was to be scaled to: two would lose detail.
+            return resize(&self.image, size, size);
+        }
+        resize(&self.crop(self.whole())?, size, size)
+    }
+
+    fn whole(&self) -> Window {
+        Window { x: 0, y: 0, width: self.size.0, height: self.size.1 }
+    }
+
+    fn scaled_part(&self, window: Window) -> Result<RgbImage> {
+        let Window { x, y, width, height } = window;
+        if self.scaled == self.image.dimensions() {
+            return Ok(imageops::crop_imm(&*self.image, x, y, width, height).to_image());
+        }
+        resize_window(&self.image, self.scaled, window)
+    }
+
+    fn mapped(&self, window: Window) -> Result<RgbImage> {
         // A rectangle's image under an affine map is bounded by the images of its corners.
-        let last = self.size - 1;
-        let corners = [(0, 0), (last, 0), (0, last), (last, last)].map(|(i, j)| rotation.source(column(i), row(j)));
+        let (left, top) = (f64::from(window.x), f64::from(window.y));
+        let (right, bottom) = (left + f64::from(window.width - 1), top + f64::from(window.height - 1));
+        let corners = [(left, top), (right, top), (left, bottom), (right, bottom)].map(|(x, y)| self.map.at(x, y));
         let (x, width) = reached(corners.map(|c| c.0), self.scaled.0, self.pad);
         let (y, height) = reached(corners.map(|c| c.1), self.scaled.1, self.pad);
-        let source = resize_window(image, self.scaled, Window { x, y, width, height })?;
+        let source = self.scaled_part(Window { x, y, width, height })?;
         let source = Reflected { pixels: &source, origin: (x, y), scaled: self.scaled, pad: self.pad };
 
-        let mut pixels = Vec::with_capacity(3 * self.size as usize * self.size as usize);
-        let across = if self.flip { -1.0 } else { 1.0 };
-        let (dx, dy) = (fixed(across * rotation.cos), fixed(across * rotation.sin));
-        for j in 0..self.size {
-            let (x, y) = rotation.source(column(0), row(j));
-            let (x, y) = (fixed(x), fixed(y));
-            for i in 0..i64::from(self.size) {
-                pixels.extend_from_slice(&source.sample(x + i * dx, y + i * dy));
+        let mut crop = RgbImage::new(window.width, window.height);
+        let (dx, dy) = (fixed(self.map.xx), fixed(self.map.yx));
+        for (j, row) in crop.chunks_exact_mut(3 * window.width as usize).enumerate() {
+            let (x, y) = self.map.at(left, top + j as f64);
+            let (mut x, mut y) = (fixed(x), fixed(y));
+            for pixel in row.chunks_exact_mut(3) {
+                pixel.copy_from_slice(&source.sample(x, y));
+                (x, y) = (x + dx, y + dy);
             }
         }
-        Ok(pixels)
+        Ok(crop)
+    }
+}
+
+/// (x, y) → (xx · x + xy · y + x0, yx · x + yy · y + y0), where whole numbers are the centres of pixels.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Affine {
+    xx: f64,
+    xy: f64,
+    x0: f64,
+    yx: f64,
+    yy: f64,
+    y0: f64,
+}
+
+impl Affine {
+    const IDENTITY: Self = Self { xx: 1.0, xy: 0.0, x0: 0.0, yx: 0.0, yy: 1.0, y0: 0.0 };
+
+    fn at(&self, x: f64, y: f64) -> (f64, f64) {
+        (self.xx * x + self.xy * y + self.x0, self.yx * x + self.yy * y + self.y0)
+    }
+
+    /// First `first`, then this.
+    fn after(&self, first: &Self) -> Self {
+        let (x0, y0) = self.at(first.x0, first.y0);
+        Self {
+            xx: self.xx * first.xx + self.xy * first.yx,
+            xy: self.xx * first.xy + self.xy * first.yy,
+            x0,
+            yx: self.yx * first.xx + self.yy * first.yx,
+            yy: self.yx * first.xy + self.yy * first.yy,
+            y0,
+        }
     }
 }
 
@@ -82,26 +201,6 @@ impl Placement {
 /// would call a function for each pixel.
 fn fixed(x: f64) -> i64 {
     (x * (1u64 << 32) as f64).round() as i64
-}
-
-/// The inverse of OpenCV's `getRotationMatrix2D`.
-struct Rotation {
-    cos: f64,
-    sin: f64,
-    centre: (f64, f64),
-}
-
-impl Rotation {
-    fn new(degrees: f32, (width, height): (u32, u32)) -> Self {
-        let (sin, cos) = f64::from(degrees).to_radians().sin_cos();
-        Self { cos, sin, centre: (f64::from(width / 2), f64::from(height / 2)) }
-    }
-
-    /// Where the pixel (x, y) of the rotated canvas comes from.
-    fn source(&self, x: i64, y: i64) -> (f64, f64) {
-        let (dx, dy) = (x as f64 - self.centre.0, y as f64 - self.centre.1);
-        (self.cos * dx - self.sin * dy + self.centre.0, self.sin * dx + self.cos * dy + self.centre.1)
-    }
 }
 
 /// Position of index `i` on a side of `len` pixels continued as in OpenCV's `BORDER_REFLECT`: `cba|abc|cba`.
@@ -175,88 +274,4 @@ impl Reflected<'_> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::data::tests::noise;
-    use proptest::prelude::*;
-
-    fn mirrored(mut i: i64, len: i64) -> i64 {
-        while !(0..len).contains(&i) {
-            i = if i < 0 { -i - 1 } else { 2 * len - 1 - i };
-        }
-        i
-    }
-
-    /// Rotates the whole canvas by the forward matrix's inverse in f64, then flips, then crops.
-    fn naive(image: &RgbImage, p: &Placement, i: u32, j: u32, k: usize) -> f64 {
-        let pad = i64::from(p.pad);
-        let (iw, ih) = (i64::from(image.width()), i64::from(image.height()));
-        let (width, height) = (iw + 2 * pad, ih + 2 * pad);
-        let x = i64::from(p.x + i);
-        let (x, y) = (if p.flip { width - 1 - x } else { x } as f64, f64::from(p.y + j));
-        let (cx, cy, turn) = ((width / 2) as f64, (height / 2) as f64, -f64::from(p.angle).to_radians());
-        let sx = (x - cx) * turn.cos() + (y - cy) * turn.sin() + cx;
-        let sy = -(x - cx) * turn.sin() + (y - cy) * turn.cos() + cy;
-        let mut sum = 0.0;
-        for (dx, dy) in [(0, 0), (1, 0), (0, 1), (1, 1)] {
-            let (tx, ty) = (sx.floor() as i64 + dx, sy.floor() as i64 + dy);
-            let weight = (1.0 - (sx - tx as f64).abs()) * (1.0 - (sy - ty as f64).abs());
-            let (px, py) = (mirrored(tx, width) - pad, mirrored(ty, height) - pad);
-            sum += weight * f64::from(image.get_pixel(mirrored(px, iw) as u32, mirrored(py, ih) as u32)[k]);
-        }
-        sum
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig::with_cases(60))]
-        #[test]
-        fn equals_rotate_flip_crop(width in 9u32..70, height in 9u32..70, size in 1u32..9, fx in 0.0..1.0,
-                                   fy in 0.0..1.0, angle in -180.0f32..180.0, straight: bool, flip: bool,
-                                   pad in 0u32..13) {
-            let image = noise(width, height, 5);
-            let at = |f: f64, side: u32| (f * f64::from(side + 2 * pad - size)) as u32;
-            let (x, y) = (at(fx, width), at(fy, height));
-            let angle = if straight { 0.0 } else { angle };
-            let placement = Placement { scaled: (width, height), pad, angle, flip, x, y, size };
-            let pixels = placement.render(&image).unwrap();
-            for (at, &value) in pixels.iter().enumerate() {
-                let (pixel, k) = (at as u32 / 3, at % 3);
-                let expected = naive(&image, &placement, pixel % size, pixel / size, k);
-                prop_assert!((expected - f64::from(value)).abs() < 0.6, "{expected} {value}");
-            }
-        }
-
-        #[test]
-        fn reached_holds_every_lookup(low in -60.0f64..60.0, span in 0.0f64..60.0, len in 1u32..30,
-                                      pad in 0u32..20) {
-            let (start, length) = reached([low, low + span, low, low], len, pad);
-            for i in low.floor() as i64..=(low + span).floor() as i64 + 1 {
-                let at = on_image(i, len, pad);
-                let (side, pad) = (i64::from(len), i64::from(pad));
-                prop_assert_eq!(i64::from(at), mirrored(mirrored(i, side + 2 * pad) - pad, side));
-                prop_assert!((start..start + length).contains(&at));
-            }
-        }
-    }
-
-    #[test]
-    fn quarter_turn_counter_clockwise_moves_the_right_edge_to_the_top() {
-        // Odd sides, so that the centre is a pixel.
-        let image = noise(9, 9, 5);
-        let turned = Placement { scaled: (9, 9), pad: 0, angle: 90.0, flip: false, x: 0, y: 0, size: 9 };
-        let turned = RgbImage::from_raw(9, 9, turned.render(&image).unwrap()).unwrap();
-        assert_eq!(turned, imageops::rotate270(&image));
-    }
-
-    #[test]
-    fn without_rotation_pixels_are_copied() {
-        let image = noise(20, 14, 5);
-        let mut placement = Placement { scaled: (20, 14), pad: 0, angle: 0.0, flip: false, x: 3, y: 2, size: 11 };
-        let plain = imageops::crop_imm(&image, 3, 2, 11, 11).to_image();
-        assert_eq!(placement.render(&image).unwrap(), plain.into_raw());
-        placement.flip = true;
-        let flipped = imageops::flip_horizontal(&image);
-        let flipped = imageops::crop_imm(&flipped, 3, 2, 11, 11).to_image();
-        assert_eq!(placement.render(&image).unwrap(), flipped.into_raw());
-    }
-}
+mod tests;

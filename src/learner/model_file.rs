@@ -6,7 +6,7 @@ use super::Learner;
 use crate::{
     Device, Error, Result,
     checkpoint::{Checkpoint, LoadOptions, collect, load_into, write_safetensors},
-    data::Transforms,
+    data::{Crop, Transforms},
     nn::{Arch, HeadSpec, Model},
 };
 
@@ -59,7 +59,12 @@ impl ModelFile {
         let resize: usize = serde_json::from_str(text("resize")?).map_err(|e| fail(bad("resize")(e)))?;
         let mean: [f32; 3] = serde_json::from_str(text("mean")?).map_err(|e| fail(bad("mean")(e)))?;
         let std: [f32; 3] = serde_json::from_str(text("std")?).map_err(|e| fail(bad("std")(e)))?;
-        let transforms = Transforms::new(size).resize(resize).normalise(mean, std);
+        // Not in files that were written when there was one way to crop.
+        let crop = match checkpoint.metadata.get("crop") {
+            Some(text) => text.parse().map_err(|error| fail(format!("has a bad 'crop': {error}")))?,
+            None => Crop::default(),
+        };
+        let transforms = Transforms::new(size).resize(resize).crop(crop).normalise(mean, std);
         transforms.validate().map_err(|error| fail(format!("has bad metadata: {error}")))?;
         if classes.is_empty() {
             return Err(fail("has no classes".into()));
@@ -105,6 +110,7 @@ fn write(path: &Path, model: &Model, classes: &[String], transforms: &Transforms
             ("classes", json(&classes)),
             ("size", transforms.size.to_string()),
             ("resize", transforms.resize.to_string()),
+            ("crop", transforms.evaluation().crop.to_string()),
             ("mean", json(&transforms.mean)),
             ("std", json(&transforms.std)),
         ]

@@ -16,18 +16,15 @@ fn lighting_is_the_references_formula() {
 }
 
 #[test]
-fn mean_is_over_pixels_and_channels() {
-    let image = RgbImage::from_fn(2, 1, |x, _| image::Rgb(if x == 0 { [0, 51, 255] } else { [102, 0, 0] }));
-    assert!((mean_level(&image) - 408.0 / 6.0 / 255.0).abs() < 1e-6);
-}
-
-#[test]
 fn settings_without_sense_are_errors_that_name_them() {
     for (transforms, name) in [
         (Transforms::new(0), "size"),
         (Transforms::new(224).resize(200), "resize"),
         (Transforms::new(224).max_zoom(0.9), "max_zoom"),
         (Transforms::new(224).max_zoom(f32::NAN), "max_zoom"),
+        (Transforms::new(224).pad(5000), "pad"),
+        (Transforms::new(224).pad(4).crop(Crop::None), "pad"),
+        (Transforms::new(224).pad(4).crop(Crop::GoogleNet), "pad"),
         (Transforms::new(224).normalise([0.5; 3], [0.5, 0.0, 0.5]), "std"),
         (Transforms::new(224).normalise([f32::INFINITY; 3], [0.5; 3]), "mean"),
     ] {
@@ -104,6 +101,13 @@ fn transforms_are_values_that_serialise() {
     assert!(json.contains("side-on"), "{json}");
     assert_eq!(serde_json::from_str::<Transforms>(&json).unwrap(), transforms);
     assert_eq!(transforms.evaluation(), Transforms::new(224).resize(256));
+    // What was written before there were padding and kinds of crops.
+    let old = r#"{"size":8,"resize":9,"augment":"side-on","max_zoom":1.5,"mean":[0.5,0.5,0.5],"std":[1.0,1.0,1.0]}"#;
+    let transforms: Transforms = serde_json::from_str(old).unwrap();
+    assert_eq!((transforms.pad, transforms.crop), (0, Crop::Random));
+    let own = Transforms::new(8).augment("rotate:3,blur:5,cutout:2:4".parse().unwrap()).pad(2).crop(Crop::Centre);
+    let json = serde_json::to_string(&own).unwrap();
+    assert_eq!(serde_json::from_str::<Transforms>(&json).unwrap(), own, "{json}");
 }
 
 #[test]
@@ -120,4 +124,36 @@ fn zoom_is_drawn_for_three_images_in_four() {
         zoomed += u32::from(zoom > 1.03);
     }
     assert!((115..165).contains(&zoomed), "{zoomed} of 200");
+}
+
+#[test]
+fn clean_views_do_not_depend_on_augmentation() {
+    let image = noise(30, 24, 9);
+    let plain = Transforms::new(20).resize(22);
+    let clean = plain.apply(&image, View::Clean).unwrap();
+    for list in ["side-on", "top-down", "rotate-zoom:20:0.5:0.5,blur:5,cutout:3:9"] {
+        for crop in [Crop::Random, Crop::Centre, Crop::GoogleNet] {
+            let pad = if crop == Crop::GoogleNet { 0 } else { 4 };
+            let augmented = plain.clone().augment(list.parse().unwrap()).max_zoom(1.4).pad(pad).crop(crop);
+            assert_eq!(augmented.apply(&image, View::Clean).unwrap(), clean, "{list} {crop}");
+            assert_eq!(augmented.evaluation().apply(&image, View::Clean).unwrap(), clean);
+        }
+    }
+}
+
+#[test]
+fn a_preset_is_the_same_whoever_used_it_before() {
+    // fastai 0.7's GoogLeNet crop added itself to the list that all pipelines shared.
+    let image = noise(30, 24, 9);
+    let side_on = Transforms::new(20).augment(Augment::SideOn);
+    let views = || {
+        let view = |n| View::Random(Random::stream(n, "augment", &[]));
+        (0..5).map(|n| side_on.apply(&image, view(n)).unwrap()).collect::<Vec<_>>()
+    };
+    let before = views();
+    let googlenet = side_on.clone().crop(Crop::GoogleNet);
+    let other = googlenet.apply(&image, View::Random(Random::stream(0, "augment", &[]))).unwrap();
+    assert_ne!(other, before[0]);
+    assert_eq!(views(), before);
+    assert_eq!(Augment::SideOn.changes().len(), 3);
 }
