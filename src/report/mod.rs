@@ -51,7 +51,10 @@ pub fn write(run: &Path) -> Result<PathBuf> {
     plot("losses", plots::losses(&records))?;
     plot("learning_rates", plots::learning_rates(&records))?;
     plot("accuracy", plots::accuracy(&records))?;
-    if !records.predictions.is_empty() {
+    if records.predictions.is_empty() {
+        // One of an earlier report would not belong to this page.
+        let _ = fs::remove_file(folder.join("confusion.png"));
+    } else {
         plot("confusion", confusion::confusion_matrix(&confusion, &records.classes))?;
     }
     let page = run.join("report.html");

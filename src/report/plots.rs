@@ -50,7 +50,7 @@ pub(super) fn learning_rates(records: &Records) -> io::Result<Vec<u8>> {
         let rate = |lrs: &[f32]| lrs.get(group).map_or(f64::NAN, |lr| f64::from(*lr));
         let points: Vec<(f64, f64)> = rates.iter().map(|(x, lrs)| (*x, rate(lrs))).collect();
         // Where groups have the same rate, the wider lines of the first ones show beside the later ones.
-        let width = 3 + 3 * (groups - 1 - group).min(3) as u32;
+        let width = 3 + 5 * (groups - 1 - group).min(3) as u32;
         line(&name, group_colour(group, groups), width, points.len() == 1, decimated(&points))
     });
     let all = || rates.iter().flat_map(|(_, lrs)| lrs.iter().map(|lr| f64::from(*lr)));

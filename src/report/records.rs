@@ -31,8 +31,8 @@ impl Records {
     /// Reads the records of the run folder `run`. A last line that an interrupted run left unfinished is passed over.
     ///
     /// # Errors
-    /// [`Error::Data`] if `config.toml` is missing or no epoch is on record, or naming file and line of what is damaged;
-    /// [`Error::Io`] if a file cannot be read.
+    /// [`Error::Data`] if `config.toml` is missing or no epoch is on record, or naming file and line of what is
+    /// damaged; [`Error::Io`] if a file cannot be read.
     pub fn read(run: impl AsRef<Path>) -> Result<Self> {
         let run = run.as_ref();
         let path = run.join("config.toml");

@@ -243,4 +243,9 @@ fn the_page_escapes_names_and_names_missing_images() {
     for plot in ["losses", "learning_rates", "accuracy", "confusion"] {
         image::open(run.path().join("plots").join(plot).with_extension("png")).unwrap();
     }
+    // Without predictions nothing is said about classes, and no plot is left that does.
+    fs::remove_file(run.path().join("predictions.jsonl")).unwrap();
+    let html = fs::read_to_string(write(run.path()).unwrap()).unwrap();
+    assert!(html.contains("no predictions.jsonl") && html.matches("data:image/png;base64,").count() == 3);
+    assert!(!run.path().join("plots/confusion.png").exists());
 }
