@@ -23,7 +23,8 @@ pub(super) use format::check_start;
 use format::{CONVERT, recognise};
 use jpeg::Markers;
 
-/// Bytes that one decoding may take, the file's own included: a small file can promise billions of pixels.
+/// Bytes that one decoding may take, the file's own included: a small file can promise billions of pixels. A loader
+/// decodes as many files at once as it has threads.
 const MAX_BYTES: u64 = 1 << 30;
 /// Longest side, in pixels.
 const MAX_SIDE: u32 = 1 << 16;

@@ -145,11 +145,8 @@ fn rotate_zoom_does_each_of_its_four_alike() {
 #[test]
 fn leaving_one_out_leaves_the_others_as_they_were() {
     let image = noise(24, 24, 3);
-    let flips = |list: &str| {
-        let lit = |n| view(&image, list, n).lighting.gain;
-        (0..40).map(lit).collect::<Vec<_>>()
-    };
-    assert_eq!(flips("rotate,lighting,flip"), flips("lighting"));
+    let gains = |list: &str| (0..40).map(|n| view(&image, list, n).lighting.gain).collect::<Vec<_>>();
+    assert_eq!(gains("rotate,lighting,flip"), gains("lighting"));
     let mirrored = imageops::flip_horizontal(&image);
     for n in 0..40 {
         let alone = view(&image, "flip", n).pixels;
