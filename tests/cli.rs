@@ -19,7 +19,7 @@ use tempfile::TempDir;
 use unfreeze::{
     Device,
     checkpoint::{Checkpoint, collect, write_safetensors},
-    learner::EpochRecord,
+    learner::{EpochRecord, StepRecord},
     nn::{Arch, HeadSpec, Model},
 };
 
@@ -52,7 +52,19 @@ fn train_writes_a_run_and_prints_an_object_per_epoch() {
     let printed: Vec<EpochRecord> = ran.objects().into_iter().map(|o| serde_json::from_value(o).unwrap()).collect();
     let phases: Vec<_> = printed.iter().map(|record| (record.phase.as_str(), record.epoch, record.cached)).collect();
     assert_eq!(phases, [("head", 0, true), ("finetune", 0, false)]);
-    assert_eq!(names(&run), ["config.toml", "history.jsonl", "model.safetensors"]);
+    let files =
+        [".lock", "checkpoint", "config.toml", "history.jsonl", "model.safetensors", "plots", "predictions.jsonl"];
+    assert_eq!(names(&run), [files.as_slice(), &["report.html", "steps.jsonl"]].concat());
+    let steps = fs::read_to_string(run.join("steps.jsonl")).unwrap();
+    let steps: Vec<StepRecord> = steps.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert!(steps.len() == 6 && steps.iter().all(|step| step.momentum == 0.9 && step.lrs.len() == 3), "{steps:?}");
+    let again = unfreeze("evaluate {} --json", &[&run]).succeeded().objects().remove(0);
+    assert!((again["loss"].as_f64().unwrap() - f64::from(printed[1].valid_loss)).abs() < 1e-5, "{again}");
+    assert_eq!(again["accuracy"].as_f64().map(|a| a as f32), Some(printed[1].accuracy()));
+    let whole = unfreeze("evaluate {} {} --json", &[&run, &data.path().join("train")]).succeeded().objects().remove(0);
+    assert_eq!(whole["images"], 10);
+    let table = unfreeze("evaluate {}", &[&run]).succeeded().out;
+    assert!(table.contains("of 6 images") && table.contains("precision"), "{table}");
     assert_eq!(fs::read_to_string(run.join("history.jsonl")).unwrap(), ran.out);
     let config: toml::Table = fs::read_to_string(run.join("config.toml")).unwrap().parse().unwrap();
     assert_eq!(config["arch"].as_str(), Some("resnet20"));
@@ -60,7 +72,11 @@ fn train_writes_a_run_and_prints_an_object_per_epoch() {
 
     let table = unfreeze(&format!("{TRAIN} --recipe head"), &[data.path(), &data.path().join("head")]).succeeded();
     let lines: Vec<_> = table.out.lines().collect();
-    assert!(lines.len() == 2 && lines[0].starts_with("phase") && lines[1].starts_with("head"), "{}", table.out);
+    assert!(lines.len() == 3 && lines[0] == "head, on cached activations", "{}", table.out);
+    assert!(lines[1].starts_with("epoch      trn_loss   val_loss   accuracy"), "{}", table.out);
+    let quiet = format!("{TRAIN} --recipe head --quiet");
+    let quiet = unfreeze(&quiet, &[data.path(), &data.path().join("quiet")]).succeeded();
+    assert_eq!((quiet.out.as_str(), quiet.err.as_str()), ("", ""));
 }
 
 #[test]
@@ -284,6 +300,14 @@ fn mistakes_elsewhere_are_named() {
     assert_eq!(names(work.path()), ["resnet20.safetensors"]);
     picture(9, 0, 0).save(work.path().join("tiny.png")).unwrap();
     unfreeze("predict {} {}", &[run, &work.path().join("tiny.png")]).succeeded();
+}
+
+#[test]
+fn completions_are_printed_for_each_shell() {
+    for (shell, start) in [("bash", "_unfreeze"), ("zsh", "#compdef unfreeze"), ("fish", "# Print an optspec")] {
+        let script = unfreeze(&format!("completions {shell}"), &[]).succeeded().out;
+        assert!(script.starts_with(start) && script.contains("lr-find"), "{script}");
+    }
 }
 
 #[test]

@@ -2,17 +2,16 @@
 
 use std::{fs, path::PathBuf};
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 use unfreeze::{
     Error, Result,
-    data::{Augment, Split, Transforms},
+    data::{Split, Transforms},
     learner::{Learner, LrFind},
-    nn::HeadSpec,
     optim::PerGroup,
 };
 
 use super::{
-    options::{Compute, DataSource, Mode, Pretrained, count, open_data},
+    options::{Compute, DataSource, HeadFlags, Mode, Pretrained, Switch, TransformFlags, count, open_data},
     progress::Progress,
 };
 
@@ -46,12 +45,6 @@ pub struct Find {
     /// Weight decay, in the same forms
     #[arg(long, default_value = "0", allow_hyphen_values = true, value_name = "V|V,V,V|LO..HI")]
     wd: PerGroup,
-    /// Side of the square that the network sees, in pixels [default: 224, or 32 for CIFAR networks]
-    #[arg(long, value_name = "N")]
-    size: Option<usize>,
-    /// Short side before the crop, in pixels [default: the size]
-    #[arg(long, value_name = "N")]
-    resize: Option<usize>,
     /// Images per batch
     #[arg(long, default_value_t = 64, value_name = "N", value_parser = count)]
     batch_size: usize,
@@ -64,22 +57,10 @@ pub struct Find {
     /// Train the head on activations computed once (clean views), or on augmented images
     #[arg(long, value_enum, default_value_t = Switch::On)]
     precompute: Switch,
-    /// Random changes to training images: side-on (flip, rotate, lighting), basic (no flip), none, or a list such as
-    /// rotate:10,lighting:0.05:0.05,flip
-    #[arg(long, default_value_t = Augment::SideOn, value_name = "NAME|LIST")]
-    augment: Augment,
-    /// Largest random zoom of training images
-    #[arg(long, default_value_t = 1.1, value_name = "X")]
-    max_zoom: f32,
-    /// Pixels by which training images are continued on each side, by reflection, before the random crop
-    #[arg(long, default_value_t = 0, value_name = "N")]
-    pad: usize,
-    /// Hidden layer sizes of the head, such as 512 or 512,128
-    #[arg(long, default_value = "512", value_delimiter = ',', value_name = "N,N", value_parser = count)]
-    hidden: Vec<usize>,
-    /// A plain linear head instead of fastai's
-    #[arg(long, conflicts_with = "hidden")]
-    linear_head: bool,
+    #[command(flatten)]
+    transforms: TransformFlags,
+    #[command(flatten)]
+    head: HeadFlags,
     #[command(flatten)]
     compute: Compute,
     /// Print a JSON object: suggestion and steepest (null where the loss never falls), lrs, losses, smoothed
@@ -90,27 +71,15 @@ pub struct Find {
     quiet: bool,
 }
 
-#[derive(Clone, Copy, PartialEq, ValueEnum)]
-enum Switch {
-    On,
-    Off,
-}
-
 impl Find {
     pub fn run(self) -> Result<()> {
         let find = LrFind::default().start(self.start).end(self.end).steps(self.steps);
         let find = find.ratios(self.lr.clone()).wd(self.wd.clone());
-        let head = if self.linear_head { HeadSpec::Linear } else { HeadSpec::fastai(self.hidden.clone()) };
-        head.validate()?;
+        let head = self.head.spec()?;
         let device = self.compute.open()?;
         let weights = self.pretrained.read()?;
-        let size = self.size.unwrap_or(weights.arch().published_size());
-        let transforms = Transforms::for_weights(&weights, size)
-            .resize(self.resize.unwrap_or(size))
-            .augment(self.augment.clone())
-            .max_zoom(self.max_zoom)
-            .pad(self.pad);
-        transforms.validate()?;
+        let size = self.transforms.size.unwrap_or(weights.arch().published_size());
+        let transforms = self.transforms.set(Transforms::for_weights(&weights, size))?;
         let (source, mode) = (&self.source, Mode { json: self.json, quiet: self.quiet });
         let path = source.absolute()?;
         let data = open_data(&path, source.valid_fraction, source.strict, self.compute.seed, mode)?;

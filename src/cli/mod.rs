@@ -6,6 +6,7 @@ macro_rules! outln {
 }
 
 mod bench;
+mod completions;
 mod convert;
 mod demo;
 mod devices;
@@ -34,10 +35,21 @@ use unfreeze::Error;
 
 /// Transfer learning with ResNets: train an image classifier of your own on a pretrained network.
 ///
+/// Start with `unfreeze demo`: it needs nothing. For images of your own, in folders named after their classes:
+///
+///   unfreeze samples DATA --valid-fraction 0.2 --out samples.png        what the network will see
+///   unfreeze lr-find DATA --valid-fraction 0.2 --weights resnet18.pth --out lr
+///   unfreeze train DATA --valid-fraction 0.2 --weights resnet18.pth --out run
+///   unfreeze evaluate run
+///   unfreeze predict run some/images
+///
+/// The run folder holds a report (report.html) that needs no other file. A run that was interrupted goes on with
+/// `unfreeze train --resume --out run`.
+///
 /// Results go to standard output, progress and messages to standard error. The exit status is 0 for success, 1 for
 /// failure, 2 for wrong usage.
 #[derive(Parser)]
-#[command(name = "unfreeze", version, about, max_term_width = 110, arg_required_else_help = true)]
+#[command(name = "unfreeze", version, about, verbatim_doc_comment, max_term_width = 110, arg_required_else_help = true)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -49,8 +61,8 @@ enum Command {
     Train(Box<train::Train>),
     LrFind(Box<lr_find::Find>),
     Predict(predict::Predict),
-    Report(report::Report),
     Evaluate(evaluate::Evaluate),
+    Report(report::Report),
     Samples(samples::Samples),
     Features(features::Features),
     Convert(convert::Convert),
@@ -58,6 +70,7 @@ enum Command {
     Summary(summary::Summary),
     Bench(bench::Bench),
     Devices(devices::Devices),
+    Completions(completions::Completions),
 }
 
 /// Runs the program.
@@ -76,6 +89,7 @@ pub fn run() -> ExitCode {
         Command::Summary(command) => command.run(),
         Command::Bench(command) => command.run(),
         Command::Devices(command) => command.run(),
+        Command::Completions(command) => command.run(),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -2,12 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use unfreeze::{
     Device, DeviceName, Error, Result,
     checkpoint::Weights,
     data::{Augment, Crop, Holdout, ImageData, Skipped, Transforms, find_images},
-    nn::Arch,
+    nn::{Arch, HeadSpec},
 };
 
 /// Where and how to compute.
@@ -159,6 +159,51 @@ impl TransformFlags {
         let transforms = transforms.pad(self.pad).crop(self.crop);
         transforms.validate().map(|()| transforms)
     }
+}
+
+/// The head.
+#[derive(Args, Clone)]
+pub struct HeadFlags {
+    /// Hidden layer sizes of the head, such as 512 or 512,128; `none` for none
+    #[arg(long, default_value = "512", value_name = "N,N|none")]
+    hidden: String,
+    /// Dropout before each linear layer of the head (fastai's ps): one value, or one each [default: .25 … .5]
+    #[arg(long, value_delimiter = ',', value_name = "P,P")]
+    ps: Option<Vec<f32>>,
+    /// A plain linear head instead of fastai's
+    #[arg(long, conflicts_with_all = ["hidden", "ps"])]
+    linear_head: bool,
+}
+
+impl HeadFlags {
+    /// The head asked for.
+    pub fn spec(&self) -> Result<HeadSpec> {
+        if self.linear_head {
+            return Ok(HeadSpec::Linear);
+        }
+        let hidden = match self.hidden.as_str() {
+            "none" => Vec::new(),
+            text => text.split(',').map(|size| size.trim().parse()).collect::<Result<_, _>>().map_err(|_| {
+                let message = format!("'{text}' is no list of sizes; give for example 512 or 512,128 or none");
+                Error::setting("hidden", message)
+            })?,
+        };
+        let head = match (HeadSpec::fastai(hidden), &self.ps) {
+            (HeadSpec::Fastai { hidden, .. }, Some(ps)) => HeadSpec::Fastai { hidden, dropout: ps.clone() },
+            (head, _) => head,
+        };
+        head.validate()?;
+        Ok(head)
+    }
+}
+
+/// A switch.
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+pub enum Switch {
+    /// Yes.
+    On,
+    /// No.
+    Off,
 }
 
 /// Finds the images, and says on standard error what was left out or is odd.

@@ -7,22 +7,30 @@ use unfreeze::{
     Result,
     data::Transforms,
     learner::{Learner, Parts, Recipe, RunFolder},
-    nn::HeadSpec,
     optim::PerGroup,
 };
 
 use super::{
-    options::{Compute, DataSource, Mode, Pretrained, TransformFlags, count},
+    options::{Compute, DataSource, HeadFlags, Mode, Pretrained, Switch, TransformFlags, count},
     run::{self, Config},
 };
 
 /// Train a classifier on a folder of images
 ///
-/// DATA holds train/CLASS/* and valid/CLASS/* (or val/CLASS/*). The recipe: a new head is trained on the frozen
-/// backbone, whose activations are computed once; then the whole network is trained in cycles, with a learning rate
-/// for each layer group. OUT receives model.safetensors (enough for `predict`, and it loads in PyTorch),
-/// history.jsonl and config.toml.
+/// The recipe: a new head is trained on the frozen backbone, whose activations are computed once; then the whole
+/// network is trained in cycles, with a learning rate for each layer group.
+///
+/// OUT receives model.safetensors (enough for `predict`, and it loads in PyTorch), report.html and plots/, the records
+/// history.jsonl, steps.jsonl and predictions.jsonl, config.toml, and checkpoint/ from which --resume goes on. Ctrl-C
+/// ends a run in good order: the model of the last finished epoch stays.
+///
+/// Examples:
+///   unfreeze train photos --valid-fraction 0.2 --weights resnet18.pth --out run
+///   unfreeze train photos --weights resnet34.pth --out run --epochs 3 --cycles 2 --lr 0.005
+///   unfreeze train labels.csv --weights resnet50.pth --out run --augment top-down --size 128
+///   unfreeze train --resume --out run
 #[derive(Args)]
+#[command(verbatim_doc_comment)]
 #[command(mut_arg("data", |arg| arg.required(false).required_unless_present("resume")))]
 #[command(mut_arg("weights", |arg| arg.required(false).required_unless_present("resume")))]
 pub struct Train {
@@ -74,15 +82,8 @@ pub struct Train {
     bn_freeze: Option<Switch>,
     #[command(flatten)]
     transforms: TransformFlags,
-    /// Hidden layer sizes of the head, such as 512 or 512,128; `none` for none
-    #[arg(long, default_value = "512", value_name = "N,N|none")]
-    hidden: String,
-    /// Dropout before each linear layer of the head (fastai's ps): one value, or one each [default: .25 … .5]
-    #[arg(long, value_delimiter = ',', value_name = "P,P")]
-    ps: Option<Vec<f32>>,
-    /// A plain linear head instead of fastai's
-    #[arg(long, conflicts_with_all = ["hidden", "ps"])]
-    linear_head: bool,
+    #[command(flatten)]
+    head: HeadFlags,
     #[command(flatten)]
     compute: Compute,
     #[command(flatten)]
@@ -94,12 +95,6 @@ enum Part {
     Full,
     Head,
     Finetune,
-}
-
-#[derive(Clone, Copy, PartialEq, ValueEnum)]
-enum Switch {
-    On,
-    Off,
 }
 
 impl Train {
@@ -123,7 +118,7 @@ impl Train {
     }
 
     fn prepare(&self) -> Result<(Config, Learner)> {
-        let head = self.head()?;
+        let head = self.head.spec()?;
         let weights = self.pretrained.read()?;
         let size = self.transforms.size.unwrap_or(weights.arch().published_size());
         let transforms = self.transforms.set(Transforms::for_weights(&weights, size))?;
@@ -165,24 +160,5 @@ impl Train {
             freeze_to: self.freeze_to,
             bn_freeze: self.bn_freeze.map(|switch| switch == Switch::On),
         }
-    }
-
-    fn head(&self) -> Result<HeadSpec> {
-        if self.linear_head {
-            return Ok(HeadSpec::Linear);
-        }
-        let hidden = match self.hidden.as_str() {
-            "none" => Vec::new(),
-            text => text.split(',').map(|size| size.trim().parse()).collect::<Result<_, _>>().map_err(|_| {
-                let message = format!("'{text}' is no list of sizes; give for example 512 or 512,128 or none");
-                unfreeze::Error::setting("--hidden", message)
-            })?,
-        };
-        let head = match (HeadSpec::fastai(hidden), &self.ps) {
-            (HeadSpec::Fastai { hidden, .. }, Some(ps)) => HeadSpec::Fastai { hidden, dropout: ps.clone() },
-            (head, _) => head,
-        };
-        head.validate()?;
-        Ok(head)
     }
 }

@@ -92,7 +92,7 @@ pub(super) struct Scan {
 /// `train/CLASS/*`, or from `CLASS/*`. A folder `test` may be there too, with or without class folders.
 pub(super) fn scan(root: &Path, holdout: Option<Holdout>) -> Result<Scan> {
     if !fs::metadata(root).map_err(|e| Error::io(root, e))?.is_dir() {
-        return Err(Error::data(root, format!("is a file, not a folder; {LAYOUT}")));
+        return Err(Error::data(root, format!("is a file, not a folder or a .csv table; {LAYOUT}")));
     }
     let mut scan = Scan::default();
     let folder = |name: &str| Some(root.join(name)).filter(|path| path.is_dir());
@@ -102,6 +102,16 @@ pub(super) fn scan(root: &Path, holdout: Option<Holdout>) -> Result<Scan> {
         (None, Some(_)) => root.to_owned(),
         (None, None) => return Err(Error::data(root, format!("has no folder `train`; {LAYOUT}{OR_HOLD_OUT}"))),
     };
+    match (&valid, holdout) {
+        (Some(valid), Some(_)) => {
+            let message = format!("{} holds validation images already; leave the fraction out", valid.display());
+            return Err(Error::setting("valid_fraction", message));
+        }
+        (None, None) => {
+            return Err(Error::data(root, format!("has no folder `valid` or `val`; {LAYOUT}{OR_HOLD_OUT}")));
+        }
+        _ => {}
+    }
     let mut train_folders = class_folders(&train_folder, &mut scan.skipped)?;
     if train_folder == root {
         train_folders.remove("test");
@@ -118,26 +128,16 @@ pub(super) fn scan(root: &Path, holdout: Option<Holdout>) -> Result<Scan> {
     for (label, folder) in (0u32..).zip(train_folders.values()) {
         scan.train.extend(class_items(folder, label, &mut scan.skipped)?);
     }
-    match (valid, holdout) {
-        (Some(valid), None) => {
-            if folder("valid").is_some() && folder("val").is_some() {
-                scan.notes.push(format!("{}: has both `valid` and `val`; `valid` is used", root.display()));
-            }
-            scan.valid = scan.labelled(&valid)?;
-            scan.notes.extend(describe_leak(&scan.train, &scan.valid, "validation")?);
+    if let Some(holdout) = holdout {
+        let parts = hold_out(std::mem::take(&mut scan.train), &scan.classes, holdout)?;
+        (scan.train, scan.valid) = (parts.train, parts.valid);
+        scan.notes.extend(parts.notes);
+    } else if let Some(valid) = valid {
+        if folder("valid").is_some() && folder("val").is_some() {
+            scan.notes.push(format!("{}: has both `valid` and `val`; `valid` is used", root.display()));
         }
-        (None, Some(holdout)) => {
-            let parts = hold_out(std::mem::take(&mut scan.train), &scan.classes, holdout)?;
-            (scan.train, scan.valid) = (parts.train, parts.valid);
-            scan.notes.extend(parts.notes);
-        }
-        (Some(valid), Some(_)) => {
-            let message = format!("{} holds validation images already; leave the fraction out", valid.display());
-            return Err(Error::setting("valid_fraction", message));
-        }
-        (None, None) => {
-            return Err(Error::data(root, format!("has no folder `valid` or `val`; {LAYOUT}{OR_HOLD_OUT}")));
-        }
+        scan.valid = scan.labelled(&valid)?;
+        scan.notes.extend(describe_leak(&scan.train, &scan.valid, "validation")?);
     }
     if scan.valid.is_empty() {
         return Err(Error::data(root, "no class has enough images to hold one out for validation".to_string()));

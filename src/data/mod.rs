@@ -155,14 +155,16 @@ impl ImageData {
         Self::scanned(path.parent().unwrap_or(Path::new("")), table::read(path, holdout)?)
     }
 
-    /// The set at `path`: a table where it is a file, else folders, with or without a share to hold out.
+    /// The set at `path`: a table where its name ends in `.csv`, else folders, with or without a share to hold out.
     ///
     /// # Errors
     /// As [`from_csv`](Self::from_csv), [`from_class_folders`](Self::from_class_folders) and
     /// [`from_folders`](Self::from_folders).
     pub fn open(path: impl AsRef<Path>, holdout: Option<Holdout>) -> Result<Self> {
         match (path.as_ref(), holdout) {
-            (path, holdout) if path.is_file() => Self::from_csv(path, holdout),
+            (path, holdout) if path.extension().is_some_and(|name| name.eq_ignore_ascii_case("csv")) => {
+                Self::from_csv(path, holdout)
+            }
             (path, Some(holdout)) => Self::from_class_folders(path, holdout),
             (path, None) => Self::from_folders(path),
         }
