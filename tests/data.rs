@@ -10,7 +10,8 @@ use common::shared;
 use image::{Rgb, imageops};
 use tempfile::TempDir;
 use unfreeze::data::{
-    Augment, Batch, ImageData, Item, Loader, LoaderOptions, RgbImage, Split, Transforms, decode, find_images, resize,
+    Augment, Batch, Holdout, ImageData, Item, Loader, LoaderOptions, RgbImage, Split, Transforms, decode, find_images,
+    resize,
 };
 use unfreeze::random::Random;
 
@@ -278,4 +279,52 @@ fn photographs_load() {
     assert_eq!(all.iter().map(Batch::len).sum::<usize>(), 245);
     assert!(all.iter().all(|batch| batch.failed.is_empty()));
     eprintln!("hymenoptera: {:.0} images/s, decoded and augmented", 245.0 / start.elapsed().as_secs_f64());
+}
+
+#[test]
+fn test_images_are_a_split_of_their_own_with_or_without_labels() {
+    let folder = common::learning::folders(&["cat", "dog"], 4, 2, 0);
+    let test = folder.path().join("test");
+    for class in ["cat", "dog"] {
+        fs::create_dir_all(test.join(class)).unwrap();
+        common::learning::picture(20, 0, 77).save(test.join(class).join("a b.png")).unwrap();
+    }
+    let data = ImageData::from_folders(folder.path()).unwrap();
+    let labels: Vec<u32> = data.items(Split::Test).iter().map(|item| item.label).collect();
+    assert!(labels == [0, 1] && data.is_labelled(Split::Test));
+    fs::copy(folder.path().join("train/cat/0.png"), test.join("dog/leak.png")).unwrap();
+    let notes = ImageData::from_folders(folder.path()).unwrap().notes().to_vec();
+    assert!(notes.len() == 1 && notes[0].starts_with("1 of the 3 test images"), "{notes:?}");
+
+    fs::remove_dir_all(&test).unwrap();
+    fs::create_dir(&test).unwrap();
+    common::learning::picture(20, 0, 78).save(test.join("1.png")).unwrap();
+    let data = ImageData::from_folders(folder.path()).unwrap();
+    assert!(data.items(Split::Test).len() == 1 && !data.is_labelled(Split::Test));
+}
+
+#[test]
+fn a_share_is_held_out_of_class_folders_and_tables() {
+    let folder = common::learning::folders(&["cat", "dog"], 10, 1, 0);
+    let train = folder.path().join("train");
+    fs::copy(train.join("cat/3.png"), train.join("cat/3 again.png")).unwrap();
+    let holdout = Holdout { fraction: 0.3, seed: 4 };
+    let data = ImageData::open(&train, Some(holdout)).unwrap();
+    assert_eq!((data.items(Split::Train).len(), data.items(Split::Valid).len()), (15, 6));
+    assert!(data.notes().iter().any(|note| note.contains("3 again.png")), "{:?}", data.notes());
+    let twin = |split| data.items(split).iter().filter(|item| item.path.to_string_lossy().contains("cat/3")).count();
+    assert!([0, 2].contains(&twin(Split::Valid)) && twin(Split::Valid) + twin(Split::Train) == 2);
+
+    let mut table = String::from("path,label\n");
+    for (class, n) in ["cat", "dog"].iter().flat_map(|class| (0..10).map(move |n| (class, n))) {
+        table += &format!("train/{class}/{n}.png,{class}\n");
+    }
+    let path = folder.path().join("labels.csv");
+    fs::write(&path, table).unwrap();
+    let data = ImageData::open(&path, Some(holdout)).unwrap();
+    assert_eq!((data.items(Split::Train).len(), data.items(Split::Valid).len()), (14, 6));
+    let message = ImageData::open(&path, None).unwrap_err().to_string();
+    assert!(message.contains("labels.csv") && message.contains("`split`"), "{message}");
+    let message = ImageData::open(folder.path(), Some(holdout)).unwrap_err().to_string();
+    assert!(message.contains("valid_fraction") && message.contains("already"), "{message}");
 }

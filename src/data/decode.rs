@@ -139,7 +139,8 @@ fn explain(format: ImageFormat, error: &ImageError) -> String {
     match error {
         ImageError::Unsupported(cause) => format!("a kind of {format:?} that cannot be decoded ({cause}): {CONVERT}"),
         ImageError::Limits(cause) => format!("too large to decode ({cause}): scale it down"),
-        cause => format!("damaged ({cause}): fetch it again or remove it"),
+        // Some causes end in a line break.
+        cause => format!("damaged ({}): fetch it again or remove it", cause.to_string().trim()),
     }
 }
 

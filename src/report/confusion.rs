@@ -107,9 +107,9 @@ fn draw(area: &Area, confusion: &Confusion, classes: &[String], layout: &Layout)
         area.draw_text(&name, &row, (left - 6 * s, top + middle))?;
         area.draw_text(&name, &column, (left + middle, top + side + 6 * s))?;
     }
-    let title = text_style(15, &BLACK).pos(Pos::new(HPos::Center, VPos::Bottom));
-    let bottom = layout.height as i32 * s - 10 * s;
-    area.draw_text("predicted class", &title, (left + side / 2, bottom))?;
+    let title = text_style(15, &BLACK).pos(Pos::new(HPos::Center, VPos::Top));
+    let below = top + side + (layout.names as i32 + 6) * s;
+    area.draw_text("predicted class", &title, (left + side / 2, below))?;
     let title = text_style(15, &BLACK).transform(FontTransform::Rotate270).pos(Pos::new(HPos::Center, VPos::Top));
     area.draw_text("true class", &title, (left - (layout.names as i32 + 26) * s, top + side / 2))?;
     scale(area, (left + side + 28 * s, top), side.min(260 * s))

@@ -67,7 +67,7 @@ fn summary(records: &Records, data: &str) -> String {
     };
     let seconds: f64 = records.epochs.iter().map(|record| record.seconds).sum();
     let mut text = format!(
-        "After {}, which took {}, the network names {} of the validation images in {data} rightly, at a loss of {:.4}.",
+        "After {}, which took {}, the network classifies {} of the validation images in {data} correctly, at a loss of {:.4}.",
         counted(records.epochs.len(), "epoch"),
         duration(seconds),
         percent(f64::from(last.accuracy())),
@@ -176,7 +176,7 @@ fn classes(records: &Records, confusion: &Confusion) -> String {
 fn wrong(records: &Records, data: &Path) -> String {
     let wrong = most_wrong(&records.predictions);
     if wrong.is_empty() {
-        return "<p>Every validation image is classified rightly.</p>\n".into();
+        return "<p>Every validation image is classified correctly.</p>\n".into();
     }
     let shown = wrong.len().min(MOST_WRONG);
     let mut html = format!(

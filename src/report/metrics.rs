@@ -130,7 +130,7 @@ mod tests {
         assert_eq!(confusion.most_confused(), [(0, 1, 1), (1, 0, 1)]);
     }
 
-    /// Of 1 + 4 samples of class 0, one is found; class 1 is never predicted rightly.
+    /// Of 1 + 4 samples of class 0, one is found; class 1 is never predicted correctly.
     #[test]
     fn precision_recall_and_f1_are_not_mixed_up() {
         let guess = [[0.9, 0.1], [0.1, 0.9], [0.1, 0.9], [0.1, 0.9], [0.1, 0.9]];

@@ -65,14 +65,16 @@ pub(super) fn learning_rates(records: &Records) -> io::Result<Vec<u8>> {
 /// Accuracy on the validation set after each epoch.
 pub(super) fn accuracy(records: &Records) -> io::Result<Vec<u8>> {
     let points = per_epoch(records, EpochRecord::accuracy);
+    // No share is above 1; a little room keeps the line at the top whole.
     let range = padded(points.iter().map(|point| point.1));
+    let range = range.start.max(0.0)..range.end.min(1.004);
     let best =
         points.iter().filter(|point| point.1.is_finite()).max_by(|a, b| a.1.total_cmp(&b.1).then(b.0.total_cmp(&a.0)));
     let name = match best {
         Some((epoch, accuracy)) => format!("accuracy (best {accuracy:.4}, after epoch {epoch})"),
         None => "accuracy".into(),
     };
-    let axis = Axis::linear("share of validation images named rightly", range);
+    let axis = Axis::linear("share of validation images classified correctly", range);
     chart("Accuracy on the validation set", records, axis, vec![line(&name, BLUE, 4, true, points)]).png()
 }
 
