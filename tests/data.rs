@@ -95,7 +95,7 @@ fn unusable_layouts_are_errors_that_name_the_folder() {
     fs::remove_dir(folder.path().join("train/vide")).unwrap();
 
     save(folder.path().join("val/only here/1.png"), &noise(9, 9, 1));
-    assert!(error(&folder).contains("`only here` has no folder among"), "{}", error(&folder));
+    assert!(error(&folder).contains("`only here` is not among the classes"), "{}", error(&folder));
     fs::remove_dir_all(folder.path().join("val/only here")).unwrap();
 
     fs::remove_dir_all(folder.path().join("val/été 犬")).unwrap();

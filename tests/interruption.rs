@@ -198,5 +198,5 @@ fn resuming_what_is_finished_changes_nothing_and_other_settings_are_refused() {
     let refused = unfreeze(&format!("{TRAIN} --resume --wd 0.5"), &[images.path(), &run]);
     assert!(refused.code == 2 && refused.err.contains("--resume") && refused.err.contains("wd"), "{}", refused.err);
     let nothing = unfreeze("train --resume --out {}", &[&out.path().join("nothing")]);
-    assert!(nothing.code == 1 && nothing.err.contains("no run to resume"), "{}", nothing.err);
+    assert!(nothing.code == 1 && nothing.err.contains("holds no run"), "{}", nothing.err);
 }

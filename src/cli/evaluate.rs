@@ -7,7 +7,7 @@ use serde_json::json;
 use unfreeze::{
     Error, Result,
     data::{ImageData, Item, Loader, LoaderOptions, Split, find_labelled},
-    learner::{Classifier, Evaluation, PredictionRecord},
+    learner::{Classifier, Evaluation, PredictionRecord, RunFolder},
     report::Confusion,
 };
 
@@ -77,8 +77,12 @@ impl Evaluate {
                 return Ok(found.items);
             }
             Some(path) => open_data(path, None, false, 0, Mode::default())?,
+            None if !self.model.is_dir() => {
+                let message = "is a model file, which does not say where its images are; give DATA too";
+                return Err(Error::data(&self.model, message));
+            }
             None => {
-                let config = Config::read(&self.model)?;
+                let config = RunFolder::config::<Config>(&self.model)?;
                 open_data(&config.data, config.valid_fraction, config.strict, config.seed, Mode::default())?
             }
         };

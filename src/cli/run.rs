@@ -39,14 +39,6 @@ pub struct Config {
 }
 
 impl Config {
-    /// That of the run in `folder`.
-    pub fn read(folder: &Path) -> Result<Self> {
-        let file = folder.join("config.toml");
-        let text = std::fs::read_to_string(&file).map_err(|error| Error::io(&file, error))?;
-        toml::from_str(&text)
-            .map_err(|error| Error::data(&file, format!("is not a run's configuration: {}", error.message())))
-    }
-
     /// The learner that these settings describe.
     pub fn prepare(&self, compute: &Compute, mode: Mode) -> Result<Learner> {
         self.prepare_with(read_weights(&self.weights, Some(self.arch))?, compute, mode)

@@ -68,22 +68,29 @@ impl RunFolder {
     /// [`Error::Data`] if there is no run, or another process is writing to it; [`Error::Io`].
     pub fn resume<C: DeserializeOwned>(path: impl Into<PathBuf>) -> Result<(Self, C)> {
         let path = path.into();
-        let config = path.join(CONFIG);
-        let text = match fs::read_to_string(&config) {
-            Ok(text) => text,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let message = "holds no run to resume (there is no config.toml); leave --resume out to begin one";
-                return Err(Error::data(&path, message));
-            }
-            Err(error) => return Err(Error::io(&config, error)),
-        };
-        let value = toml::from_str(&text)
-            .map_err(|error| Error::data(&config, format!("is not a run's configuration: {}", error.message())))?;
+        let value = Self::config(&path)?;
         let lock = lock(&path)?;
         for folder in [path.clone(), path.join(CHECKPOINT)] {
             remove_temporaries(&folder);
         }
         Ok((Self { path, made: false, _lock: lock }, value))
+    }
+
+    /// The configuration of the run in `path`.
+    ///
+    /// # Errors
+    /// [`Error::Data`] if there is none, or another one; [`Error::Io`].
+    pub fn config<C: DeserializeOwned>(path: &Path) -> Result<C> {
+        let file = path.join(CONFIG);
+        let text = match fs::read_to_string(&file) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Err(Error::data(path, "holds no run: there is no config.toml in it"));
+            }
+            Err(error) => return Err(Error::io(&file, error)),
+        };
+        toml::from_str(&text)
+            .map_err(|error| Error::data(&file, format!("is not this run's configuration: {}", error.message())))
     }
 
     /// Whether a run may be written to `path`: it is not there, or holds nothing but what is left of a run that was
