@@ -22,8 +22,10 @@ fn a_run_becomes_a_page() {
     let data = folders(&["<cat> & \"co\"", "hündchen"], 5, 3, 0);
     let run = data.path().join("run");
     unfreeze(&format!("train {{}} --out {{}} {MODEL} --epochs 2 --cycles 1"), &[data.path(), &run]).succeeded();
-    let mut expected = [names(&run), vec!["plots".into(), "report.html".into()]].concat();
-    expected.sort();
+    let expected = names(&run);
+    assert!(expected.contains(&"report.html".into()), "a run ends with its report: {expected:?}");
+    fs::remove_file(run.join("report.html")).unwrap();
+    fs::remove_dir_all(run.join("plots")).unwrap();
     for _ in 0..2 {
         // The second time, what is there is replaced.
         let ran = unfreeze("report {}", &[&run]).succeeded();
