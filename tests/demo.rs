@@ -1,4 +1,4 @@
-//! `unfreeze demo` as a user runs it: what it leaves behind, that it learns, and that it repeats itself.
+//! `unfreeze demo` as a user runs it: what it leaves behind, what it shows, and that it repeats itself.
 #![cfg(feature = "cli")]
 
 use std::{
@@ -12,13 +12,16 @@ use unfreeze::learner::EpochRecord;
 
 type Outcome = Result<(), Box<dyn Error>>;
 
-const CHANCE: f32 = 1.0 / 6.0;
+const CHANCE: f32 = 1.0 / 8.0;
+/// What an accuracy must be ahead by to count as better: more than ten times the share of one picture.
+const MARGIN: f32 = 0.2;
+
+fn unfreeze(arguments: &[&str], folder: &Path) -> std::io::Result<Output> {
+    Command::new(env!("CARGO_BIN_EXE_unfreeze")).args(arguments).arg(folder).output()
+}
 
 fn demo(out: &Path) -> std::io::Result<Output> {
-    Command::new(env!("CARGO_BIN_EXE_unfreeze"))
-        .args(["demo", "--budget", "small", "--seed", "3", "--out"])
-        .arg(out)
-        .output()
+    unfreeze(&["demo", "--budget", "small", "--seed", "3", "--out"], out)
 }
 
 /// The last epoch of a phase in a run folder.
@@ -29,36 +32,59 @@ fn last(run: &Path, phase: &str) -> Result<EpochRecord, Box<dyn Error>> {
     found.ok_or_else(|| format!("{} has no phase '{phase}'", run.display()).into())
 }
 
+/// The accuracy in the printed table's row called `name`.
+fn printed(output: &str, name: &str) -> Result<f32, Box<dyn Error>> {
+    let row = output.lines().find_map(|line| line.strip_prefix("  ")?.strip_prefix(name)).ok_or(name)?;
+    Ok(row.split_whitespace().next().ok_or(name)?.parse()?)
+}
+
 #[test]
-fn the_demo_learns_repeats_itself_and_overwrites_nothing() -> Outcome {
+fn the_demo_shows_what_transfer_is_worth_and_repeats_itself() -> Outcome {
     let folder = tempfile::tempdir()?;
     let run = folder.path().join("run");
     let output = demo(&run)?;
-    let (printed, messages) = (String::from_utf8(output.stdout)?, String::from_utf8(output.stderr)?);
+    let (out, messages) = (String::from_utf8(output.stdout)?, String::from_utf8(output.stderr)?);
     assert!(output.status.success(), "{messages}");
-    assert!(printed.contains("chance") && printed.contains("unfreeze predict"), "{printed}");
+    assert!(out.contains("unfreeze predict") && out.contains("report.html"), "{out}");
     for file in [
         "config.toml",
-        "history.jsonl",
         "model.safetensors",
-        "pretrained.safetensors",
-        "data/pretrain/train/star/0000.png",
-        "data/transfer/valid/arrow/0000.png",
+        "report.html",
+        "resnet20-cifar10.safetensors",
+        "data/train/star/0000.png",
+        "data/valid/arrow/0000.png",
         "comparison/random-backbone/model.safetensors",
         "comparison/from-scratch/history.jsonl",
     ] {
         assert!(run.join(file).is_file(), "{file} is missing");
     }
 
-    // Both parts of the transfer beat chance by far, and a head on the random backbone.
+    // The table is what the records say, and pretraining is ahead of everything that does without.
     let (head, whole) = (last(&run, "head")?, last(&run, "finetune")?);
     let random = last(&run.join("comparison/random-backbone"), "head")?;
-    assert!(head.cached && random.cached && !whole.cached);
-    for record in [&head, &whole] {
-        let message = format!("{}: {} after {}", record.phase, record.accuracy(), random.accuracy());
-        assert!(record.accuracy() > 2.0 * CHANCE && record.accuracy() > random.accuracy(), "{message}");
+    let scratch = last(&run.join("comparison/from-scratch"), "finetune")?;
+    assert!(head.cached && random.cached && !whole.cached && !scratch.cached);
+    for (name, record) in [
+        ("random backbone, new head", &random),
+        ("random weights, everything trained", &scratch),
+        ("pretrained backbone, new head", &head),
+        ("then unfrozen, a rate per layer group", &whole),
+    ] {
+        assert!((printed(&out, name)? - record.accuracy()).abs() < 1e-3, "{name}: {} in {out}", record.accuracy());
     }
+    let pixels = printed(&out, "linear classifier of the pixels")?;
+    assert!((printed(&out, "chance")? - CHANCE).abs() < 1e-3, "{out}");
+    assert!(pixels > CHANCE, "a linear classifier of the pixels learns nothing:\n{out}");
+    for ahead in [&head, &whole] {
+        for behind in [pixels, random.accuracy(), scratch.accuracy()] {
+            assert!(ahead.accuracy() > behind + MARGIN, "{out}");
+        }
+    }
+    assert!(whole.accuracy() > head.accuracy() - 0.05, "{out}");
 
+    // It is a run folder as any: it can be evaluated, and is not overwritten.
+    let evaluated = String::from_utf8(unfreeze(&["evaluate"], &run)?.stdout)?;
+    assert!(evaluated.starts_with(&format!("accuracy {:.4}", whole.accuracy())), "{evaluated}");
     let model = fs::read(run.join("model.safetensors"))?;
     let again = demo(&run)?;
     assert!(!again.status.success());
@@ -70,5 +96,34 @@ fn the_demo_learns_repeats_itself_and_overwrites_nothing() -> Outcome {
     assert!(demo(&repeat)?.status.success());
     assert_eq!(last(&repeat, "finetune")?.valid_loss, whole.valid_loss);
     assert!(fs::read(repeat.join("model.safetensors"))? == model, "the same seed gives another model");
+    Ok(())
+}
+
+/// Interrupted before the transfer, the demo leaves nothing in the way of the next attempt.
+#[cfg(unix)]
+#[test]
+fn an_interrupted_demo_tidies_up() -> Outcome {
+    use std::{
+        process::Stdio,
+        thread::sleep,
+        time::{Duration, Instant},
+    };
+
+    let folder = tempfile::tempdir()?;
+    let run = folder.path().join("run");
+    let mut child = Command::new(env!("CARGO_BIN_EXE_unfreeze"))
+        .args(["demo", "--out"])
+        .arg(&run)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()?;
+    let start = Instant::now();
+    while !run.join("comparison").exists() {
+        assert!(start.elapsed() < Duration::from_secs(60) && child.try_wait()?.is_none(), "no comparison was begun");
+        sleep(Duration::from_millis(20));
+    }
+    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status()?.success());
+    assert!(!child.wait()?.success());
+    assert!(!run.exists(), "left behind: {:?}", fs::read_dir(&run)?.flatten().map(|e| e.path()).collect::<Vec<_>>());
     Ok(())
 }

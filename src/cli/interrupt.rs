@@ -11,8 +11,11 @@ use unfreeze::{Error, Result, learner::CancelToken};
 static TOKEN: Mutex<Option<CancelToken>> = Mutex::new(None);
 static ASKED: AtomicBool = AtomicBool::new(false);
 
-/// Lets signals cancel `token`, and no longer an earlier one.
+/// Lets signals cancel `token`, and no longer an earlier one. A signal that came before cancels it at once.
 pub fn cancels(token: CancelToken) -> Result<()> {
+    if ASKED.load(Ordering::SeqCst) {
+        token.cancel();
+    }
     let first = TOKEN.lock().unwrap_or_else(PoisonError::into_inner).replace(token).is_none();
     if !first {
         return Ok(());

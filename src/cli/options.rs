@@ -88,7 +88,8 @@ pub fn read_weights(name: &str, arch: Option<Arch>) -> Result<Weights> {
     }
 }
 
-fn absolute(path: &Path) -> Result<PathBuf> {
+/// A path as a later command can find it, wherever it is started.
+pub fn absolute(path: &Path) -> Result<PathBuf> {
     std::path::absolute(path).map_err(|error| Error::io(path, error))
 }
 

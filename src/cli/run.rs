@@ -19,7 +19,7 @@ use super::{
 };
 
 /// All that is needed to repeat a run: `config.toml`.
-#[derive(Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize)]
 pub struct Config {
     pub engine_version: String,
     pub data: PathBuf,

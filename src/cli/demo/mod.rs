@@ -1,49 +1,50 @@
 //! `unfreeze demo`: transfer learning from beginning to end on pictures that the program draws itself.
 
+mod linear;
 mod pictures;
 mod shapes;
 
-use std::{
-    path::{Path, PathBuf},
-    time::Instant,
-};
+use std::{fs, path::PathBuf, time::Instant};
 
 use clap::{Args, ValueEnum};
-use serde::Serialize;
 use unfreeze::{
-    Device, Result,
+    Error, Result,
     checkpoint::Weights,
     data::{Augment, ImageData, Split, Transforms},
-    learner::{Classifier, Fit, Learner, Parts, Recipe, RunFolder},
+    learner::{CancelToken, Classifier, EpochRecord, Learner, Parts, Recipe, RunFolder},
     nn::{Arch, HeadSpec},
-    optim::{OptimizerKind, PerGroup},
+    optim::PerGroup,
+    report::Records,
 };
 
 use self::{
     pictures::Counts,
-    shapes::{PRETRAINING, SIDE, TRANSFER},
+    shapes::{SHAPES, SIDE},
 };
 use super::{
-    options::{Compute, Mode},
+    interrupt,
+    options::{Compute, Mode, absolute},
     progress::Progress,
+    run::{self, Config},
 };
 
+/// What is transferred: a ResNet-20 that this program trained on the photographs of CIFAR-10 (see weights/README.md).
+const CHECKPOINT: &[u8] = include_bytes!("../../../weights/resnet20-cifar10.safetensors");
 const ARCH: Arch = Arch::ResNet20;
 const BATCH_SIZE: usize = 16;
-/// The head's learning rate in the transfer.
+/// The head's learning rate; when everything is trained, the first layers get a tenth of it.
 const LR: f32 = 3e-3;
-/// The learning rate of a whole network that starts from random weights on the few pictures.
+/// The learning rate of a whole network that starts from random weights.
 const SCRATCH_LR: f32 = 1e-2;
-/// AdamW's learning rate and weight decay in pretraining.
-const PRETRAINING_RATES: (f32, f32) = (3e-3, 1e-2);
 
 /// See transfer learning at work: nothing to download, done in about a minute
 ///
-/// The program draws its own pictures. A small network is pretrained on some kinds of shapes, then transferred to
-/// others of which it sees few pictures: a new head on the frozen backbone, whose activations are computed once, then
-/// the whole network with a learning rate for each layer group. Two runs without pretraining show what it was worth.
-/// RUN becomes a run folder as `train` makes it, with the pictures in data/, pretrained.safetensors, and the two runs
-/// in comparison/.
+/// The program draws pictures of eight shapes, a few of each, and transfers a network to them that was trained on
+/// photographs (a ResNet-20 for CIFAR-10, part of the program): a new head on the frozen backbone, whose activations
+/// are computed once, then the whole network with a learning rate for each layer group. What it is worth is told by
+/// three comparisons: a linear classifier of the pixels, a head on a random backbone, and the whole network trained
+/// from random weights. RUN becomes a run folder as `train` makes it, with the report, the pictures in data/, the
+/// pretrained weights, and the runs compared with in comparison/.
 #[derive(Args)]
 pub struct Demo {
     /// Run folder to make
@@ -56,8 +57,7 @@ pub struct Demo {
     compute: Compute,
 }
 
-#[derive(Clone, Copy, Serialize, ValueEnum)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Copy, ValueEnum)]
 enum Budget {
     Full,
     Small,
@@ -65,177 +65,232 @@ enum Budget {
 
 /// How much is drawn and trained.
 struct Plan {
-    pretraining: Counts,
-    pretraining_epochs: usize,
-    transfer: Counts,
-    recipe: Recipe,
+    counts: Counts,
+    head_epochs: usize,
+    finetune_epochs: usize,
+    scratch_epochs: usize,
 }
 
 impl Budget {
     fn plan(self) -> Plan {
-        let lr = PerGroup::Range(LR / 10.0, LR);
-        // Minutes of pretraining on other shapes leave statistics that do not suit these pictures: they should move.
-        let recipe = Recipe { lr, cycles: 1, bn_freeze: Some(false), ..Recipe::default() };
         match self {
             Budget::Full => Plan {
-                pretraining: Counts { train: 180, valid: 25 },
-                pretraining_epochs: 6,
-                transfer: Counts { train: 30, valid: 50 },
-                recipe: Recipe { epochs: 20, cycle_len: 10, ..recipe },
+                counts: Counts { train: 30, valid: 50 },
+                head_epochs: 20,
+                finetune_epochs: 10,
+                scratch_epochs: 20,
             },
-            Budget::Small => Plan {
-                pretraining: Counts { train: 50, valid: 5 },
-                pretraining_epochs: 4,
-                transfer: Counts { train: 20, valid: 20 },
-                recipe: Recipe { epochs: 10, cycle_len: 3, ..recipe },
-            },
+            Budget::Small => {
+                Plan { counts: Counts { train: 20, valid: 20 }, head_epochs: 15, finetune_epochs: 4, scratch_epochs: 4 }
+            }
         }
     }
 }
 
-/// What a run folder records.
-#[derive(Serialize)]
-struct Config<'a> {
-    engine_version: &'a str,
-    budget: Budget,
-    data: &'a Path,
-    arch: &'a str,
-    weights: &'a str,
-    classes: [&'a str; TRANSFER.len()],
-    batch_size: usize,
-    seed: u64,
-    threads: usize,
-    device: String,
-    head: HeadSpec,
-    transforms: Transforms,
-    recipe: &'a Recipe,
+/// A line of the table at the end.
+struct Row {
+    name: &'static str,
+    accuracy: f32,
+    seconds: f64,
+}
+
+impl Row {
+    fn of(name: &'static str, epochs: &[EpochRecord]) -> Self {
+        let accuracy = epochs.last().map_or(f32::NAN, EpochRecord::accuracy);
+        Self { name, accuracy, seconds: seconds(epochs) }
+    }
+}
+
+/// What was done before the transfer.
+struct Prepared {
+    rows: Vec<Row>,
+    /// Time of an epoch of the head without cached activations.
+    uncached: f64,
+    learner: Learner,
 }
 
 impl Demo {
     pub fn run(self) -> Result<()> {
-        RunFolder::check_free(&self.out)?;
-        let start = Instant::now();
-        let device = self.compute.open()?;
-        let plan = self.budget.plan();
-        let recipe = plan.recipe.clone();
-        let pretrained = self.out.join("pretrained.safetensors");
-        let run = self.folder(&self.out, &pretrained.display().to_string(), &recipe)?;
-
-        let count = plan.pretraining.train;
-        heading(
-            1,
-            &format!("{ARCH} learns {} shapes from random weights, {count} pictures of each", PRETRAINING.len()),
-        );
-        self.pretrain(&plan, &pretrained, &device)?;
-
-        let data = pictures::write(&self.transfer(), &TRANSFER, plan.transfer, self.compute.seed)?;
-        let data = data.transforms(transforms()).batch_size(BATCH_SIZE);
-        let few = data.items(Split::Train).len();
-        heading(2, &format!("For comparison, {} other shapes: a head on the random backbone", TRANSFER.len()));
-        let head = Recipe { parts: Parts::Head, ..recipe.clone() };
-        let random_head = self.compare("random-backbone", &head, &data, &device)?;
-        heading(3, &format!("For comparison: the whole network from random weights on these {few} pictures"));
-        // There is nothing to preserve in random layers: all of them get the same, higher rate.
-        let whole = Recipe { parts: Parts::Finetune, lr: PerGroup::Range(SCRATCH_LR, SCRATCH_LR), ..recipe.clone() };
-        let from_scratch = self.compare("from-scratch", &whole, &data, &device)?;
-
-        heading(4, "Transfer: a head on the pretrained backbone, then everything, with a rate for each layer group");
-        let learner = self.learner(Weights::file(&pretrained)?, HeadSpec::default(), data, &device)?;
-        let mut learner = run.attach(learner)?;
-        let mut accuracies = Vec::new();
-        learner.run(&recipe, |learner| {
-            accuracies.push(accuracy(learner));
-            run.save(learner)
-        })?;
-
-        outln!("\naccuracy on {} pictures not trained on", learner.data().items(Split::Valid).len());
-        let names = ["pretrained, new head on cached activations", "pretrained, then fine-tuned"];
-        let others = [
-            ("chance", 1.0 / TRANSFER.len() as f32),
-            ("random backbone, new head", random_head),
-            ("random weights, everything trained", from_scratch),
-        ];
-        for (name, accuracy) in others.into_iter().chain(names.into_iter().zip(accuracies)) {
-            outln!("  {name:<44} {accuracy:.3}");
+        let made = !self.out.exists();
+        let config = self.config()?;
+        // From here on an interruption leaves things in order; what it ends is the next learner, or the one at work.
+        interrupt::cancels(CancelToken::default())?;
+        let folder = RunFolder::create(&self.out, &config)?;
+        let outcome = self.perform(folder, &config);
+        if outcome.is_err() && !Learner::can_resume(self.out.join("checkpoint")) {
+            self.tidy(made);
         }
-        self.classify(&device)?;
-        let (out, some) = (self.out.display(), self.transfer().join("valid").join(TRANSFER[0].name));
-        outln!("\n{:.0} seconds on {device} with {} threads. Next:", start.elapsed().as_secs_f64(), device.threads());
-        outln!("  unfreeze predict {out} {} --top 3", some.display());
-        outln!("  unfreeze inspect {}", run.file("model.safetensors").display());
-        outln!("  unfreeze train {} --weights {} --out my-run", self.transfer().display(), pretrained.display());
+        outcome
+    }
+
+    fn perform(&self, folder: RunFolder, config: &Config) -> Result<()> {
+        let start = Instant::now();
+        let Prepared { mut rows, uncached, learner } = match self.prepare(config) {
+            Ok(prepared) => prepared,
+            Err(error) => {
+                // The first failure says more than that of tidying up.
+                let _ = folder.close_failed();
+                return Err(error);
+            }
+        };
+        run::execute(folder, config, learner, Mode { quiet: true, json: false })?;
+        let epochs = Records::read(&self.out)?.epochs;
+        let (head, finetune) = epochs.split_at(config.recipe.epochs.min(epochs.len()));
+        rows.push(Row::of("pretrained backbone, new head", head));
+        rows.push(Row::of("then unfrozen, a rate per layer group", finetune));
+
+        let valid = config.classes.len() * self.budget.plan().counts.valid;
+        outln!("\n{:<40} accuracy  seconds", format!("{valid} pictures not trained on"));
+        outln!("  {:<38} {:>8.3}", "chance", 1.0 / config.classes.len() as f32);
+        for Row { name, accuracy, seconds } in &rows {
+            outln!("  {name:<38} {accuracy:>8.3} {seconds:>8.1}");
+        }
+        let (cached, without) = (seconds(head), head.len() as f64 * uncached);
+        outln!(
+            "\n{} epochs of the head took {cached:.1} s, caching included. One without the cache took {uncached:.1} s, so",
+            head.len(),
+        );
+        outln!("all would take {without:.0} s: the cache saved {:.0} % of the time.", 100.0 * (1.0 - cached / without));
+        self.classify()?;
+        self.advise(start.elapsed().as_secs_f64());
         Ok(())
     }
 
-    /// Trains the network on the first shapes and saves it.
-    fn pretrain(&self, plan: &Plan, file: &Path, device: &Device) -> Result<()> {
-        let folder = self.out.join("data").join("pretrain");
-        let data = pictures::write(&folder, &PRETRAINING, plan.pretraining, self.compute.seed)?;
-        let data = data.transforms(transforms()).batch_size(2 * BATCH_SIZE);
-        let mut learner = self.learner(Weights::random(ARCH), HeadSpec::Linear, data, device)?;
-        learner.unfreeze();
-        let (lr, wd) = PRETRAINING_RATES;
-        let fit = Fit::cycles(1).cycle_len(plan.pretraining_epochs).lr(lr).wd(wd);
-        learner.fit(fit.optimizer(OptimizerKind::adamw()).phase("pretrain"))?;
-        learner.save(file)
+    /// Draws the pictures, measures what is compared with, and makes the learner that is transferred.
+    fn prepare(&self, config: &Config) -> Result<Prepared> {
+        let plan = self.budget.plan();
+        let weights = self.weights();
+        fs::write(&weights, CHECKPOINT).map_err(|error| Error::io(&weights, error))?;
+        let data = pictures::write(&self.data(), plan.counts, config.seed)?;
+        let data = data.transforms(config.transforms.clone()).batch_size(config.batch_size);
+        let few = data.items(Split::Train).len();
+        let mut rows = Vec::new();
+
+        heading(1, &format!("A linear classifier of the pixels of {few} pictures of {} shapes", SHAPES.len()));
+        let start = Instant::now();
+        let accuracy = linear::best_accuracy(&data, &self.compute.open()?)?;
+        rows.push(Row { name: "linear classifier of the pixels", accuracy, seconds: start.elapsed().as_secs_f64() });
+        outln!("accuracy {accuracy:.3}, the best of several weight decays and of all steps");
+
+        heading(2, "A new head on a random backbone");
+        let head = Recipe { parts: Parts::Head, ..config.recipe.clone() };
+        let random = Config { weights: "random".into(), recipe: head.clone(), ..config.clone() };
+        rows.push(Row::of("random backbone, new head", &self.compare("random-backbone", &random, &data)?));
+
+        heading(3, "The whole network from random weights");
+        // There is nothing to preserve in random layers: all of them get the same, higher rate.
+        let recipe = Recipe {
+            parts: Parts::Finetune,
+            lr: PerGroup::Range(SCRATCH_LR, SCRATCH_LR),
+            cycle_len: plan.scratch_epochs,
+            ..config.recipe.clone()
+        };
+        let scratch = Config { recipe, ..random };
+        rows.push(Row::of("random weights, everything trained", &self.compare("from-scratch", &scratch, &data)?));
+
+        heading(4, "Transfer: a new head on the pretrained backbone, then everything, with a rate per layer group");
+        // On clean views, as cached activations are: the same work but for the cache.
+        let recipe = Recipe { epochs: 1, precompute: false, ..head };
+        let clean = data.transforms(config.transforms.evaluation());
+        let mut learner = self.learner(Weights::file(&weights)?, clean, Mode { quiet: true, json: false })?;
+        learner.run(&recipe, |_| Ok(()))?;
+        let uncached = seconds(learner.history());
+        Ok(Prepared { rows, uncached, learner: config.prepare(&self.compute, Mode::default())? })
     }
 
-    /// Runs `recipe` without pretraining, in a run folder of its own.
-    fn compare(&self, name: &str, recipe: &Recipe, data: &ImageData, device: &Device) -> Result<f32> {
-        let folder = self.folder(&self.out.join("comparison").join(name), "random", recipe)?;
-        let learner = self.learner(Weights::random(ARCH), HeadSpec::default(), data.clone(), device)?;
+    /// Runs what `config` says in a run folder of its own.
+    fn compare(&self, name: &str, config: &Config, data: &ImageData) -> Result<Vec<EpochRecord>> {
+        let folder = RunFolder::create(self.comparison().join(name), config)?;
+        let learner = self.learner(Weights::random(ARCH), data.clone(), Mode::default())?;
         let mut learner = folder.attach(learner)?;
-        learner.run(recipe, |learner| folder.save(learner))?;
-        Ok(accuracy(&learner))
+        learner.run(&config.recipe, |learner| folder.save(learner))?;
+        Ok(learner.history().to_vec())
+    }
+
+    fn learner(&self, weights: Weights, data: ImageData, mode: Mode) -> Result<Learner> {
+        let learner = Learner::pretrained(weights, data)?.device(self.compute.open()?).seed(self.compute.seed);
+        interrupt::cancels(learner.cancel_token())?;
+        Ok(learner.callback(Progress::new(mode)))
     }
 
     /// Shows what the finished model says of some pictures, the first of several classes.
-    fn classify(&self, device: &Device) -> Result<()> {
-        let classifier = Classifier::load(self.out.join("model.safetensors"), device.clone())?;
+    fn classify(&self) -> Result<()> {
+        let classifier = Classifier::load(self.out.join("model.safetensors"), self.compute.open()?)?;
         outln!("\nsome of them");
-        for shape in TRANSFER.iter().take(4) {
-            let file = self.transfer().join("valid").join(shape.name).join("0000.png");
+        for shape in SHAPES.iter().take(4) {
+            let file = self.data().join("valid").join(shape.name).join("0000.png");
             let prediction = classifier.predict_file(&file)?;
             outln!("  {}: {} ({:.0} %)", file.display(), prediction.class, 100.0 * prediction.probability);
         }
         Ok(())
     }
 
-    fn learner(&self, weights: Weights, head: HeadSpec, data: ImageData, device: &Device) -> Result<Learner> {
-        let learner = Learner::with_head(weights, data, head)?.device(device.clone()).seed(self.compute.seed);
-        Ok(learner.callback(Progress::new(Mode::default())))
+    fn advise(&self, seconds: f64) {
+        let (out, data, weights) = (self.out.display(), self.data(), self.weights());
+        let arrows = data.join("valid").join(SHAPES[0].name);
+        outln!("\nreport: {}", self.out.join("report.html").display());
+        outln!("{seconds:.0} seconds. Next:");
+        outln!("  unfreeze predict {out} {} --top 3", arrows.display());
+        outln!("  unfreeze evaluate {out}");
+        outln!("  unfreeze samples {} --size {SIDE} --out samples.png", data.display());
+        outln!("  unfreeze train {} --weights {} --out my-run", data.display(), weights.display());
     }
 
-    fn folder(&self, path: &Path, weights: &str, recipe: &Recipe) -> Result<RunFolder> {
-        let config = Config {
-            engine_version: env!("CARGO_PKG_VERSION"),
-            budget: self.budget,
-            data: &self.transfer(),
-            arch: ARCH.name(),
-            weights,
-            classes: TRANSFER.map(|shape| shape.name),
+    /// Takes away what a demo that failed has written beside the records of its run, so that it can be tried again.
+    fn tidy(&self, made: bool) {
+        // What stays is named by the next attempt.
+        let _ = fs::remove_dir_all(self.data());
+        let _ = fs::remove_dir_all(self.comparison());
+        let _ = fs::remove_file(self.weights());
+        if made {
+            // It may hold what others put there meanwhile.
+            let _ = fs::remove_dir(&self.out);
+        }
+    }
+
+    fn config(&self) -> Result<Config> {
+        let plan = self.budget.plan();
+        Ok(Config {
+            engine_version: env!("CARGO_PKG_VERSION").into(),
+            data: absolute(&self.data())?,
+            valid_fraction: None,
+            arch: ARCH,
+            weights: absolute(&self.weights())?.to_string_lossy().into_owned(),
+            classes: SHAPES.iter().map(|shape| shape.name.to_string()).collect(),
             batch_size: BATCH_SIZE,
             seed: self.compute.seed,
             threads: self.compute.threads,
             device: self.compute.device.to_string(),
+            strict: false,
             head: HeadSpec::default(),
-            transforms: transforms(),
-            recipe,
-        };
-        RunFolder::create(path, &config)
+            transforms: Transforms::new(SIDE as usize).augment(Augment::SideOn).max_zoom(1.1),
+            recipe: Recipe {
+                epochs: plan.head_epochs,
+                lr: PerGroup::Range(LR / 10.0, LR),
+                cycles: 1,
+                cycle_len: plan.finetune_epochs,
+                // Statistics of photographs do not suit drawings: they should move.
+                bn_freeze: Some(false),
+                ..Recipe::default()
+            },
+        })
     }
 
-    fn transfer(&self) -> PathBuf {
-        self.out.join("data").join("transfer")
+    fn data(&self) -> PathBuf {
+        self.out.join("data")
+    }
+
+    fn comparison(&self) -> PathBuf {
+        self.out.join("comparison")
+    }
+
+    fn weights(&self) -> PathBuf {
+        self.out.join("resnet20-cifar10.safetensors")
     }
 }
 
-fn transforms() -> Transforms {
-    Transforms::new(SIDE as usize).augment(Augment::SideOn).max_zoom(1.1)
-}
-
-fn accuracy(learner: &Learner) -> f32 {
-    learner.history().last().map_or(f32::NAN, |record| record.accuracy())
+fn seconds(epochs: &[EpochRecord]) -> f64 {
+    epochs.iter().map(|epoch| epoch.seconds).sum()
 }
 
 fn heading(number: usize, text: &str) {

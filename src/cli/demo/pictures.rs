@@ -1,4 +1,4 @@
-//! The demo's data sets: pictures drawn into folders, as `train` expects them.
+//! The demo's data set: pictures drawn into folders, as `train` expects them.
 
 use std::{fs, io::Cursor, path::Path};
 
@@ -8,7 +8,7 @@ use unfreeze::{
     random::Random,
 };
 
-use super::shapes::{Shape, draw};
+use super::shapes::{SHAPES, draw};
 
 /// Pictures per class.
 #[derive(Clone, Copy)]
@@ -19,11 +19,11 @@ pub struct Counts {
     pub valid: usize,
 }
 
-/// Draws a data set into `folder`: `train/CLASS/0000.png` and so on, and `valid/` likewise. `seed` decides every
+/// Draws the data set into `folder`: `train/CLASS/0000.png` and so on, and `valid/` likewise. `seed` decides every
 /// picture; no two pictures share a random stream.
-pub fn write(folder: &Path, shapes: &[Shape], counts: Counts, seed: u64) -> Result<ImageData> {
+pub fn write(folder: &Path, counts: Counts, seed: u64) -> Result<ImageData> {
     for (split, count) in [("train", counts.train), ("valid", counts.valid)] {
-        for shape in shapes {
+        for shape in &SHAPES {
             let class = folder.join(split).join(shape.name);
             fs::create_dir_all(&class).map_err(|error| Error::io(&class, error))?;
             for number in 0..count {

@@ -23,40 +23,17 @@ pub struct Shape {
     inside: fn(f32, f32) -> bool,
 }
 
-/// What the backbone learns from.
-pub const PRETRAINING: [Shape; 12] = [
-    Shape { name: "bar", inside: |x, y| x.abs() < 1.0 && y.abs() < 0.25 },
-    Shape { name: "checker", inside: |x, y| square(x, y, 0.8) && (cell(x, 2.5) + cell(y, 2.5)) % 2 == 0 },
-    Shape { name: "chevron", inside: |x, y| x.abs() < 0.85 && (0.0..0.5).contains(&(0.6 - x.abs() - y)) },
-    Shape { name: "cross", inside: |x, y| x.abs().max(y.abs()) < 0.95 && x.abs().min(y.abs()) < 0.27 },
-    Shape { name: "disc", inside: |x, y| x.hypot(y) < 0.9 },
-    Shape { name: "frame", inside: |x, y| square(x, y, 0.75) && !square(x, y, 0.42) },
-    Shape { name: "half-disc", inside: |x, y| x.hypot(y + 0.4) < 1.0 && y > -0.4 },
-    Shape { name: "ring", inside: |x, y| (0.5..0.95).contains(&x.hypot(y)) },
-    Shape { name: "square", inside: |x, y| square(x, y, 0.75) },
-    Shape { name: "star", inside: star },
-    Shape { name: "stripes", inside: |x, y| square(x, y, 0.8) && cell(x, 3.1) % 2 == 0 },
-    Shape { name: "triangle", inside: |x, y| y > -0.55 && y < 1.05 - 1.75 * x.abs() },
-];
-
-/// What the backbone is transferred to.
-pub const TRANSFER: [Shape; 6] = [
+/// The classes, in the order of their names, as the folders are read.
+pub const SHAPES: [Shape; 8] = [
     Shape { name: "arrow", inside: arrow },
     Shape { name: "crescent", inside: |x, y| x.hypot(y) < 1.0 && (x - 0.45).hypot(y) > 0.75 },
+    Shape { name: "cross", inside: |x, y| x.abs().max(y.abs()) < 0.95 && x.abs().min(y.abs()) < 0.27 },
     Shape { name: "heart", inside: heart },
-    Shape { name: "letter-l", inside: |x, y| x.abs() < 0.65 && y.abs() < 0.9 && (x < -0.2 || y < -0.45) },
-    Shape { name: "letter-t", inside: |x, y| x.abs() < 0.8 && y.abs() < 0.9 && (x.abs() < 0.22 || y > 0.45) },
-    Shape { name: "letter-u", inside: |x, y| square(x, y, 0.78) && (x.abs() > 0.34 || y < -0.34) },
+    Shape { name: "ring", inside: |x, y| (0.5..0.95).contains(&x.hypot(y)) },
+    Shape { name: "square", inside: |x, y| x.abs().max(y.abs()) < 0.75 },
+    Shape { name: "star", inside: star },
+    Shape { name: "triangle", inside: |x, y| y > -0.55 && y < 1.05 - 1.75 * x.abs() },
 ];
-
-fn square(x: f32, y: f32, half: f32) -> bool {
-    x.abs().max(y.abs()) < half
-}
-
-/// Number of the strip that `x` lies in, with `per_unit` of them on a unit of length.
-fn cell(x: f32, per_unit: f32) -> i32 {
-    ((x + 0.8) * per_unit).floor() as i32
-}
 
 fn star(x: f32, y: f32) -> bool {
     const WAIST: f32 = 0.42;
