@@ -11,6 +11,15 @@ use crate::{Error, Result};
 /// How the names of temporary files begin; one is left behind only where a process is killed while it writes.
 pub(crate) const TEMPORARY: &str = ".unfreeze-";
 
+/// Removes what killed processes left behind in `folder`. One that stays does no harm.
+pub(crate) fn remove_temporaries(folder: &Path) {
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        if entry.file_name().to_string_lossy().starts_with(TEMPORARY) {
+            let _ = std::fs::remove_file(entry.path());
+        }
+    }
+}
+
 /// Lets `write` fill a temporary file beside `path`, then puts it in place of `path`. The temporary file goes away if
 /// anything fails.
 ///

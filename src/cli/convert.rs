@@ -45,7 +45,7 @@ impl Convert {
         }
         let checkpoint = Checkpoint::read(&self.input)?.normalised()?;
         to_safetensors(&checkpoint, &self.output, self.dtype)?;
-        eprintln!("{}: {} tensors", self.output.display(), checkpoint.tensors.len());
+        errln!("{}: {} tensors", self.output.display(), checkpoint.tensors.len());
         Ok(())
     }
 }

@@ -6,9 +6,9 @@ use clap::{Args, ValueEnum};
 use serde_json::json;
 use unfreeze::{
     Error, Result,
-    data::{ImageData, Item, Loader, LoaderOptions, Split, find_labelled},
+    data::{Item, Loader, LoaderOptions, Split, find_labelled},
     learner::{Classifier, Evaluation, PredictionRecord, RunFolder},
-    report::Confusion,
+    report::{Confusion, Records},
 };
 
 use super::{
@@ -19,14 +19,15 @@ use super::{
 /// Measure a trained model on images whose classes are known
 ///
 /// Without DATA the images are those of the run: `unfreeze evaluate RUN` repeats its last validation. DATA may be a
-/// data set as `train` takes it, or a folder of class folders, of which all images count.
+/// folder with valid/CLASS/* and the like, of which --split chooses, a folder of class folders, of which all images
+/// count, or a CSV file with the columns path, label and, if --split is to choose, split.
 #[derive(Args)]
 pub struct Evaluate {
     /// Run folder, or model file
     model: PathBuf,
-    /// Data set, or folder of class folders [default: that of the run]
+    /// Folder or CSV file [default: that of the run]
     data: Option<PathBuf>,
-    /// Which part of a data set
+    /// Which part, where there are several
     #[arg(long, value_enum, default_value_t = Part::Valid)]
     split: Part,
     /// Images per batch
@@ -64,34 +65,32 @@ impl Evaluate {
         let order = (0..items.len() as u32).collect();
         let options = LoaderOptions { workers: self.compute.threads, ..LoaderOptions::evaluation() };
         let loader = Loader::new(items.clone().into(), classifier.transforms(), order, self.batch_size, &options)?;
-        let evaluation = classifier.evaluate(loader, |failed| eprintln!("skipped {failed}"))?;
+        let evaluation = classifier.evaluate(loader, |failed| errln!("skipped {failed}"))?;
         self.print(&evaluation, classifier.classes());
         Ok(())
     }
 
     fn items(&self, classes: &[String]) -> Result<Vec<Item>> {
-        let data = match &self.data {
-            Some(path) if path.is_dir() && !has_splits(path) => {
-                let found = find_labelled(path, classes)?;
-                report_skipped(&found.skipped);
-                return Ok(found.items);
-            }
-            Some(path) => open_data(path, None, false, 0, Mode::default())?,
-            None if !self.model.is_dir() => {
-                let message = "is a model file, which does not say where its images are; give DATA too";
-                return Err(Error::data(&self.model, message));
-            }
-            None => {
-                let config = RunFolder::config::<Config>(&self.model)?;
-                open_data(&config.data, config.valid_fraction, config.strict, config.seed, Mode::default())?
-            }
-        };
-        self.check(&data, classes)?;
-        Ok(data.items(self.split.into()).to_vec())
-    }
-
-    fn check(&self, data: &ImageData, classes: &[String]) -> Result<()> {
         let split = Split::from(self.split);
+        if let Some(path) = &self.data {
+            let found = find_labelled(path, classes, split)?;
+            report_skipped(&found.skipped);
+            return Ok(found.items);
+        }
+        if !self.model.is_dir() {
+            let message = "is a model file, which does not say where its images are; give DATA too";
+            return Err(Error::data(&self.model, message));
+        }
+        let config = RunFolder::config::<Config>(&self.model)?;
+        let records = Records::read(&self.model)?;
+        if split == Split::Valid && !records.predictions.is_empty() {
+            // Those of the run, even if the folder has changed and would be split otherwise now.
+            let is_table = config.data.is_file();
+            let root = if is_table { config.data.parent().unwrap_or(Path::new("")) } else { &config.data };
+            let item = |record: PredictionRecord| Item { path: root.join(record.file), label: record.label };
+            return Ok(records.predictions.into_iter().map(item).collect());
+        }
+        let data = open_data(&config.data, config.valid_fraction, config.strict, config.seed, Mode::default())?;
         if data.classes() != classes {
             let message = format!("its classes {:?} are not the model's {classes:?}", data.classes());
             return Err(Error::data(data.root(), message));
@@ -100,7 +99,7 @@ impl Evaluate {
             let message = format!("has no {split} images of known classes; `predict` does without");
             return Err(Error::data(data.root(), message));
         }
-        Ok(())
+        Ok(data.items(split).to_vec())
     }
 
     fn print(&self, evaluation: &Evaluation, classes: &[String]) {
@@ -141,9 +140,4 @@ impl Evaluate {
             outln!("{lead}  {} taken for {}: {count}", classes[label], classes[predicted]);
         }
     }
-}
-
-/// Whether a folder is a data set as `train` takes it.
-fn has_splits(path: &Path) -> bool {
-    ["train", "valid", "val", "test"].iter().any(|name| path.join(name).is_dir())
 }

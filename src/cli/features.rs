@@ -96,7 +96,7 @@ impl Features {
             ("arch".to_string(), weights.arch().to_string()),
         ]);
         write_safetensors(&self.out, &tensors, &metadata)?;
-        eprintln!("{}: features {dims:?} of {} images", self.out.display(), rows.len());
+        errln!("{}: features {dims:?} of {} images", self.out.display(), rows.len());
         failed.check(files.len())
     }
 

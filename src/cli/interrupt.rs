@@ -24,10 +24,10 @@ pub fn cancels(token: CancelToken) -> Result<()> {
         if ASKED.swap(true, Ordering::SeqCst) {
             std::process::exit(1);
         }
-        eprintln!("\ninterrupted: ending after this batch (once more to end at once)");
         if let Some(token) = &*TOKEN.lock().unwrap_or_else(PoisonError::into_inner) {
             token.cancel();
         }
+        errln!("\ninterrupted: ending after this batch (once more to end at once)");
     };
     ctrlc::set_handler(handler).map_err(|error| Error::io("the handler of signals", std::io::Error::other(error)))
 }

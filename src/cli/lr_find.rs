@@ -86,7 +86,7 @@ impl Find {
         let data = data.transforms(transforms).batch_size(self.batch_size);
         if !self.quiet {
             let (images, arch) = (data.items(Split::Train).len(), weights.arch());
-            eprintln!("{}: {images} training images; {arch} on {device}", path.display());
+            errln!("{}: {images} training images; {arch} on {device}", path.display());
         }
 
         let learner = Learner::with_head(weights, data, head)?.device(device).seed(self.compute.seed);
@@ -99,7 +99,7 @@ impl Find {
         let found = learner.lr_find(find)?;
         let plot = found.write(&self.out)?;
         if !self.quiet {
-            eprintln!("plot: {}", plot.display());
+            errln!("plot: {}", plot.display());
         }
         match found.suggestion {
             _ if self.json => outln!("{}", found.to_json()),

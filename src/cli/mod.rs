@@ -5,6 +5,11 @@ macro_rules! outln {
     ($($argument:tt)*) => { $crate::cli::print_line(format_args!($($argument)*)) };
 }
 
+/// As `eprintln!`, but a standard error that cannot be written to is no reason to fail.
+macro_rules! errln {
+    ($($argument:tt)*) => { $crate::cli::print_message(format_args!($($argument)*)) };
+}
+
 mod bench;
 mod completions;
 mod convert;
@@ -28,28 +33,29 @@ use std::{
     fmt,
     io::{self, Write},
     process::ExitCode,
+    sync::atomic::{AtomicBool, Ordering},
 };
 
 use clap::{Parser, Subcommand};
 use unfreeze::Error;
 
+const START: &str = "\
+Start with `unfreeze demo`: it needs nothing. For images of your own, in folders named after their classes:
+
+  unfreeze samples DATA --valid-fraction 0.2 --out samples.png
+  unfreeze lr-find DATA --valid-fraction 0.2 --weights resnet18.pth --out lr
+  unfreeze train DATA --valid-fraction 0.2 --weights resnet18.pth --out run
+  unfreeze evaluate run
+  unfreeze predict run some/images
+
+The run folder holds a report (report.html). `unfreeze train --resume --out run` goes on after an interruption.";
+
 /// Transfer learning with ResNets: train an image classifier of your own on a pretrained network.
-///
-/// Start with `unfreeze demo`: it needs nothing. For images of your own, in folders named after their classes:
-///
-///   unfreeze samples DATA --valid-fraction 0.2 --out samples.png        what the network will see
-///   unfreeze lr-find DATA --valid-fraction 0.2 --weights resnet18.pth --out lr
-///   unfreeze train DATA --valid-fraction 0.2 --weights resnet18.pth --out run
-///   unfreeze evaluate run
-///   unfreeze predict run some/images
-///
-/// The run folder holds a report (report.html) that needs no other file. A run that was interrupted goes on with
-/// `unfreeze train --resume --out run`.
 ///
 /// Results go to standard output, progress and messages to standard error. The exit status is 0 for success, 1 for
 /// failure, 2 for wrong usage.
 #[derive(Parser)]
-#[command(name = "unfreeze", version, about, verbatim_doc_comment, max_term_width = 110, arg_required_else_help = true)]
+#[command(name = "unfreeze", version, about, max_term_width = 110, arg_required_else_help = true, after_help = START)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -92,9 +98,10 @@ pub fn run() -> ExitCode {
         Command::Completions(command) => command.run(),
     };
     match outcome {
+        Ok(()) if OUTPUT_FAILED.load(Ordering::SeqCst) => ExitCode::FAILURE,
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {}", in_flags(&error));
+            errln!("error: {}", in_flags(&error));
             ExitCode::from(if matches!(error, Error::Setting { .. }) { 2 } else { 1 })
         }
     }
@@ -132,11 +139,22 @@ fn in_flags(error: &Error) -> String {
     }
 }
 
+/// Whether standard output could not be written to. The work goes on: a full disk under a log must not cost a run.
+static OUTPUT_FAILED: AtomicBool = AtomicBool::new(false);
+
 fn print_line(line: fmt::Arguments) {
+    if OUTPUT_FAILED.load(Ordering::SeqCst) {
+        return;
+    }
     if let Err(error) = writeln!(io::stdout().lock(), "{line}")
         && error.kind() != io::ErrorKind::BrokenPipe
     {
-        eprintln!("error: standard output: {error}");
-        std::process::exit(1);
+        OUTPUT_FAILED.store(true, Ordering::SeqCst);
+        errln!("error: standard output: {error}; nothing more is printed");
     }
+}
+
+fn print_message(line: fmt::Arguments) {
+    // There is nowhere left to say so.
+    let _ = writeln!(io::stderr().lock(), "{line}");
 }

@@ -20,7 +20,7 @@ pub struct Compute {
     #[arg(long, default_value_t = 0, value_name = "N")]
     pub threads: usize,
     /// Decides every random choice
-    #[arg(long, default_value_t = 0, value_name = "N")]
+    #[arg(long, default_value_t = 0, value_name = "N", value_parser = clap::value_parser!(u64).range(..=i64::MAX as u64))]
     pub seed: u64,
 }
 
@@ -213,7 +213,7 @@ pub fn open_data(path: &Path, valid_fraction: Option<f32>, strict: bool, seed: u
     let data = ImageData::open(path, holdout)?.strict(strict)?;
     if !mode.quiet {
         report_skipped(data.skipped());
-        data.notes().iter().for_each(|note| eprintln!("note: {note}"));
+        data.notes().iter().for_each(|note| errln!("note: {note}"));
     }
     Ok(data)
 }
@@ -245,10 +245,10 @@ pub fn images(arguments: &[PathBuf]) -> Result<Vec<PathBuf>> {
 /// Names the files left out, and how many they are.
 pub fn report_skipped(skipped: &[Skipped]) {
     for file in skipped {
-        eprintln!("skipped {file}");
+        errln!("skipped {file}");
     }
     if skipped.len() > 1 {
-        eprintln!("{} files skipped", skipped.len());
+        errln!("{} files skipped", skipped.len());
     }
 }
 
@@ -259,7 +259,7 @@ pub struct Failed(Vec<Skipped>);
 impl Failed {
     /// Names files that could not be read on standard error.
     pub fn report(&mut self, files: Vec<Skipped>) {
-        files.iter().for_each(|file| eprintln!("skipped {file}"));
+        files.iter().for_each(|file| errln!("skipped {file}"));
         self.0.extend(files);
     }
 

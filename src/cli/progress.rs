@@ -56,7 +56,7 @@ impl Progress {
             outln!("epoch      trn_loss   val_loss   accuracy   seconds  images/s  lr");
             self.phase = Some(record.phase.clone());
         }
-        let mut lrs: Vec<String> = record.lrs.iter().map(|lr| format!("{lr:.1e}")).collect();
+        let mut lrs: Vec<String> = record.lrs.iter().filter(|lr| **lr > 0.0).map(|lr| format!("{lr:.1e}")).collect();
         lrs.dedup();
         outln!(
             "{:>5}      {:<8.6}   {:<8.6}   {:<8.6}  {:>8.1}  {:>8.0}  {}",
@@ -90,7 +90,7 @@ impl Callback for Progress {
             }
             Event::Validating { done, total } => self.show("validating".into(), done, total),
             Event::Epoch(record) => self.epoch(record),
-            Event::Note(text) if !self.mode.quiet => self.bar.suspend(|| eprintln!("note: {text}")),
+            Event::Note(text) if !self.mode.quiet => self.bar.suspend(|| errln!("note: {text}")),
             _ => {}
         }
         Flow::Continue

@@ -47,11 +47,12 @@ impl Config {
     /// As [`Config::prepare`], with weights that were read already.
     pub fn prepare_with(&self, weights: Weights, compute: &Compute, mode: Mode) -> Result<Learner> {
         let device = compute.open()?;
+        self.transforms.validate()?;
         let data = open_data(&self.data, self.valid_fraction, self.strict, self.seed, mode)?
             .transforms(self.transforms.clone())
             .batch_size(self.batch_size);
         if !mode.quiet {
-            eprintln!(
+            errln!(
                 "{}: {} training and {} validation images in {} classes; {} on {device}",
                 self.data.display(),
                 data.items(Split::Train).len(),
@@ -65,11 +66,15 @@ impl Config {
         Ok(learner.callback(Progress::new(mode)))
     }
 
-    /// Whether `flags` ask for the run that this describes; the number of threads and the device may differ.
+    /// Whether `flags` ask for the run that this describes; threads, device and places may differ.
     pub fn check_same(&self, flags: &Config) -> Result<()> {
-        let table = |config: &Config| toml::Table::try_from(config).unwrap_or_default();
-        let (mut begun, mut asked) = (table(self), table(flags));
-        for free in ["engine_version", "threads", "device"] {
+        let table = |config: &Config| {
+            toml::Table::try_from(config)
+                .map_err(|error| Error::setting("config", format!("cannot be written as TOML: {error}")))
+        };
+        let (mut begun, mut asked) = (table(self)?, table(flags)?);
+        // Data and weights may have been moved; that the images are the same is checked by their names.
+        for free in ["engine_version", "threads", "device", "data", "weights"] {
             begun.remove(free);
             asked.remove(free);
         }
@@ -102,8 +107,8 @@ pub fn execute(folder: RunFolder, config: &Config, learner: Learner, mode: Mode)
     }
     let report = report::write(folder.path())?;
     if !mode.quiet {
-        eprintln!("model:  {}", folder.file("model.safetensors").display());
-        eprintln!("report: {}", report.display());
+        errln!("model:  {}", folder.file("model.safetensors").display());
+        errln!("report: {}", report.display());
     }
     Ok(())
 }
@@ -113,9 +118,11 @@ fn advise(run: &Path, rescued: bool) {
     if !run.join("config.toml").exists() {
         return;
     }
-    let (run, model) = (run.display(), run.join("model.safetensors"));
+    let model = run.join("model.safetensors");
     if rescued {
-        eprintln!("{} is the model of the last finished epoch", model.display());
+        errln!("{} is the model of the last finished epoch", model.display());
     }
-    eprintln!("go on from the last finished epoch with: unfreeze train --resume --out {run}");
+    let run = run.display().to_string();
+    let run = if run.contains(char::is_whitespace) { format!("'{run}'") } else { run };
+    errln!("go on from the last finished epoch with: unfreeze train --resume --out {run}");
 }

@@ -7,7 +7,7 @@ use image::imageops;
 use serde_json::json;
 use unfreeze::{
     Device, Error, Result, Tensor,
-    data::{Batch, Loader, LoaderOptions, RgbImage, Split, Transforms, shuffled},
+    data::{Batch, Loader, LoaderOptions, RgbImage, Split, Transforms, save_png, shuffled},
     ops::augment::normalise,
 };
 
@@ -24,6 +24,7 @@ const MAX_PIXELS: usize = 1 << 28;
 /// drawn as a training draws them in its first epochs with the same flags. They are the network's input after lighting
 /// and before normalisation. The class and file of each row are printed.
 #[derive(Args)]
+#[command(mut_arg("size", |arg| arg.help("Side of the square that the network sees, in pixels [default: 224]")))]
 pub struct Samples {
     #[command(flatten)]
     source: DataSource,
@@ -100,7 +101,7 @@ impl Samples {
         // Shorter where too few could be read.
         let height = (side * drawn.len() - GAP) as u32;
         let grid = imageops::crop_imm(&grid, 0, 0, grid.width(), height).to_image();
-        grid.save(&self.out).map_err(|error| Error::image(&self.out, format!("cannot be written: {error}")))?;
+        save_png(&grid, &self.out)?;
         for (row, &index) in drawn.iter().enumerate() {
             let item = &items[index as usize];
             let (row, class, file) = (row + 1, &data.classes()[item.label as usize], item.path.display());

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 use unfreeze::{
-    Result,
+    Error, Result,
     data::Transforms,
     learner::{Learner, Parts, Recipe, RunFolder},
     optim::PerGroup,
@@ -15,6 +15,13 @@ use super::{
     run::{self, Config},
 };
 
+const EXAMPLES: &str = "\
+Examples:
+  unfreeze train photos --valid-fraction 0.2 --weights resnet18.pth --out run
+  unfreeze train photos --weights resnet34.pth --out run --epochs 3 --cycles 2 --lr 0.005
+  unfreeze train labels.csv --weights resnet50.pth --out run --augment top-down --size 128
+  unfreeze train --resume --out run";
+
 /// Train a classifier on a folder of images
 ///
 /// The recipe: a new head is trained on the frozen backbone, whose activations are computed once; then the whole
@@ -23,14 +30,8 @@ use super::{
 /// OUT receives model.safetensors (enough for `predict`, and it loads in PyTorch), report.html and plots/, the records
 /// history.jsonl, steps.jsonl and predictions.jsonl, config.toml, and checkpoint/ from which --resume goes on. Ctrl-C
 /// ends a run in good order: the model of the last finished epoch stays.
-///
-/// Examples:
-///   unfreeze train photos --valid-fraction 0.2 --weights resnet18.pth --out run
-///   unfreeze train photos --weights resnet34.pth --out run --epochs 3 --cycles 2 --lr 0.005
-///   unfreeze train labels.csv --weights resnet50.pth --out run --augment top-down --size 128
-///   unfreeze train --resume --out run
 #[derive(Args)]
-#[command(verbatim_doc_comment)]
+#[command(after_help = EXAMPLES)]
 #[command(mut_arg("data", |arg| arg.required(false).required_unless_present("resume")))]
 #[command(mut_arg("weights", |arg| arg.required(false).required_unless_present("resume")))]
 pub struct Train {
@@ -109,11 +110,17 @@ impl Train {
 
     /// Takes up an interrupted run as its folder describes it.
     fn go_on(self) -> Result<()> {
-        let (folder, config) = RunFolder::resume::<Config>(&self.out)?;
+        let (folder, mut config) = RunFolder::resume::<Config>(&self.out)?;
         if self.source.is_given() {
-            config.check_same(&self.prepare()?.0)?;
+            let flags = self.prepare()?.0;
+            config.check_same(&flags)?;
+            (config.data, config.weights) = (flags.data, flags.weights);
         }
         let learner = config.prepare(&self.compute, self.mode)?;
+        if config.classes != learner.data().classes() {
+            let message = format!("has the classes {:?}, but the run {:?}", learner.data().classes(), config.classes);
+            return Err(Error::data(&config.data, message));
+        }
         run::execute(folder, &config, learner, self.mode)
     }
 

@@ -9,7 +9,7 @@ mod format;
 mod jpeg;
 
 use std::fs;
-use std::io::Cursor;
+use std::io::{Cursor, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
@@ -18,6 +18,7 @@ use image::{
     ColorType, DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader, ImageResult, Limits, RgbImage,
 };
 
+use crate::files::write_atomically;
 use crate::{Error, Result};
 pub(super) use format::check_start;
 use format::{CONVERT, recognise};
@@ -52,6 +53,19 @@ pub fn decode(path: impl AsRef<Path>) -> Result<RgbImage> {
         return Err(Error::image(path, format!("larger than {} MiB", MAX_BYTES >> 20)));
     }
     decode_bytes(&fs::read(path).map_err(|e| Error::io(path, e))?, path)
+}
+
+/// Writes `image` as a PNG file, whole or not at all.
+///
+/// # Errors
+/// [`Error::Io`] if it cannot be written, [`Error::Image`] if it cannot be encoded.
+pub fn save_png(image: &RgbImage, path: impl AsRef<Path>) -> Result<()> {
+    let path = path.as_ref();
+    let mut bytes = Cursor::new(Vec::new());
+    image
+        .write_to(&mut bytes, ImageFormat::Png)
+        .map_err(|error| Error::image(path, format!("cannot be encoded: {error}")))?;
+    write_atomically(path, |file| file.write_all(bytes.get_ref()))
 }
 
 /// As [`decode`], from the bytes of a file; `name` stands for it in errors.

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use super::decode::check_start;
 use super::split::{Holdout, describe_leak, hold_out};
-use super::{Item, Skipped};
+use super::{Item, Skipped, Split};
 use crate::{Error, Result};
 
 const LAYOUT: &str = "expected train/CLASS/* and valid/CLASS/* (or val/CLASS/*) in it";
@@ -113,8 +113,9 @@ pub(super) fn scan(root: &Path, holdout: Option<Holdout>) -> Result<Scan> {
         _ => {}
     }
     let mut train_folders = class_folders(&train_folder, &mut scan.skipped)?;
-    if train_folder == root {
-        train_folders.remove("test");
+    if train_folder == root && train_folders.remove("test").is_some() {
+        let test = root.join("test");
+        scan.notes.push(format!("{}: taken as the test set; rename it if it is a class", test.display()));
     }
     scan.classes = train_folders.keys().cloned().collect();
     match scan.classes.as_slice() {
@@ -193,13 +194,25 @@ pub struct Labelled {
     pub skipped: Vec<Skipped>,
 }
 
-/// The images in `folder/CLASS/`, where the classes are among `classes` and labels are positions there.
+/// The images of `split` at `path`, where the classes are among `classes` and labels are positions there: those of a
+/// `.csv` table (all of them if it has no column `split`), of `path/valid/CLASS/` and the like, or of `path/CLASS/`.
 ///
 /// # Errors
-/// [`Error::Data`] if there are no class folders, one is of no known class, or holds no images; [`Error::Io`].
-pub fn find_labelled(folder: impl AsRef<Path>, classes: &[String]) -> Result<Labelled> {
+/// [`Error::Data`] if there are none, one is of no known class, or a class folder holds no images; [`Error::Io`].
+pub fn find_labelled(path: impl AsRef<Path>, classes: &[String], split: Split) -> Result<Labelled> {
+    let path = path.as_ref();
+    if super::is_table(path) {
+        return super::table::labelled(path, classes, split);
+    }
+    let names: &[&str] = match split {
+        Split::Train => &["train"],
+        Split::Valid => &["valid", "val"],
+        Split::Test => &["test"],
+    };
+    let names = names.iter().filter(|name| !classes.iter().any(|class| class == *name));
+    let folder = names.map(|name| path.join(name)).find(|folder| folder.is_dir());
     let mut scan = Scan { classes: classes.to_vec(), ..Scan::default() };
-    let items = scan.labelled(folder.as_ref())?;
+    let items = scan.labelled(folder.as_deref().unwrap_or(path))?;
     Ok(Labelled { items, skipped: scan.skipped })
 }
 
@@ -207,8 +220,11 @@ pub fn find_labelled(folder: impl AsRef<Path>, classes: &[String]) -> Result<Lab
 fn class_folders(split: &Path, skipped: &mut Vec<Skipped>) -> Result<BTreeMap<String, PathBuf>> {
     let (folders, files): (Vec<_>, Vec<_>) = visible_entries(split)?.into_iter().partition(|path| path.is_dir());
     skipped.extend(files.into_iter().map(|path| Skipped { path, reason: "not in a class folder".into() }));
-    let name = |path: &PathBuf| path.file_name().unwrap_or(OsStr::new("")).to_string_lossy().into_owned();
-    Ok(folders.into_iter().map(|path| (name(&path), path)).collect())
+    let name = |path: PathBuf| match path.file_name().and_then(OsStr::to_str) {
+        Some(name) => Ok((name.to_owned(), path)),
+        None => Err(Error::data(path, "the name of this class folder is not UTF-8; rename it")),
+    };
+    folders.into_iter().map(name).collect()
 }
 
 fn class_items(folder: &Path, label: u32, skipped: &mut Vec<Skipped>) -> Result<Vec<Item>> {

@@ -23,7 +23,7 @@ use std::sync::Arc;
 pub use augment::{Augment, Change};
 pub use batch::{Batch, LoaderOptions};
 pub use crop::Crop;
-pub use decode::{decode, decode_bytes};
+pub use decode::{decode, decode_bytes, save_png};
 pub use folders::{Found, Labelled, find_images, find_labelled};
 pub use image::RgbImage;
 pub use loader::Loader;
@@ -162,9 +162,7 @@ impl ImageData {
     /// [`from_folders`](Self::from_folders).
     pub fn open(path: impl AsRef<Path>, holdout: Option<Holdout>) -> Result<Self> {
         match (path.as_ref(), holdout) {
-            (path, holdout) if path.extension().is_some_and(|name| name.eq_ignore_ascii_case("csv")) => {
-                Self::from_csv(path, holdout)
-            }
+            (path, holdout) if is_table(path) => Self::from_csv(path, holdout),
             (path, Some(holdout)) => Self::from_class_folders(path, holdout),
             (path, None) => Self::from_folders(path),
         }
@@ -262,6 +260,10 @@ impl ImageData {
         let options = LoaderOptions { strict: self.strict || options.strict, ..options.clone() };
         Loader::new(items.clone(), &self.transforms, order, self.batch_size, &options)
     }
+}
+
+fn is_table(path: &Path) -> bool {
+    path.extension().is_some_and(|name| name.eq_ignore_ascii_case("csv"))
 }
 
 #[cfg(test)]

@@ -41,8 +41,7 @@ pub(super) struct Parts {
     pub notes: Vec<String>,
 }
 
-/// Splits `items` class by class, each part in the order of `items`. Files of equal content count as one, in the class
-/// of the first.
+/// Splits `items` class by class, each part in the order of `items`. Files of equal content count as one.
 pub(super) fn hold_out(items: Vec<Item>, classes: &[String], holdout: Holdout) -> Result<Parts> {
     holdout.validate()?;
     let groups = equal_files(&items)?;
@@ -51,22 +50,29 @@ pub(super) fn hold_out(items: Vec<Item>, classes: &[String], holdout: Holdout) -
 
     let mut held_out = vec![false; items.len()];
     for (label, class) in (0u32..).zip(classes) {
-        let mut own: Vec<&Vec<usize>> = groups.iter().filter(|group| items[group[0]].label == label).collect();
-        let count: usize = own.iter().map(|group| group.len()).sum();
+        // Copies that are of several classes say nothing about either, and stay in training.
+        let is_own = |group: &&Vec<usize>| group.iter().all(|&index| items[index].label == label);
+        let mut own: Vec<&Vec<usize>> = groups.iter().filter(is_own).collect();
         own.shuffle(&mut Random::stream(holdout.seed, "hold out", &[u64::from(label)]));
-        // Both sides get a file at least; where that is impossible, training does.
-        let wanted = ((f64::from(holdout.fraction) * count as f64).round() as usize).clamp(1, count.max(2) - 1);
+        let count: usize = own.iter().map(|group| group.len()).sum();
         if own.len() < 2 {
             parts.notes.push(format!("class `{class}` has too few different images to hold one out"));
             continue;
         }
-        let mut taken = 0;
-        for group in &own[1..] {
-            if taken + group.len() <= wanted || (taken == 0 && group.len() < count) {
-                group.iter().for_each(|&index| held_out[index] = true);
-                taken += group.len();
+        let wanted = ((f64::from(holdout.fraction) * count as f64).round() as usize).clamp(1, count - 1);
+        let mut taken = Vec::new();
+        let mut left = wanted;
+        for group in &own {
+            if group.len() <= left && taken.len() + 1 < own.len() {
+                taken.push(*group);
+                left -= group.len();
             }
         }
+        if taken.is_empty() {
+            // Every group is larger than what is wanted; the smallest comes nearest.
+            taken.extend(own.iter().copied().min_by_key(|group| group.len()));
+        }
+        taken.into_iter().flatten().for_each(|&index| held_out[index] = true);
     }
     for (item, held_out) in items.into_iter().zip(held_out) {
         if held_out { &mut parts.valid } else { &mut parts.train }.push(item);
@@ -200,6 +206,25 @@ mod tests {
         assert_eq!(parts.valid.iter().filter(|item| item.label == 1).count(), 10);
         assert!(parts.notes.is_empty());
         assert_ne!(split(2).valid, parts.valid);
+    }
+
+    #[test]
+    fn many_copies_of_one_image_do_not_fill_the_held_out_part() {
+        let folder = tempfile::tempdir().unwrap();
+        // Sixteen copies and four others; and a class whose only file is a copy of one of another class.
+        let contents: Vec<(u32, u8)> = (0..20)
+            .map(|i| (0, if i < 16 { 2 } else { 2 * i }))
+            .chain((0..8).map(|i| (1, 101 + 2 * i)))
+            .chain([(2, 2)])
+            .collect();
+        let items = files(folder.path(), &contents);
+        let classes = ["a", "b", "c"].map(String::from);
+        for seed in 0..20 {
+            let parts = hold_out(items.clone(), &classes, Holdout { fraction: 0.25, seed }).unwrap();
+            let count = |items: &[Item], label| items.iter().filter(|item| item.label == label).count();
+            assert_eq!((count(&parts.valid, 0), count(&parts.valid, 1), count(&parts.valid, 2)), (1, 2, 0), "{seed}");
+            assert_eq!(count(&parts.train, 2), 1);
+        }
     }
 
     #[test]

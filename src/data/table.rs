@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
 use super::decode::check_start;
-use super::folders::Scan;
+use super::folders::{Labelled, Scan};
 use super::split::{Holdout, describe_leak, hold_out};
 use super::{Item, Skipped, Split};
 use crate::{Error, Result};
@@ -93,11 +93,37 @@ pub(super) fn read(path: &Path, holdout: Option<Holdout>) -> Result<Scan> {
     Ok(scan)
 }
 
+/// The images of `split` in the table at `path`, or all of them if it has no such column.
+pub(super) fn labelled(path: &Path, classes: &[String], split: Split) -> Result<Labelled> {
+    let mut found = Labelled::default();
+    for row in rows(path)?.into_iter().filter(|row| row.split.is_none_or(|of| of == split)) {
+        let Some(label) = classes.iter().position(|class| *class == row.label) else {
+            let message = format!("line {}: class `{}` is not among the classes {classes:?}", row.line, row.label);
+            return Err(Error::data(path, message));
+        };
+        match check_start(&row.path) {
+            Ok(()) => found.items.push(Item { path: row.path, label: label as u32 }),
+            Err(reason) => found.skipped.push(Skipped { path: row.path, reason }),
+        }
+    }
+    if found.items.is_empty() {
+        return Err(Error::data(path, format!("has no {split} images that can be read")));
+    }
+    Ok(found)
+}
+
 fn rows(path: &Path) -> Result<Vec<Row>> {
     let fail = |message: String| Error::data(path, message);
     let broken = |error: csv::Error| match error.into_kind() {
         csv::ErrorKind::Io(error) => Error::io(path, error),
-        kind => fail(format!("is no table that can be read ({kind:?}); {LAYOUT}")),
+        csv::ErrorKind::Utf8 { pos, .. } => {
+            fail(format!("is no table that can be read: line {} is not UTF-8 text", pos.map_or(0, |pos| pos.line())))
+        }
+        csv::ErrorKind::UnequalLengths { pos, expected_len, len } => {
+            let line = pos.map_or(0, |pos| pos.line());
+            fail(format!("is no table that can be read: line {line} has {len} fields, the first one {expected_len}"))
+        }
+        _ => fail(format!("is no table that can be read; {LAYOUT}")),
     };
     let mut reader = csv::ReaderBuilder::new().trim(csv::Trim::All).from_path(path).map_err(broken)?;
     let headers = reader.headers().map_err(broken)?.clone();

@@ -20,7 +20,9 @@ fn address_space() -> Option<u64> {
     let mut system = System::new();
     let memory = ProcessRefreshKind::nothing().with_memory();
     system.refresh_processes_specifics(ProcessesToUpdate::Some(&[process]), false, memory);
-    Some(limit.saturating_sub(system.process(process)?.virtual_memory()))
+    // Threads reserve more of it than they use.
+    const RESERVED: u64 = 256 << 20;
+    Some(limit.saturating_sub(system.process(process)?.virtual_memory()).saturating_sub(RESERVED))
 }
 
 #[cfg(not(unix))]

@@ -18,7 +18,7 @@ pub struct EpochRecord {
     pub valid_loss: f32,
     /// Metrics on the validation set, such as `accuracy`.
     pub metrics: BTreeMap<String, f32>,
-    /// Learning rate of each layer group at the epoch's last step.
+    /// Learning rate of each layer group at the epoch's last step; 0 for frozen groups.
     pub lrs: Vec<f32>,
     /// Wall time of training and validation, the filling of the cache included.
     pub seconds: f64,
@@ -54,7 +54,7 @@ pub struct StepRecord {
     pub step: usize,
     /// Loss of its batch.
     pub loss: f32,
-    /// Learning rate of each layer group.
+    /// Learning rate of each layer group; 0 for frozen groups.
     pub lrs: Vec<f32>,
     /// Momentum, the same for all groups.
     pub momentum: f32,

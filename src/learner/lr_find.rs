@@ -155,8 +155,13 @@ impl LrFound {
         let near = (ignored / 2).max(1);
         let falls = |at: &usize| smoothed[at.saturating_sub(near)] - smoothed[(at + near).min(smoothed.len() - 1)];
         let steepest = (0..lowest).max_by(|a, b| falls(a).total_cmp(&falls(b)));
-        self.suggestion = (lowest > 0).then(|| lrs[lowest] / 10.0);
         self.steepest = steepest.map(|at| lrs[at]);
+        // Where the loss still falls at the end, its minimum was not met, and a tenth of the end says nothing.
+        self.suggestion = match lowest {
+            0 => None,
+            _ if lowest + 1 == smoothed.len() => self.steepest,
+            _ => Some(lrs[lowest] / 10.0),
+        };
     }
 }
 

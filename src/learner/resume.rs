@@ -20,6 +20,7 @@ use crate::{
     cache::KeyBuilder,
     checkpoint::{Checkpoint, FileTensor, LoadOptions, collect, load_into, write_safetensors},
     data::Split,
+    files::remove_temporaries,
     optim::{Optimizer, OptimizerKind},
 };
 
@@ -166,6 +167,15 @@ impl Learner {
     /// Whether `folder` holds something to [resume](Learner::resume).
     pub fn can_resume(folder: impl AsRef<Path>) -> bool {
         folder.as_ref().join(STATE).exists()
+    }
+
+    /// Removes what [`Learner::checkpoints`] wrote to `folder`, and the folder if nothing else is in it.
+    pub(super) fn forget(folder: &Path) {
+        // What stays is seen by the next look at the folder.
+        let _ = fs::remove_file(folder.join(STATE));
+        remove_others(folder, "");
+        remove_temporaries(folder);
+        let _ = fs::remove_dir(folder);
     }
 
     /// True after a fit that only returned its records, while an interrupted run catches up with itself: the network is

@@ -13,7 +13,7 @@ use super::{Callback, EpochRecord, Event, Flow, Learner, PredictionRecord, StepR
 use crate::{
     Error, Result,
     data::Split,
-    files::{TEMPORARY, write_atomically},
+    files::{TEMPORARY, remove_temporaries, write_atomically},
 };
 
 const CONFIG: &str = "config.toml";
@@ -104,11 +104,13 @@ impl RunFolder {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             Err(error) => return Err(Error::io(path, error)),
         };
+        // Only a folder that a run has locked may hold what is left of one; files of others are not touched.
+        let ours = path.join(LOCK).exists();
         for entry in entries {
             let name = entry.map_err(|error| Error::io(path, error))?.file_name();
             let begun = [CONFIG, LOCK, STEPS, HISTORY, CHECKPOINT].iter().any(|known| name == *known);
             let resumable = Learner::can_resume(path.join(CHECKPOINT));
-            if resumable || !begun && !name.to_string_lossy().starts_with(TEMPORARY) {
+            if resumable || !ours || !begun && !name.to_string_lossy().starts_with(TEMPORARY) {
                 let message = if resumable {
                     "this folder holds a run already; choose another --out, or go on with it by --resume"
                 } else {
@@ -221,11 +223,8 @@ impl RunFolder {
         for name in [HISTORY, STEPS, CONFIG] {
             remove(&self.file(name))?;
         }
-        let folder = self.checkpoints();
-        match fs::remove_dir_all(&folder) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::io(folder, error)),
-            _ => Ok(()),
-        }
+        Learner::forget(&self.checkpoints());
+        Ok(())
     }
 
     /// Path of a file in the folder.
@@ -250,15 +249,6 @@ fn lock(folder: &Path) -> Result<File> {
             Err(Error::data(folder, "another process is writing to this run folder; wait for it, or choose another"))
         }
         Ok(()) | Err(TryLockError::Error(_)) => Ok(file),
-    }
-}
-
-fn remove_temporaries(folder: &Path) {
-    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
-        if entry.file_name().to_string_lossy().starts_with(TEMPORARY) {
-            // One that stays does no harm.
-            let _ = fs::remove_file(entry.path());
-        }
     }
 }
 

@@ -47,7 +47,10 @@ impl Learner {
         let epochs = fit.total_epochs()?;
         self.check_batch_size()?;
         let steps = batches(self.samples(Split::Train), self.data.batch_size).len();
-        let (lrs, weight_decays) = (fit.lr.resolve("lr", &self.state)?, fit.weight_decay.resolve("wd", &self.state)?);
+        let mut lrs = fit.lr.resolve("lr", &self.state)?;
+        // A frozen group has no rate, and is recorded with none.
+        lrs.iter_mut().enumerate().filter(|(group, _)| !self.state.is_trainable(*group)).for_each(|(_, lr)| *lr = 0.0);
+        let weight_decays = fit.weight_decay.resolve("wd", &self.state)?;
         let (start, optimizer) = match self.progress.left(&fit, epochs)? {
             Left::Nothing(records) => return Ok(&self.history[records]),
             Left::From(start, optimizer) => (start, *optimizer),

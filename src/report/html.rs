@@ -122,7 +122,7 @@ fn phases(records: &Records) -> String {
 
 fn epochs(records: &Records) -> String {
     let rows = records.epochs.iter().enumerate().map(|(number, record)| {
-        let lrs: Vec<String> = record.lrs.iter().map(|lr| format!("{lr:.1e}")).collect();
+        let lrs: Vec<String> = record.lrs.iter().filter(|lr| **lr > 0.0).map(|lr| format!("{lr:.1e}")).collect();
         vec![
             record.phase.clone(),
             (number + 1).to_string(),

@@ -26,7 +26,11 @@ use std::{
 pub use metrics::{ClassMetrics, Confusion, most_wrong};
 pub use records::Records;
 
-use crate::{Error, Result, files::write_atomically, learner::LrFound};
+use crate::{
+    Error, Result,
+    files::{remove_temporaries, write_atomically},
+    learner::LrFound,
+};
 
 /// The plots of a run: `(name, PNG)`.
 type Plots = Vec<(&'static str, Vec<u8>)>;
@@ -39,6 +43,7 @@ pub fn write(run: &Path) -> Result<PathBuf> {
     let records = Records::read(run)?;
     let folder = run.join("plots");
     fs::create_dir_all(&folder).map_err(|error| Error::io(&folder, error))?;
+    remove_temporaries(&folder);
     let confusion = Confusion::new(records.classes.len(), &records.predictions);
     let mut plots: Plots = Vec::new();
     let mut plot = |name: &'static str, png: std::io::Result<Vec<u8>>| {
