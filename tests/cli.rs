@@ -63,8 +63,19 @@ fn train_writes_a_run_and_prints_an_object_per_epoch() {
     assert_eq!(again["accuracy"].as_f64().map(|a| a as f32), Some(printed[1].accuracy()));
     let whole = unfreeze("evaluate {} {} --json", &[&run, &data.path().join("train")]).succeeded().objects().remove(0);
     assert_eq!(whole["images"], 10);
+    // Those of the run, though the folder has changed.
+    picture(20, 0, 900).save(data.path().join("valid/cat/new.png")).unwrap();
     let table = unfreeze("evaluate {}", &[&run]).succeeded().out;
     assert!(table.contains("of 6 images") && table.contains("precision"), "{table}");
+    let csv = data.path().join("labels.csv");
+    fs::write(&csv, "path,label\nvalid/cat/new.png,cat\nvalid/dog/0.png,dog\n").unwrap();
+    let table = unfreeze("evaluate {} {}", &[&run.join("model.safetensors"), &csv]).succeeded().out;
+    assert!(table.contains("of 2 images"), "{table}");
+    fs::write(&csv, "path,label\nvalid/cat/new.png,cow\n").unwrap();
+    let wrong = unfreeze("evaluate {} {}", &[&run, &csv]);
+    assert!(wrong.code == 1 && wrong.err.contains("line 2: class `cow`"), "{}", wrong.err);
+    let alone = unfreeze("evaluate {}", &[&run.join("model.safetensors")]);
+    assert!(alone.code == 1 && alone.err.contains("give DATA too"), "{}", alone.err);
     assert_eq!(fs::read_to_string(run.join("history.jsonl")).unwrap(), ran.out);
     let config: toml::Table = fs::read_to_string(run.join("config.toml")).unwrap().parse().unwrap();
     assert_eq!(config["arch"].as_str(), Some("resnet20"));

@@ -67,6 +67,31 @@ fn a_disk_that_fills_up_later_leaves_a_run_to_resume() {
 }
 
 #[test]
+fn what_is_not_of_a_run_is_never_touched() {
+    let (images, out) = (cats_and_dogs(), tempfile::tempdir().unwrap());
+    let run = out.path().join("run");
+    fs::create_dir_all(run.join("checkpoint")).unwrap();
+    fs::write(run.join("checkpoint/mine.pth"), "precious").unwrap();
+    fs::write(run.join("config.toml"), "mine = 1").unwrap();
+    let refused = unfreeze(&format!("train {{}} --out {{}} {TRAIN}"), &[images.path(), &run]);
+    assert!(refused.code == 1 && refused.err.contains("already holds something"), "{}", refused.err);
+    assert_eq!(names(&run), ["checkpoint", "config.toml"]);
+    assert_eq!(fs::read_to_string(run.join("checkpoint/mine.pth")).unwrap(), "precious");
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn output_that_cannot_be_written_costs_no_run() {
+    let (images, out) = (cats_and_dogs(), tempfile::tempdir().unwrap());
+    for (redirect, code) in [(">/dev/full", 1), ("2>/dev/full", 0), (">/dev/full 2>/dev/full", 1)] {
+        let run = out.path().join(redirect.replace(['>', '/', ' '], "_"));
+        let ran = under(&format!("exec {redirect}"), &format!("train {{}} --out {{}} {TRAIN}"), &[images.path(), &run]);
+        assert_eq!(ran.code, code, "{redirect}: {}", ran.err);
+        assert!(run.join("report.html").exists() && run.join("model.safetensors").exists(), "{redirect}");
+    }
+}
+
+#[test]
 fn folders_that_cannot_be_written_are_named_before_anything_is_trained() {
     let (images, out) = (cats_and_dogs(), tempfile::tempdir().unwrap());
     let file = out.path().join("file");

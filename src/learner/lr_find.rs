@@ -131,7 +131,8 @@ pub struct LrFound {
     /// The same, smoothed.
     pub smoothed: Vec<f32>,
     /// The rate to start with: a tenth of the one where the smoothed loss is lowest (fastai's rule since its course
-    /// with 0.7, and `minimum` in its later versions). `None` if the loss never falls.
+    /// with 0.7, and `minimum` in its later versions); [`steepest`](Self::steepest) if it still falls at the last step, for
+    /// its minimum was then not met. `None` if the loss never falls.
     pub suggestion: Option<f32>,
     /// The rate where the smoothed loss falls fastest, measured over a tenth of the steps (after `steep` in later
     /// versions of fastai). Noisier, so not the suggestion. `None` if the loss never falls.
@@ -287,6 +288,9 @@ mod tests {
         // The first point, however low, is ignored.
         let curve = found(&[0.1, 2.0, 1.9, 1.6, 0.6, 0.5, 3.0]);
         assert_eq!((curve.suggestion, curve.steepest), (Some(1.0), Some(0.1)));
+        // Where it still falls at the end, the end says nothing.
+        let falling = found(&[0.1, 2.0, 1.9, 1.2, 1.1, 1.0]);
+        assert!(falling.suggestion.is_some() && falling.suggestion == falling.steepest);
         // It never falls; or there is nothing to judge by.
         for flat in [&[0.1, 1.0, 1.0, 1.1][..], &[1.0, 2.0], &[1.0], &[]] {
             assert_eq!((found(flat).suggestion, found(flat).steepest), (None, None), "{flat:?}");
