@@ -12,7 +12,7 @@ fn main() -> unfreeze::Result<()> {
     let size = weights.arch().published_size();
     let transforms = Transforms::for_weights(&weights, size).augment(Augment::SideOn).max_zoom(1.1);
     let data = ImageData::from_folders(data)?.transforms(transforms).batch_size(32);
-    let mut learner = Learner::pretrained(weights, data)?.device(Device::auto()?).seed(1);
+    let mut learner = Learner::pretrained(weights, data)?.device(Device::auto()?)?.seed(1)?;
 
     // The head alone, on activations that the frozen backbone computes once.
     learner.precompute(true);

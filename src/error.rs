@@ -66,12 +66,36 @@ pub enum Error {
         /// Cause and remedy.
         message: String,
     },
+    /// A device's memory does not hold what was asked for.
+    #[error(
+        "{device}: out of memory: {} asked for, {} of {} free; use a smaller batch size or smaller images, or free the \
+         device",
+        size(*requested), size(*free), size(*total)
+    )]
+    OutOfMemory {
+        /// The device's name, such as `cuda:0`.
+        device: String,
+        /// Bytes asked for.
+        requested: usize,
+        /// Bytes that are free, though perhaps not in one piece.
+        free: usize,
+        /// Bytes that the device has.
+        total: usize,
+    },
     /// Training produced a number that is not finite.
     #[error("training diverged: {0}")]
     Diverged(String),
     /// A cancel token ended the work.
     #[error("cancelled")]
     Cancelled,
+}
+
+/// Bytes for people to read.
+fn size(bytes: usize) -> String {
+    match bytes as f64 / f64::from(1 << 20) {
+        mebibytes if mebibytes < 1024.0 => format!("{mebibytes:.1} MiB"),
+        mebibytes => format!("{:.1} GiB", mebibytes / 1024.0),
+    }
 }
 
 impl Error {

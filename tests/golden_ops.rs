@@ -140,7 +140,7 @@ impl Golden {
     /// Four steps; `step` gets the parameter, the gradient, two tensors that begin as zeros, and the number from 1.
     fn check_optimizer(&self, group: &str, step: impl Fn(&mut Tensor, &Tensor, [&mut Tensor; 2], u32) -> Result<()>) {
         let mut parameter = self.tensor(&format!("{group}.p0"));
-        let [mut first, mut second] = [(); 2].map(|()| Tensor::zeros(parameter.shape(), &self.device));
+        let [mut first, mut second] = [(); 2].map(|()| Tensor::zeros(parameter.shape(), &self.device).unwrap());
         for number in 1..=4 {
             let grad = self.tensor(&format!("{group}.g{number}"));
             step(&mut parameter, &grad, [&mut first, &mut second], number).unwrap();

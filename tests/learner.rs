@@ -228,7 +228,7 @@ fn one_seed_decides_everything_and_threads_nothing() {
     let train = |seed, threads| {
         let transforms = Transforms::new(16).augment(Augment::SideOn).max_zoom(1.2);
         let learner = learner(data(&folder).transforms(transforms));
-        let mut learner = learner.device(Device::cpu(threads).unwrap()).seed(seed);
+        let mut learner = learner.device(Device::cpu(threads).unwrap()).unwrap().seed(seed).unwrap();
         learner.precompute(true);
         learner.fit(Fit::epochs(1)).unwrap();
         learner.unfreeze();
@@ -247,7 +247,7 @@ fn a_step_moves_each_group_by_its_own_rate_times_the_gradient() {
     let (folder, seed, rates) = (cats_and_dogs(), 7, [0.0, 1e-3, 1e-2]);
     let transforms = Transforms::new(16).augment(Augment::SideOn).max_zoom(1.2);
     let data = data(&folder).transforms(transforms).batch_size(10);
-    let (learner, told) = listened(learner(data).seed(seed));
+    let (learner, told) = listened(learner(data).seed(seed).unwrap());
     let mut learner = learner;
     learner.unfreeze();
     let model = learner.model().clone();

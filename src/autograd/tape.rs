@@ -143,7 +143,7 @@ impl Tape {
     /// # Errors
     /// [`Error::Setting`] if nothing trainable lies behind the loss.
     pub fn backward(self, loss: &Var) -> Result<ParameterGradients> {
-        let seed = Tensor::full(loss.value.shape(), 1.0, loss.value.device());
+        let seed = Tensor::full(loss.value.shape(), 1.0, loss.value.device())?;
         self.backward_from(loss, seed)
     }
 
@@ -193,7 +193,8 @@ mod tests {
         let layer = |index: usize| {
             let weight = Tensor::new(vec![0.5, 0.25, 1.0, 0.75], [2, 2], device).expect("four elements");
             let mut weight = Parameter::new(format!("{index}.weight"), Role::LinearWeight, weight);
-            let mut bias = Parameter::new(format!("{index}.bias"), Role::LinearBias, Tensor::zeros([2], device));
+            let mut bias =
+                Parameter::new(format!("{index}.bias"), Role::LinearBias, Tensor::zeros([2], device).unwrap());
             weight.set_trainable(index >= trainable);
             bias.set_trainable(index >= trainable);
             [weight, bias]
@@ -202,7 +203,7 @@ mod tests {
     }
 
     fn run(tape: &mut Tape, layers: &[[Parameter; 2]], device: &Device) -> Result<Var> {
-        let mut x = Var::constant(Tensor::full([3, 2], 1.0, device));
+        let mut x = Var::constant(Tensor::full([3, 2], 1.0, device).unwrap());
         for (index, layer) in layers.iter().enumerate() {
             let [weight, bias] = layer.each_ref().map(|parameter| tape.parameter(parameter));
             x = linear(tape, &x, &weight, &bias)?;
@@ -239,15 +240,15 @@ mod tests {
     fn the_backward_pass_stops_at_the_first_trainable_parameter() -> Result<()> {
         let device = Device::cpu(1)?;
         let mut tape = Tape::new();
-        let constant = Var::constant(Tensor::zeros([2], &device));
+        let constant = Var::constant(Tensor::zeros([2], &device).unwrap());
         let must_not_run = |_: Tensor, _: &mut Gradients| panic!("nothing trainable lies behind this");
-        let frozen = tape.record(&[&constant], Tensor::zeros([2], &device), must_not_run);
+        let frozen = tape.record(&[&constant], Tensor::zeros([2], &device).unwrap(), must_not_run);
         assert!(tape.is_empty() && !frozen.needs_grad());
-        let trainable = tape.leaf("p", Tensor::full([2], 2.0, &device));
+        let trainable = tape.leaf("p", Tensor::full([2], 2.0, &device).unwrap());
         // A branch that the loss does not use stays unvisited too.
-        tape.record(&[&trainable], Tensor::zeros([2], &device), must_not_run);
+        tape.record(&[&trainable], Tensor::zeros([2], &device).unwrap(), must_not_run);
         let slot = trainable.slot().expect("a leaf has a slot");
-        let loss = tape.record(&[&frozen, &trainable], Tensor::zeros([2], &device), move |grad, gradients| {
+        let loss = tape.record(&[&frozen, &trainable], Tensor::zeros([2], &device).unwrap(), move |grad, gradients| {
             gradients.add(slot, grad)
         });
         assert_eq!(tape.len(), 2);

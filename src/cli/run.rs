@@ -61,7 +61,7 @@ impl Config {
                 self.arch,
             );
         }
-        let learner = Learner::with_head(weights, data, self.head.clone())?.device(device).seed(self.seed);
+        let learner = Learner::with_head(weights, data, self.head.clone())?.device(device)?.seed(self.seed)?;
         self.recipe.validate(&learner)?;
         Ok(learner.callback(Progress::new(mode)))
     }

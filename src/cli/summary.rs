@@ -39,7 +39,7 @@ impl Summary {
         model.apply(&state, false);
 
         let size = self.size.unwrap_or(self.arch.published_size());
-        let mut x = Var::constant(Tensor::zeros([1, size, size, 3], &device));
+        let mut x = Var::constant(Tensor::zeros([1, size, size, 3], &device)?);
         let mut pass = Pass::evaluation();
         if !self.json {
             outln!("{:<12} {:>18} {:>12} {:>12}  group", "layer", "output", "parameters", "trainable");

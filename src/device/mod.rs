@@ -2,10 +2,12 @@
 
 mod available;
 mod cpu;
+pub mod cuda;
 mod gemm;
 
-pub(crate) use available::available_memory;
+use available::available_memory;
 pub use cpu::{CpuDevice, MemoryUse};
+pub use cuda::CudaDevice;
 pub(crate) use gemm::{Matrix, gemm};
 
 use std::{fmt, str::FromStr, sync::Arc};
@@ -21,6 +23,8 @@ const MAX_THREADS: usize = 1024;
 pub enum Device {
     /// The processor, with a thread pool of its own.
     Cpu(Arc<CpuDevice>),
+    /// A GPU.
+    Cuda(Arc<CudaDevice>),
 }
 
 impl Device {
@@ -59,8 +63,14 @@ impl Device {
 
     /// Host threads that this device works with.
     pub fn threads(&self) -> usize {
+        self.host().threads()
+    }
+
+    /// The processor's part of it.
+    fn host(&self) -> &CpuDevice {
         match self {
-            Device::Cpu(cpu) => cpu.threads(),
+            Device::Cpu(cpu) => cpu,
+            Device::Cuda(cuda) => cuda.host(),
         }
     }
 
@@ -68,6 +78,7 @@ impl Device {
     pub fn memory(&self) -> MemoryUse {
         match self {
             Device::Cpu(cpu) => cpu.memory(),
+            Device::Cuda(cuda) => cuda.memory(),
         }
     }
 
@@ -75,14 +86,21 @@ impl Device {
     pub fn reset_peak(&self) {
         match self {
             Device::Cpu(cpu) => cpu.reset_peak(),
+            Device::Cuda(cuda) => cuda.reset_peak(),
+        }
+    }
+
+    /// Bytes that new tensors can still take; `None` where nobody says.
+    pub(crate) fn available(&self) -> Option<u64> {
+        match self {
+            Device::Cpu(_) => available_memory(),
+            Device::Cuda(cuda) => cuda.available().ok().map(|bytes| bytes as u64),
         }
     }
 
     /// Runs `work` inside the device's thread pool, so that parallel iterators within use only its threads.
     pub fn install<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
-        match self {
-            Device::Cpu(cpu) => cpu.install(work),
-        }
+        self.host().install(work)
     }
 }
 
@@ -90,6 +108,7 @@ impl fmt::Display for Device {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Device::Cpu(_) => f.write_str("cpu"),
+            Device::Cuda(cuda) => f.write_str(cuda.name()),
         }
     }
 }

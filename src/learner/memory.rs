@@ -5,7 +5,6 @@ use super::Learner;
 use crate::{
     Device, Error, Result, Tensor,
     autograd::Var,
-    device::available_memory,
     nn::{Model, Pass},
     ops::loss::{CrossEntropy, Target, cross_entropy},
 };
@@ -35,7 +34,7 @@ impl Learner {
         if self.fitting.contains(&kind) {
             return Ok(());
         }
-        if let Some(available) = available_memory() {
+        if let Some(available) = self.device.available() {
             let input = (images * size * size * 3 * size_of::<f32>()) as u64;
             if input.saturating_mul(MOST_PER_INPUT) > available / NEGLIGIBLE {
                 let need = Need::measure(&self.model, size, training, &self.device)?;
@@ -87,7 +86,7 @@ impl Need {
 }
 
 fn run(model: &Model, images: usize, size: usize, training: bool, device: &Device) -> Result<()> {
-    let input = Var::constant(Tensor::zeros([images, size, size, 3], device));
+    let input = Var::constant(Tensor::zeros([images, size, size, 3], device)?);
     if !training {
         return model.forward(&mut Pass::evaluation(), &input).map(drop);
     }

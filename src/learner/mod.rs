@@ -30,7 +30,6 @@ use std::collections::HashSet;
 
 use crate::{
     Device, Error, Result,
-    autograd::Parameters,
     cache::{ActivationCache, Key},
     checkpoint::Weights,
     data::{ImageData, Split, Transforms},
@@ -46,7 +45,7 @@ use crate::{
 /// let weights = Weights::file("resnet34.safetensors")?;
 /// let data = ImageData::from_folders("data/dogscats")?
 ///     .transforms(Transforms::for_weights(&weights, 224).augment(Augment::SideOn).max_zoom(1.1));
-/// let mut learner = Learner::pretrained(weights, data)?.seed(1);
+/// let mut learner = Learner::pretrained(weights, data)?.device(Device::auto()?)?.seed(1)?;
 /// learner.precompute(true);
 /// learner.fit(Fit::epochs(2).lr(1e-2))?;
 /// learner.precompute(false);
@@ -95,7 +94,7 @@ impl Learner {
     /// # Errors
     /// [`Error::Checkpoint`] if the weights do not fit, [`Error::Setting`] if the head makes no sense.
     pub fn with_head(weights: Weights, data: ImageData, head: HeadSpec) -> Result<Self> {
-        let device = Device::auto()?;
+        let device = Device::cpu(0)?;
         let model = weights.with_head(head, data.classes().len(), 0, &device)?;
         let mut learner = Self {
             state: FreezeState::head_only(model.arch(), model.grouping()),
@@ -123,24 +122,30 @@ impl Learner {
     }
 
     /// Moves the network to `device`.
-    pub fn device(mut self, device: Device) -> Self {
-        self.model.visit_mut(&mut |parameter| parameter.value = parameter.value.to_device(&device));
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`] if it does not fit there.
+    pub fn device(mut self, device: Device) -> Result<Self> {
+        self.model = self.model.to_device(&device)?;
         self.device = device;
         self.backbone_key = None;
-        self
+        Ok(self)
     }
 
     /// Sets the seed that decides every random choice, and draws anew from it whatever started from random weights: the
     /// head, and a backbone that is not pretrained. Default 0.
-    pub fn seed(mut self, seed: u64) -> Self {
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`] if the device has no room for what is drawn.
+    pub fn seed(mut self, seed: u64) -> Result<Self> {
         self.seed = seed;
         if !self.pretrained {
             self.backbone_key = None;
-            self.model.backbone = ResNet::new(self.model.arch(), seed, &self.device);
+            self.model.backbone = ResNet::new(self.model.arch(), seed, &self.device)?;
         }
-        self.model.head = self.model.head.redrawn(seed, &self.device);
+        self.model.head = self.model.head.redrawn(seed, &self.device)?;
         self.apply();
-        self
+        Ok(self)
     }
 
     /// Cuts the network into other layer groups; everything but the head is frozen again.

@@ -251,7 +251,7 @@ impl Learner {
                 return Err(Error::checkpoint(&file.path, format!("has a buffer for '{name}' that does not fit")));
             };
             let buffer = Tensor::new(tensor.to_f32(), parameter.value.shape(), &self.device)?;
-            optimizer.set_buffer(parameter.name(), number, buffer);
+            optimizer.set_buffer(parameter.name(), number, buffer)?;
         }
         Ok(optimizer)
     }

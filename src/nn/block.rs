@@ -69,19 +69,19 @@ impl BlockSpec {
 }
 
 impl Block {
-    pub(super) fn new(name: &str, spec: &BlockSpec, seed: u64, device: &Device) -> Self {
+    pub(super) fn new(name: &str, spec: &BlockSpec, seed: u64, device: &Device) -> Result<Self> {
         let convolution = |(conv, kernel, geometry): (String, Kernel, Geometry)| {
             let norm = conv.replace("conv", "bn").replace("downsample.0", "downsample.1");
             ConvNorm::new(&format!("{name}.{conv}"), &format!("{name}.{norm}"), kernel, geometry, seed, device)
         };
-        let mut convolutions: Vec<ConvNorm> = spec.plan().into_iter().map(convolution).collect();
+        let mut convolutions: Vec<ConvNorm> = spec.plan().into_iter().map(convolution).collect::<Result<_>>()?;
         let depth = if spec.bottleneck { 3 } else { 2 };
         let shortcut = match convolutions.split_off(depth).pop() {
             Some(projection) => Shortcut::Projection(Box::new(projection)),
             None if spec.changes_shape() => Shortcut::Padding { stride: spec.stride, channels: spec.outputs },
             None => Shortcut::Identity,
         };
-        Self { convolutions, shortcut }
+        Ok(Self { convolutions, shortcut })
     }
 
     /// `relu(convolutions(input) + shortcut(input))`.

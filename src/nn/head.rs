@@ -111,25 +111,23 @@ impl Head {
     /// [`Error::Setting`] if the values of `spec` make no sense.
     pub fn new(spec: HeadSpec, channels: usize, classes: usize, seed: u64, device: &Device) -> Result<Self> {
         spec.validate()?;
-        Ok(Self::build(spec, channels, classes, seed, device))
-    }
-
-    fn build(spec: HeadSpec, channels: usize, classes: usize, seed: u64, device: &Device) -> Self {
         let linear =
             |(name, inputs, outputs): (String, usize, usize)| Linear::new(&name, inputs, outputs, seed, device);
         let layers = match &spec {
-            HeadSpec::Linear => Layers::Linear(linear(("fc".into(), channels, classes))),
+            HeadSpec::Linear => Layers::Linear(linear(("fc".into(), channels, classes))?),
             HeadSpec::Fastai { hidden, dropout } => {
-                let blocks = spec.plan(channels, classes).into_iter().enumerate().map(|(index, layer)| HeadBlock {
-                    norm: BatchNorm::new(&format!("head.{}", 4 * index + 1), layer.1, device),
-                    dropout: dropout[index.min(dropout.len() - 1)],
-                    linear: linear(layer),
-                    relu: index < hidden.len(),
+                let blocks = spec.plan(channels, classes).into_iter().enumerate().map(|(index, layer)| {
+                    Ok(HeadBlock {
+                        norm: BatchNorm::new(&format!("head.{}", 4 * index + 1), layer.1, device)?,
+                        dropout: dropout[index.min(dropout.len() - 1)],
+                        linear: linear(layer)?,
+                        relu: index < hidden.len(),
+                    })
                 });
-                Layers::Fastai(blocks.collect())
+                Layers::Fastai(blocks.collect::<Result<_>>()?)
             }
         };
-        Self { spec, channels, classes, layers }
+        Ok(Self { spec, channels, classes, layers })
     }
 
     /// The kind.
@@ -138,8 +136,11 @@ impl Head {
     }
 
     /// The same head with initial weights drawn anew.
-    pub fn redrawn(&self, seed: u64, device: &Device) -> Self {
-        Self::build(self.spec.clone(), self.channels, self.classes, seed, device)
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`].
+    pub fn redrawn(&self, seed: u64, device: &Device) -> Result<Self> {
+        Self::new(self.spec.clone(), self.channels, self.classes, seed, device)
     }
 
     /// Name of the pooling, which decides what the features are.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{Pass, init};
 use crate::{
-    Device, Result,
+    Device, Error, Result,
     autograd::{Parameter, Parameters, Role, Var},
     ops::{
         batchnorm::{self, Affine, Fused, Moments},
@@ -32,20 +32,24 @@ pub struct BatchNorm {
 
 impl BatchNorm {
     /// A batchnorm over `channels`, with the parameters `name.weight`, `.bias`, `.running_mean`, `.running_var`.
-    pub fn new(name: &str, channels: usize, device: &Device) -> Self {
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`](crate::Error::OutOfMemory).
+    pub fn new(name: &str, channels: usize, device: &Device) -> Result<Self> {
         let parameter = |suffix: &str, role, value: f32| {
-            Parameter::new(format!("{name}.{suffix}"), role, crate::Tensor::full([channels], value, device))
+            let value = crate::Tensor::full([channels], value, device)?;
+            Ok::<_, Error>(Parameter::new(format!("{name}.{suffix}"), role, value))
         };
-        Self {
+        Ok(Self {
             name: name.into(),
-            scale: parameter("weight", Role::NormScale, 1.0),
-            shift: parameter("bias", Role::NormShift, 0.0),
-            running_mean: parameter("running_mean", Role::RunningMean, 0.0),
-            running_variance: parameter("running_var", Role::RunningVariance, 1.0),
+            scale: parameter("weight", Role::NormScale, 1.0)?,
+            shift: parameter("bias", Role::NormShift, 0.0)?,
+            running_mean: parameter("running_mean", Role::RunningMean, 0.0)?,
+            running_variance: parameter("running_var", Role::RunningVariance, 1.0)?,
             momentum: 0.1,
             eps: 1e-5,
             batch_statistics: true,
-        }
+        })
     }
 
     /// The name, such as `layer1.0.bn1`.
@@ -110,15 +114,22 @@ pub(super) struct Kernel {
 }
 
 impl ConvNorm {
-    pub(super) fn new(conv: &str, norm: &str, kernel: Kernel, geometry: Geometry, seed: u64, device: &Device) -> Self {
+    pub(super) fn new(
+        conv: &str,
+        norm: &str,
+        kernel: Kernel,
+        geometry: Geometry,
+        seed: u64,
+        device: &Device,
+    ) -> Result<Self> {
         let name = format!("{conv}.weight");
         let shape = [kernel.outputs, kernel.size, kernel.size, kernel.inputs / geometry.groups];
-        let weight = init::conv(&name, shape, seed, device);
-        Self {
+        let weight = init::conv(&name, shape, seed, device)?;
+        Ok(Self {
             weight: Parameter::new(name, Role::ConvWeight, weight),
             geometry,
-            norm: BatchNorm::new(norm, kernel.outputs, device),
-        }
+            norm: BatchNorm::new(norm, kernel.outputs, device)?,
+        })
     }
 
     /// `relu(norm(conv(input)) + residual)`, residual and ReLU as asked.
@@ -170,13 +181,16 @@ pub struct Linear {
 
 impl Linear {
     /// `[N, inputs]` to `[N, outputs]`, with the parameters `name.weight` and `name.bias`.
-    pub fn new(name: &str, inputs: usize, outputs: usize, seed: u64, device: &Device) -> Self {
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`](crate::Error::OutOfMemory).
+    pub fn new(name: &str, inputs: usize, outputs: usize, seed: u64, device: &Device) -> Result<Self> {
         let weight = format!("{name}.weight");
-        let value = init::linear(&weight, [outputs, inputs], seed, device);
-        Self {
+        let value = init::linear(&weight, [outputs, inputs], seed, device)?;
+        Ok(Self {
             weight: Parameter::new(weight, Role::LinearWeight, value),
-            bias: Parameter::new(format!("{name}.bias"), Role::LinearBias, crate::Tensor::zeros([outputs], device)),
-        }
+            bias: Parameter::new(format!("{name}.bias"), Role::LinearBias, crate::Tensor::zeros([outputs], device)?),
+        })
     }
 
     /// The layer's output, `[N, outputs]`.

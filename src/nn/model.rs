@@ -16,7 +16,7 @@ use crate::{
 /// # fn main() -> unfreeze::Result<()> {
 /// let device = Device::cpu(1)?;
 /// let model = Model::new(Arch::ResNet20, HeadSpec::Linear, 10, 0, &device)?;
-/// let logits = model.logits(&Tensor::zeros([2, 32, 32, 3], &device))?;
+/// let logits = model.logits(&Tensor::zeros([2, 32, 32, 3], &device)?)?;
 /// assert_eq!(logits.dims(), [2, 10]);
 /// # Ok(()) }
 /// ```
@@ -33,9 +33,10 @@ impl Model {
     /// A network with random weights, every group trainable.
     ///
     /// # Errors
-    /// [`Error::Setting`](crate::Error::Setting) if `head` makes no sense.
+    /// [`Error::Setting`](crate::Error::Setting) if `head` makes no sense;
+    /// [`Error::OutOfMemory`](crate::Error::OutOfMemory).
     pub fn new(arch: Arch, head: HeadSpec, classes: usize, seed: u64, device: &Device) -> Result<Self> {
-        let backbone = ResNet::new(arch, seed, device);
+        let backbone = ResNet::new(arch, seed, device)?;
         let head = Head::new(head, arch.features(), classes, seed, device)?;
         Ok(Self { backbone, head, grouping: Grouping::default() })
     }
@@ -97,6 +98,19 @@ impl Model {
     pub fn forward(&self, pass: &mut Pass, images: &Var) -> Result<Var> {
         let features = self.features(pass, images)?;
         self.head.classify(pass, &features)
+    }
+
+    /// The same network with its parameters on another device.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`](crate::Error::OutOfMemory) if they do not fit there.
+    pub fn to_device(mut self, device: &Device) -> Result<Self> {
+        let mut outcome = Ok(());
+        self.visit_mut(&mut |parameter| match parameter.value.to_device(device) {
+            Ok(value) => parameter.value = value,
+            Err(error) => outcome = Err(error),
+        });
+        outcome.map(|()| self)
     }
 
     /// Logits in evaluation mode.

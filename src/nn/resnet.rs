@@ -65,17 +65,20 @@ pub struct ResNet {
 
 impl ResNet {
     /// A network with random weights.
-    pub fn new(arch: Arch, seed: u64, device: &Device) -> Self {
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`].
+    pub fn new(arch: Arch, seed: u64, device: &Device) -> Result<Self> {
         let (kernel, geometry) = stem(arch);
         let blocks = |stage: Vec<(String, BlockSpec)>| {
             stage.iter().map(|(name, block)| Block::new(name, block, seed, device)).collect()
         };
-        Self {
+        Ok(Self {
             arch,
-            stem: ConvNorm::new("conv1", "bn1", kernel, geometry, seed, device),
+            stem: ConvNorm::new("conv1", "bn1", kernel, geometry, seed, device)?,
             stem_pool: (!arch.spec().cifar).then_some(Window::STEM),
-            stages: stages(arch).into_iter().map(blocks).collect(),
-        }
+            stages: stages(arch).into_iter().map(blocks).collect::<Result<_>>()?,
+        })
     }
 
     /// The architecture.

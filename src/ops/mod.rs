@@ -6,6 +6,7 @@ pub mod batchnorm;
 pub mod conv;
 pub mod dropout;
 pub mod elementwise;
+pub mod kernels;
 pub mod linear;
 pub mod loss;
 pub mod optimizer;

@@ -126,7 +126,7 @@ pub fn check_op(
         let (seed, expected) = grads.get_or_insert_with(|| {
             let shape = output.value().shape();
             let seed = match shape.rank() {
-                0 => Tensor::full(shape, 1.5, output.value().device()),
+                0 => Tensor::full(shape, 1.5, output.value().device()).unwrap(),
                 _ => normal(1, what, shape, output.value().device()),
             };
             let weights = wide(&seed);

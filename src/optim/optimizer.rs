@@ -54,11 +54,13 @@ impl OptimizerKind {
         }
     }
 
-    fn buffers(self) -> usize {
-        match self {
+    /// Zeros in the shape of `value`, as many as the rule keeps.
+    fn fresh_buffers(self, value: &Tensor) -> Result<Vec<Tensor>> {
+        let count = match self {
             OptimizerKind::Sgd { .. } => 1,
             OptimizerKind::AdamW { .. } => 2,
-        }
+        };
+        (0..count).map(|_| Tensor::zeros(value.shape(), value.device())).collect()
     }
 }
 
@@ -99,11 +101,15 @@ impl Optimizer {
     }
 
     /// Sets buffer `number` of the parameter called `name`; a number that the rule does not use has no effect.
-    pub(crate) fn set_buffer(&mut self, name: &Arc<str>, number: usize, buffer: Tensor) {
-        let fresh = || vec![Tensor::zeros(buffer.shape(), buffer.device()); self.kind.buffers()];
-        if let Some(place) = self.state.entry(name.clone()).or_insert_with(fresh).get_mut(number) {
+    pub(crate) fn set_buffer(&mut self, name: &Arc<str>, number: usize, buffer: Tensor) -> Result<()> {
+        let buffers = self.state.entry(name.clone()).or_default();
+        if buffers.is_empty() {
+            *buffers = self.kind.fresh_buffers(&buffer)?;
+        }
+        if let Some(place) = buffers.get_mut(number) {
             *place = buffer;
         }
+        Ok(())
     }
 
     /// Moves every trainable parameter of `model` that has a gradient. `lrs` and `weight_decays` hold one value per
@@ -146,8 +152,10 @@ impl Optimizer {
         lr: f32,
         weight_decay: f32,
     ) -> Result<()> {
-        let fresh = || vec![Tensor::zeros(value.shape(), value.device()); self.kind.buffers()];
-        let buffers = self.state.entry(name.clone()).or_insert_with(fresh);
+        let buffers = self.state.entry(name.clone()).or_default();
+        if buffers.is_empty() {
+            *buffers = self.kind.fresh_buffers(value)?;
+        }
         match (self.kind, buffers.as_mut_slice()) {
             (OptimizerKind::Sgd { momentum, nesterov }, [buffer, ..]) => {
                 sgd(value, gradient, buffer, SgdStep { lr, momentum, weight_decay, nesterov })

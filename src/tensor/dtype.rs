@@ -1,8 +1,13 @@
-//! Element types, and the typed block of elements in host memory.
+//! Element types, and the typed blocks of elements in a device's memory.
 
 use std::sync::Arc;
 
-use crate::device::CpuDevice;
+use half::{bf16, f16};
+
+use crate::{
+    Result,
+    device::{CpuDevice, cuda::Buffer},
+};
 
 /// The type of a tensor's elements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -10,16 +15,33 @@ use crate::device::CpuDevice;
 pub enum DType {
     /// 32-bit float: activations, parameters.
     F32,
+    /// bfloat16: storage of activations.
+    BF16,
+    /// IEEE half precision: storage of activations.
+    F16,
     /// Bytes: images.
     U8,
     /// 32-bit unsigned: labels, positions of maxima.
     U32,
 }
 
+impl DType {
+    /// Bytes of an element.
+    pub fn bytes(self) -> usize {
+        match self {
+            DType::F32 | DType::U32 => 4,
+            DType::BF16 | DType::F16 => 2,
+            DType::U8 => 1,
+        }
+    }
+}
+
 /// Elements in host memory.
 #[derive(Clone)]
 pub enum Elements {
     F32(Vec<f32>),
+    BF16(Vec<bf16>),
+    F16(Vec<f16>),
     U8(Vec<u8>),
     U32(Vec<u32>),
 }
@@ -49,10 +71,25 @@ impl Drop for Block {
     }
 }
 
+/// Elements in a GPU's memory.
+pub(super) struct CudaBlock {
+    pub buffer: Buffer,
+    pub dtype: DType,
+}
+
+impl CudaBlock {
+    /// A copy of its own.
+    pub fn duplicate(&self) -> Result<Self> {
+        Ok(Self { buffer: self.buffer.duplicate()?, dtype: self.dtype })
+    }
+}
+
 impl Elements {
     fn bytes(&self) -> usize {
         match self {
             Elements::F32(elements) => size_of_val(elements.as_slice()),
+            Elements::BF16(elements) => size_of_val(elements.as_slice()),
+            Elements::F16(elements) => size_of_val(elements.as_slice()),
             Elements::U8(elements) => size_of_val(elements.as_slice()),
             Elements::U32(elements) => size_of_val(elements.as_slice()),
         }
@@ -61,6 +98,8 @@ impl Elements {
     pub(super) fn dtype(&self) -> DType {
         match self {
             Elements::F32(_) => DType::F32,
+            Elements::BF16(_) => DType::BF16,
+            Elements::F16(_) => DType::F16,
             Elements::U8(_) => DType::U8,
             Elements::U32(_) => DType::U32,
         }
@@ -68,7 +107,7 @@ impl Elements {
 }
 
 /// A Rust type that can be a tensor's element. Sealed.
-pub trait Element: Copy + Send + Sync + sealed::Sealed {
+pub trait Element: bytemuck::Pod + Send + Sync + sealed::Sealed {
     /// The matching [`DType`].
     const DTYPE: DType;
 }
@@ -112,5 +151,7 @@ macro_rules! element {
 }
 
 element!(f32, F32);
+element!(bf16, BF16);
+element!(f16, F16);
 element!(u8, U8);
 element!(u32, U32);

@@ -28,10 +28,10 @@ impl Model {
         let device = Device::cpu(1).expect("a processor");
         let parameter = |name: &str, role, value| Parameter::new(name, role, value);
         Self(vec![
-            parameter("conv.weight", Role::ConvWeight, Tensor::full([2, 1, 2, 3], -1.0, &device)),
-            parameter("bn.weight", Role::NormScale, Tensor::full([2], -1.0, &device)),
-            parameter("bn.running_mean", Role::RunningMean, Tensor::full([2], -1.0, &device)),
-            parameter("fc.weight", Role::LinearWeight, Tensor::full([3, 2], -1.0, &device)),
+            parameter("conv.weight", Role::ConvWeight, Tensor::full([2, 1, 2, 3], -1.0, &device).unwrap()),
+            parameter("bn.weight", Role::NormScale, Tensor::full([2], -1.0, &device).unwrap()),
+            parameter("bn.running_mean", Role::RunningMean, Tensor::full([2], -1.0, &device).unwrap()),
+            parameter("fc.weight", Role::LinearWeight, Tensor::full([3, 2], -1.0, &device).unwrap()),
         ])
     }
 

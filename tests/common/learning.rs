@@ -60,7 +60,7 @@ pub fn data(root: impl AsRef<Path>) -> ImageData {
 pub fn learner(data: ImageData) -> Learner {
     let head = HeadSpec::fastai(vec![8]);
     let learner = Learner::with_head(Weights::random(Arch::ResNet20), data, head).unwrap();
-    learner.device(Device::cpu(2).unwrap()).seed(1)
+    learner.device(Device::cpu(2).unwrap()).and_then(|learner| learner.seed(1)).unwrap()
 }
 
 /// The bits of every parameter and statistic, by name.

@@ -64,9 +64,9 @@ struct Learned {
 }
 
 impl Learned {
-    fn zeros(name: &str, role: Role, shape: impl Into<Shape>, device: &Device) -> Self {
-        let zeros = Tensor::zeros(shape, device);
-        Self { momentum: zeros.clone(), parameter: Parameter::new(name, role, zeros) }
+    fn zeros(name: &str, role: Role, shape: impl Into<Shape>, device: &Device) -> Result<Self> {
+        let zeros = Tensor::zeros(shape, device)?;
+        Ok(Self { momentum: zeros.clone(), parameter: Parameter::new(name, role, zeros) })
     }
 
     fn step(&mut self, gradients: &ParameterGradients, weight_decay: f32) -> Result<()> {
@@ -80,8 +80,8 @@ impl Learned {
 /// start as any.
 fn fit(train: &Pixels, valid: &Pixels, classes: usize, weight_decay: f32, device: &Device) -> Result<f32> {
     let inputs = train.values.dims()[1];
-    let mut weight = Learned::zeros("weight", Role::LinearWeight, [classes, inputs], device);
-    let mut bias = Learned::zeros("bias", Role::LinearBias, [classes], device);
+    let mut weight = Learned::zeros("weight", Role::LinearWeight, [classes, inputs], device)?;
+    let mut bias = Learned::zeros("bias", Role::LinearBias, [classes], device)?;
     let input = Var::constant(train.values.clone());
     let target = Target::Labels(Tensor::new(train.labels.clone(), [train.labels.len()], device)?);
     let mut best = 0.0;

@@ -208,7 +208,7 @@ impl Demo {
     }
 
     fn learner(&self, weights: Weights, data: ImageData, mode: Mode) -> Result<Learner> {
-        let learner = Learner::pretrained(weights, data)?.device(self.compute.open()?).seed(self.compute.seed);
+        let learner = Learner::pretrained(weights, data)?.device(self.compute.open()?)?.seed(self.compute.seed)?;
         interrupt::cancels(learner.cancel_token())?;
         Ok(learner.callback(Progress::new(mode)))
     }

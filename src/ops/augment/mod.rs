@@ -16,6 +16,7 @@ pub fn normalise(pixels: &Tensor, lighting: &[[f32; 2]], mean: [f32; 3], std: [f
         return Err(Error::shape("normalise", message));
     }
     match pixels.device() {
+        Device::Cuda(cuda) => Err(cuda.error("this operation has no kernel yet")),
         Device::Cpu(cpu) => {
             let bytes = pixels.as_slice::<u8>()?;
             let per_image = (dims[1] * dims[2] * 3).max(1);

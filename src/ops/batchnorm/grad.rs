@@ -50,6 +50,7 @@ pub fn batchnorm(
     Ok(tape.record(&inputs, output, move |mut grad, gradients| {
         if let Some(output) = saved_output {
             match &x.device().clone() {
+                Device::Cuda(cuda) => return Err(cuda.error("this operation has no kernel yet")),
                 Device::Cpu(cpu) => cpu::mask_by_output(cpu, &mut grad, &output)?,
             }
         }
@@ -90,6 +91,7 @@ fn backward(
     needs_input: bool,
 ) -> Result<Backward> {
     match input.device() {
+        Device::Cuda(cuda) => return Err(cuda.error("this operation has no kernel yet")),
         Device::Cpu(cpu) => {
             let (sum, product) = cpu::reduce(cpu, grad, input, &moments.mean)?;
             let (mean, variance) = (moments.mean.as_slice::<f32>()?, moments.variance.as_slice::<f32>()?);

@@ -36,6 +36,7 @@ impl Moments {
             ));
         }
         let (mean, variance) = match input.device() {
+            Device::Cuda(cuda) => return Err(cuda.error("this operation has no kernel yet")),
             Device::Cpu(cpu) => cpu::moments(cpu, input)?,
         };
         Ok(Self { mean, variance, rows })
@@ -51,6 +52,7 @@ impl Moments {
         expect_shape("batchnorm", "running variance", variance, self.variance.shape())?;
         let unbiased = self.rows as f32 / (self.rows as f32 - 1.0);
         match &self.mean.device().clone() {
+            Device::Cuda(cuda) => return Err(cuda.error("this operation has no kernel yet")),
             Device::Cpu(_) => {
                 cpu::blend(mean, &self.mean, momentum, 1.0)?;
                 cpu::blend(variance, &self.variance, momentum, unbiased)
@@ -68,6 +70,7 @@ pub fn fold(scale: &Tensor, shift: &Tensor, mean: &Tensor, variance: &Tensor, ep
         expect_shape("batchnorm", what, tensor, scale.shape())?;
     }
     match scale.device() {
+        Device::Cuda(cuda) => return Err(cuda.error("this operation has no kernel yet")),
         Device::Cpu(_) => cpu::fold(scale, shift, mean, variance, eps),
     }
 }
@@ -83,6 +86,7 @@ fn apply(input: &Tensor, factor: &Tensor, offset: &Tensor, residual: Option<&Ten
         expect_shape("batchnorm", "residual", residual, input.shape())?;
     }
     match input.device() {
+        Device::Cuda(cuda) => return Err(cuda.error("this operation has no kernel yet")),
         Device::Cpu(cpu) => cpu::apply(cpu, input, factor, offset, residual, relu),
     }
 }

@@ -112,6 +112,7 @@ pub fn forward(input: &Tensor, weight: &Tensor, geometry: Geometry, epilogue: Ep
         expect_shape("conv", "residual", residual, extents.output())?;
     }
     match input.device() {
+        Device::Cuda(cuda) => Err(cuda.error("this operation has no kernel yet")),
         Device::Cpu(cpu) => cpu::forward(cpu, input, weight, &extents, epilogue),
     }
 }
@@ -124,6 +125,7 @@ pub fn input_grad(output_grad: &Tensor, weight: &Tensor, input: Shape, geometry:
     let extents = Extents::new(input, weight.shape(), geometry)?;
     expect_shape("conv input gradient", "output gradient", output_grad, extents.output())?;
     match output_grad.device() {
+        Device::Cuda(cuda) => Err(cuda.error("this operation has no kernel yet")),
         Device::Cpu(cpu) => cpu::input_grad(cpu, output_grad, weight, &extents),
     }
 }
@@ -137,6 +139,7 @@ pub fn weight_grad(output_grad: &Tensor, input: &Tensor, weight: Shape, geometry
     expect_shape("conv weight gradient", "output gradient", output_grad, extents.output())?;
     nhwc("conv weight gradient", input)?;
     match input.device() {
+        Device::Cuda(cuda) => Err(cuda.error("this operation has no kernel yet")),
         Device::Cpu(cpu) => cpu::weight_grad(cpu, output_grad, input, &extents),
     }
 }

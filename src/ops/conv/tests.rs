@@ -260,7 +260,8 @@ fn an_empty_batch_and_a_single_window_work() -> Result<()> {
 #[test]
 fn a_nan_passes_the_relu() -> Result<()> {
     let device = cpu(1);
-    let (input, weight) = (Tensor::full([1, 1, 1, 1], f32::NAN, &device), Tensor::full([1, 1, 1, 1], 1.0, &device));
+    let (input, weight) =
+        (Tensor::full([1, 1, 1, 1], f32::NAN, &device).unwrap(), Tensor::full([1, 1, 1, 1], 1.0, &device).unwrap());
     let epilogue = Epilogue { relu: true, ..Epilogue::default() };
     assert!(forward(&input, &weight, Geometry::default(), epilogue)?.scalar()?.is_nan());
     Ok(())
@@ -281,12 +282,13 @@ fn extents_that_do_not_fit_are_errors() {
         ([1, 0, 4, 3], [2, 1, 1, 3], geometry(1, 1, 1), "may be empty"),
         ([1, 2, 4, 3], [2, 3, 3, 3], geometry(1, 0, 1), "larger images"),
     ] {
-        let (input, weight) = (Tensor::zeros(input, &device), Tensor::zeros(weight, &device));
+        let (input, weight) = (Tensor::zeros(input, &device).unwrap(), Tensor::zeros(weight, &device).unwrap());
         let error = forward(&input, &weight, geometry, Epilogue::default()).expect_err("shapes do not fit").to_string();
         assert!(error.contains(part), "{error}");
     }
-    let (input, weight) = (Tensor::zeros([1, 4, 4, 3], &device), Tensor::zeros([2, 3, 3, 3], &device));
-    let wrong = Tensor::zeros([1, 3, 3, 2], &device);
+    let (input, weight) =
+        (Tensor::zeros([1, 4, 4, 3], &device).unwrap(), Tensor::zeros([2, 3, 3, 3], &device).unwrap());
+    let wrong = Tensor::zeros([1, 3, 3, 2], &device).unwrap();
     assert!(input_grad(&wrong, &weight, input.shape(), Geometry::default()).is_err());
     assert!(weight_grad(&wrong, &input, weight.shape(), Geometry::default()).is_err());
     let epilogue = Epilogue { residual: Some(&wrong), ..Epilogue::default() };

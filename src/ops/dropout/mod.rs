@@ -31,6 +31,7 @@ pub fn dropout(tape: &mut Tape, input: &Var, p: f32, random: &Random) -> Result<
 
 fn apply_mask(input: &Tensor, p: f32, random: &Random) -> Result<Tensor> {
     match input.device() {
+        Device::Cuda(cuda) => return Err(cuda.error("this operation has no kernel yet")),
         Device::Cpu(cpu) => {
             let x = input.as_slice::<f32>()?;
             let mut output = vec![0.0; x.len()];
@@ -58,7 +59,7 @@ mod tests {
         let device = Device::cpu(2)?;
         let random = Random::stream(5, "dropout", &[7]);
         let mut tape = Tape::new();
-        let x = tape.leaf("x", Tensor::full([100, 1000], 2.0, &device));
+        let x = tape.leaf("x", Tensor::full([100, 1000], 2.0, &device).unwrap());
         let y = dropout(&mut tape, &x, 0.25, &random)?;
         let output = y.value().to_vec::<f32>()?;
         let dropped = output.iter().filter(|y| **y == 0.0).count() as f64 / output.len() as f64;
@@ -92,7 +93,7 @@ mod tests {
     #[test]
     fn another_stream_drops_others_and_bad_probabilities_are_errors() -> Result<()> {
         let device = Device::cpu(1)?;
-        let x = Var::constant(Tensor::full([64], 1.0, &device));
+        let x = Var::constant(Tensor::full([64], 1.0, &device).unwrap());
         let mask = |number| -> Result<Vec<f32>> {
             dropout(&mut Tape::new(), &x, 0.5, &Random::stream(1, "d", &[number]))?.value().to_vec()
         };

@@ -15,6 +15,7 @@ use crate::{
 pub fn relu(tape: &mut Tape, input: &Var) -> Result<Var> {
     let output = match input.value().device() {
         // A NaN stays, so that a diverged run is seen.
+        Device::Cuda(cuda) => return Err(cuda.error("this operation has no kernel yet")),
         Device::Cpu(_) => zip(input.value(), input.value(), |x, _| if x < 0.0 { 0.0 } else { x })?,
     };
     let (slot, saved) = (input.slot(), output.clone());
@@ -39,6 +40,7 @@ pub fn add(tape: &mut Tape, left: &Var, right: &Var) -> Result<Var> {
 
 fn zip(left: &Tensor, right: &Tensor, f: impl Fn(f32, f32) -> f32 + Sync) -> Result<Tensor> {
     match left.device() {
+        Device::Cuda(cuda) => return Err(cuda.error("this operation has no kernel yet")),
         Device::Cpu(cpu) => {
             let (a, b) = (left.as_slice::<f32>()?, right.as_slice::<f32>()?);
             let mut output = vec![0.0; a.len()];

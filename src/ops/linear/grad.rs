@@ -16,6 +16,7 @@ pub fn linear(tape: &mut Tape, input: &Var, weight: &Var, bias: &Var) -> Result<
     let saved_input = weight.needs_grad().then(|| input.value().clone());
     let saved_weight = input.needs_grad().then(|| weight.value().clone());
     Ok(tape.record(&[input, weight, bias], output, move |grad, gradients| match &grad.device().clone() {
+        Device::Cuda(cuda) => Err(cuda.error("this operation has no kernel yet")),
         Device::Cpu(cpu) => {
             if let (Some(slot), Some(input)) = (weight_slot, saved_input) {
                 gradients.add(slot, cpu::weight_grad(cpu, &grad, &input)?)?;

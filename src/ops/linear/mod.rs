@@ -28,6 +28,7 @@ pub fn forward(input: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor>
     }
     expect_shape("linear", "bias", bias, [outputs])?;
     match input.device() {
+        Device::Cuda(cuda) => Err(cuda.error("this operation has no kernel yet")),
         Device::Cpu(cpu) => cpu::forward(cpu, input, weight, bias),
     }
 }

@@ -92,8 +92,8 @@ fn results_do_not_depend_on_the_number_of_threads() -> Result<()> {
 #[test]
 fn an_empty_batch_works_and_what_does_not_fit_is_an_error() -> Result<()> {
     let device = cpu(1);
-    let zeros = |dims: [usize; 2]| Tensor::zeros(dims, &device);
-    let bias = |outputs: usize| Tensor::zeros([outputs], &device);
+    let zeros = |dims: [usize; 2]| Tensor::zeros(dims, &device).unwrap();
+    let bias = |outputs: usize| Tensor::zeros([outputs], &device).unwrap();
     assert_eq!(forward(&zeros([0, 4]), &zeros([3, 4]), &bias(3))?.dims(), [0, 3]);
     let mut tape = Tape::new();
     let [input, weight, shift] =

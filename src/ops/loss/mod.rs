@@ -35,6 +35,7 @@ pub struct CrossEntropy {
 pub fn log_softmax_forward(logits: &Tensor) -> Result<Tensor> {
     matrix("log softmax", logits)?;
     match logits.device() {
+        Device::Cuda(cuda) => Err(cuda.error("this operation has no kernel yet")),
         Device::Cpu(_) => cpu::log_softmax(logits),
     }
 }
@@ -46,6 +47,7 @@ pub fn log_softmax_forward(logits: &Tensor) -> Result<Tensor> {
 pub fn softmax(logits: &Tensor) -> Result<Tensor> {
     matrix("softmax", logits)?;
     match logits.device() {
+        Device::Cuda(cuda) => Err(cuda.error("this operation has no kernel yet")),
         Device::Cpu(_) => cpu::exp(&cpu::log_softmax(logits)?),
     }
 }
@@ -69,6 +71,7 @@ fn forward(logits: &Tensor, target: &Target, options: &CrossEntropy) -> Result<(
         Target::Soft(targets) => expect_shape("cross entropy", "targets", targets, [n, classes])?,
     }
     match logits.device() {
+        Device::Cuda(cuda) => Err(cuda.error("this operation has no kernel yet")),
         Device::Cpu(_) => cpu::cross_entropy(logits, target, options),
     }
 }

@@ -30,6 +30,7 @@ pub fn sgd(parameter: &mut Tensor, grad: &Tensor, buffer: &mut Tensor, step: Sgd
     expect_shape("sgd", "gradient", grad, parameter.shape())?;
     expect_shape("sgd", "momentum buffer", buffer, parameter.shape())?;
     match &parameter.device().clone() {
+        Device::Cuda(cuda) => return Err(cuda.error("this operation has no kernel yet")),
         Device::Cpu(cpu) => cpu::sgd(cpu, parameter, grad, buffer, step),
     }
 }
@@ -69,6 +70,7 @@ pub fn adamw(
     expect_shape("adamw", "mean", mean, parameter.shape())?;
     expect_shape("adamw", "mean square", square, parameter.shape())?;
     match &parameter.device().clone() {
+        Device::Cuda(cuda) => return Err(cuda.error("this operation has no kernel yet")),
         Device::Cpu(cpu) => cpu::adamw(cpu, parameter, grad, mean, square, step),
     }
 }

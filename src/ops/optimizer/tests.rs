@@ -21,7 +21,7 @@ proptest! {
     ) {
         let device = cpu(2);
         let mut p = normal(len as u64, "p", [len], &device);
-        let mut buffer = Tensor::zeros([len], &device);
+        let mut buffer = Tensor::zeros([len], &device).unwrap();
         let mut exact = wide(&p);
         // PyTorch's buffer starts as the first gradient.
         let mut velocity: Option<Vec<f64>> = None;
@@ -57,7 +57,7 @@ proptest! {
     ) {
         let device = cpu(2);
         let mut p = normal(len as u64, "p", [len], &device);
-        let (mut mean, mut square) = (Tensor::zeros([len], &device), Tensor::zeros([len], &device));
+        let (mut mean, mut square) = (Tensor::zeros([len], &device).unwrap(), Tensor::zeros([len], &device).unwrap());
         let mut exact = wide(&p);
         let (mut m, mut v) = (vec![0f64; len], vec![0f64; len]);
         for number in 1..=STEPS {
@@ -87,7 +87,7 @@ fn results_do_not_depend_on_the_number_of_threads() -> Result<()> {
         let device = cpu(threads);
         let len = 3 * crate::ops::CHUNK + 5;
         let [mut p, grad] = ["p", "grad"].map(|name| normal(1, name, [len], &device));
-        let [mut buffer, mut mean, mut square] = [(); 3].map(|()| Tensor::zeros([len], &device));
+        let [mut buffer, mut mean, mut square] = [(); 3].map(|()| Tensor::zeros([len], &device).unwrap());
         sgd(&mut p, &grad, &mut buffer, SGD)?;
         let after_sgd = bits(&p);
         adamw(&mut p, &grad, &mut mean, &mut square, ADAMW)?;
@@ -101,10 +101,10 @@ fn results_do_not_depend_on_the_number_of_threads() -> Result<()> {
 #[test]
 fn a_step_leaves_clones_alone() -> Result<()> {
     let device = cpu(1);
-    let mut p = Tensor::full([3], 1.0, &device);
+    let mut p = Tensor::full([3], 1.0, &device).unwrap();
     let before = p.clone();
-    let mut buffer = Tensor::zeros([3], &device);
-    sgd(&mut p, &Tensor::full([3], 1.0, &device), &mut buffer, SGD)?;
+    let mut buffer = Tensor::zeros([3], &device).unwrap();
+    sgd(&mut p, &Tensor::full([3], 1.0, &device).unwrap(), &mut buffer, SGD)?;
     assert_eq!(before.to_vec::<f32>()?, [1.0; 3]);
     assert_ne!(p.to_vec::<f32>()?, [1.0; 3]);
     Ok(())
@@ -113,8 +113,8 @@ fn a_step_leaves_clones_alone() -> Result<()> {
 #[test]
 fn what_does_not_fit_is_an_error() {
     let device = cpu(1);
-    let fitting = || Tensor::zeros([3], &device);
-    let wrong = || Tensor::zeros([1, 3], &device);
+    let fitting = || Tensor::zeros([3], &device).unwrap();
+    let wrong = || Tensor::zeros([1, 3], &device).unwrap();
     assert!(sgd(&mut fitting(), &wrong(), &mut fitting(), SGD).is_err());
     assert!(sgd(&mut fitting(), &fitting(), &mut wrong(), SGD).is_err());
     assert!(adamw(&mut fitting(), &wrong(), &mut fitting(), &mut fitting(), ADAMW).is_err());

@@ -15,8 +15,9 @@ pub fn max_pool(tape: &mut Tape, input: &Var, window: Window) -> Result<Var> {
     let (slot, extents) = (input.slot(), nhwc("max pool", input.value())?);
     Ok(tape.record(&[input], output, move |grad, gradients| {
         let Some(slot) = slot else { return Ok(()) };
-        let mut input_grad = Tensor::zeros(extents, grad.device());
+        let mut input_grad = Tensor::zeros(extents, grad.device())?;
         match grad.device() {
+            Device::Cuda(cuda) => return Err(cuda.error("this operation has no kernel yet")),
             Device::Cpu(cpu) => {
                 let stride = grad.shape().elements() / extents[0].max(1);
                 cpu::scatter_max(cpu, grad.as_slice()?, stride, &at, input_grad.as_slice_mut()?, extents)?;
@@ -35,8 +36,9 @@ pub fn average_pool(tape: &mut Tape, input: &Var) -> Result<Var> {
     let (slot, extents) = (input.slot(), nhwc("average pool", input.value())?);
     Ok(tape.record(&[input], output, move |grad, gradients| {
         let Some(slot) = slot else { return Ok(()) };
-        let mut input_grad = Tensor::zeros(extents, grad.device());
+        let mut input_grad = Tensor::zeros(extents, grad.device())?;
         match grad.device() {
+            Device::Cuda(cuda) => return Err(cuda.error("this operation has no kernel yet")),
             Device::Cpu(cpu) => {
                 cpu::spread_average(cpu, grad.as_slice()?, extents[3], input_grad.as_slice_mut()?, extents);
             }
@@ -54,8 +56,9 @@ pub fn concat_pool(tape: &mut Tape, input: &Var) -> Result<Var> {
     let (slot, extents) = (input.slot(), nhwc("concat pool", input.value())?);
     Ok(tape.record(&[input], output, move |grad, gradients| {
         let Some(slot) = slot else { return Ok(()) };
-        let mut input_grad = Tensor::zeros(extents, grad.device());
+        let mut input_grad = Tensor::zeros(extents, grad.device())?;
         match grad.device() {
+            Device::Cuda(cuda) => return Err(cuda.error("this operation has no kernel yet")),
             Device::Cpu(cpu) => {
                 let (grad, channels) = (grad.as_slice::<f32>()?, extents[3]);
                 let to = input_grad.as_slice_mut()?;

@@ -43,6 +43,7 @@ pub fn max_forward(input: &Tensor, window: Window) -> Result<(Tensor, Tensor)> {
     let [n, h, w, c] = nhwc("max pool", input)?;
     let output = [n, window.output(h)?, window.output(w)?, c];
     match input.device() {
+        Device::Cuda(cuda) => return Err(cuda.error("this operation has no kernel yet")),
         Device::Cpu(cpu) => cpu::max_forward(cpu, input, [n, h, w, c], window, output),
     }
 }
@@ -54,6 +55,7 @@ pub fn max_forward(input: &Tensor, window: Window) -> Result<(Tensor, Tensor)> {
 pub fn average_forward(input: &Tensor) -> Result<Tensor> {
     let extents = positions("average pool", input)?;
     match input.device() {
+        Device::Cuda(cuda) => return Err(cuda.error("this operation has no kernel yet")),
         Device::Cpu(cpu) => cpu::average_forward(cpu, input, extents),
     }
 }
@@ -66,6 +68,7 @@ pub fn average_forward(input: &Tensor) -> Result<Tensor> {
 pub fn concat_forward(input: &Tensor) -> Result<(Tensor, Tensor)> {
     let extents = positions("concat pool", input)?;
     match input.device() {
+        Device::Cuda(cuda) => return Err(cuda.error("this operation has no kernel yet")),
         Device::Cpu(cpu) => cpu::concat_forward(cpu, input, extents),
     }
 }

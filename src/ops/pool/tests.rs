@@ -92,7 +92,7 @@ fn of_equals_the_first_gets_the_gradient() -> Result<()> {
     // −∞ everywhere is a tie as well, and must not send the gradient out of its window.
     for value in [7.0, 0.0, f32::NEG_INFINITY] {
         let mut tape = Tape::new();
-        let x = tape.leaf("x", Tensor::full([1, 4, 4, 1], value, &cpu(1)));
+        let x = tape.leaf("x", Tensor::full([1, 4, 4, 1], value, &cpu(1)).unwrap());
         let y = max_pool(&mut tape, &x, window)?;
         assert_eq!(y.value().to_vec::<f32>()?, [value; 4]);
         let grad = &tape.backward(&y)?["x"];
@@ -100,7 +100,7 @@ fn of_equals_the_first_gets_the_gradient() -> Result<()> {
         assert_eq!(grad.to_vec::<f32>()?, [first, first].concat(), "{value}");
 
         let mut tape = Tape::new();
-        let x = tape.leaf("x", Tensor::full([1, 2, 2, 1], value, &cpu(1)));
+        let x = tape.leaf("x", Tensor::full([1, 2, 2, 1], value, &cpu(1)).unwrap());
         let y = concat_pool(&mut tape, &x)?;
         let grad = &tape.backward_from(&y, Tensor::new(vec![1., 4.], [1, 2], &cpu(1))?)?["x"];
         assert_eq!(grad.to_vec::<f32>()?, [2., 1., 1., 1.]);
@@ -153,20 +153,20 @@ fn results_do_not_depend_on_the_number_of_threads() -> Result<()> {
 #[test]
 fn an_empty_batch_works_and_what_does_not_fit_is_an_error() -> Result<()> {
     let device = cpu(1);
-    let empty = Tensor::zeros([0, 4, 4, 3], &device);
+    let empty = Tensor::zeros([0, 4, 4, 3], &device).unwrap();
     assert_eq!(max_forward(&empty, Window::STEM)?.0.dims(), [0, 2, 2, 3]);
     assert_eq!(average_forward(&empty)?.dims(), [0, 3]);
     assert_eq!(concat_forward(&empty)?.0.dims(), [0, 6]);
-    let x = Tensor::zeros([1, 4, 4, 3], &device);
+    let x = Tensor::zeros([1, 4, 4, 3], &device).unwrap();
     for (size, stride, padding) in [(0, 1, 0), (3, 0, 1), (3, 1, 2), (5, 1, 0)] {
         let window = Window { size, stride, padding };
         assert!(max_forward(&x, window).is_err(), "{window:?}");
     }
     for dims in [[1, 0, 4, 3], [1, 4, 0, 3], [1, 4, 4, 0]] {
-        let x = Tensor::zeros(dims, &device);
+        let x = Tensor::zeros(dims, &device).unwrap();
         assert!(max_forward(&x, Window { size: 2, stride: 1, padding: 1 }).is_err(), "{dims:?}");
         assert!(average_forward(&x).is_err() && concat_forward(&x).is_err(), "{dims:?}");
     }
-    assert!(average_forward(&Tensor::zeros([4, 3], &device)).is_err());
+    assert!(average_forward(&Tensor::zeros([4, 3], &device).unwrap()).is_err());
     Ok(())
 }

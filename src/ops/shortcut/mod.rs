@@ -31,6 +31,7 @@ pub fn shortcut(tape: &mut Tape, input: &Var, stride: usize, channels: usize) ->
         })
     };
     let value = match input.value().device() {
+        Device::Cuda(cuda) => return Err(cuda.error("this operation has no kernel yet")),
         Device::Cpu(_) => {
             let x = input.value().as_slice::<f32>()?;
             let mut result = vec![0.0; output.iter().product()];
@@ -41,6 +42,7 @@ pub fn shortcut(tape: &mut Tape, input: &Var, stride: usize, channels: usize) ->
     Ok(tape.record(&[input], value, move |grad, gradients| {
         let Some(slot) = slot else { return Ok(()) };
         let input_grad = match grad.device() {
+            Device::Cuda(cuda) => return Err(cuda.error("this operation has no kernel yet")),
             Device::Cpu(_) => {
                 let from = grad.as_slice::<f32>()?;
                 let mut result = vec![0.0; n * h * w * c];

@@ -1,0 +1,237 @@
+//! The GPU engine's device layer: a [`Driver`], the memory dealt out on it, the kernels compiled and loaded for it.
+
+mod arena;
+mod compile;
+mod driver;
+mod params;
+mod source;
+
+pub use compile::Compiler;
+pub use driver::{Attributes, Driver, FunctionId, Image, ImageKind, Launch, MemoryInfo, ModuleId, Properties};
+pub use params::Layout;
+pub(crate) use params::{Field, Params, kernel_params};
+pub(crate) use source::Kernel;
+pub use source::{F32_ARCHS, HEADERS, Source};
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use super::{CpuDevice, MemoryUse};
+use crate::{Error, Result};
+use arena::Arena;
+
+/// Input buffers that the driver fills beside running kernels.
+const SLOTS: usize = 2;
+
+/// A GPU with its memory and kernels, and the host threads that feed it.
+pub struct CudaDevice {
+    name: String,
+    driver: Arc<dyn Driver>,
+    host: CpuDevice,
+    compiler: Compiler,
+    arena: Mutex<Arena>,
+    loaded: Mutex<Loaded>,
+    free_slots: Mutex<Vec<usize>>,
+}
+
+/// Modules by source, kernels by source and entry.
+#[derive(Default)]
+struct Loaded {
+    modules: HashMap<&'static str, ModuleId>,
+    functions: HashMap<(&'static str, &'static str), FunctionId>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl CudaDevice {
+    /// The GPU behind `driver`, called `name` (such as `cuda:0`), with `threads` host threads (0: one per core).
+    ///
+    /// # Errors
+    /// [`Error::Device`] if the operating system refuses the threads.
+    pub fn new(name: impl Into<String>, driver: Arc<dyn Driver>, compiler: Compiler, threads: usize) -> Result<Self> {
+        Ok(Self {
+            name: name.into(),
+            driver,
+            host: CpuDevice::new(threads)?,
+            compiler,
+            arena: Mutex::default(),
+            loaded: Mutex::default(),
+            free_slots: Mutex::new((0..SLOTS).collect()),
+        })
+    }
+
+    /// The name, such as `cuda:0`.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The driver.
+    pub fn driver(&self) -> &dyn Driver {
+        &*self.driver
+    }
+
+    /// What the GPU is.
+    pub fn properties(&self) -> &Properties {
+        self.driver.properties()
+    }
+
+    /// The host threads.
+    pub fn host(&self) -> &CpuDevice {
+        &self.host
+    }
+
+    pub(super) fn memory(&self) -> MemoryUse {
+        lock(&self.arena).memory()
+    }
+
+    pub(super) fn reset_peak(&self) {
+        lock(&self.arena).reset_peak();
+    }
+
+    /// Bytes that new tensors can still take.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if the driver does not say.
+    pub fn available(&self) -> Result<usize> {
+        Ok(self.driver.memory()?.free + lock(&self.arena).unused())
+    }
+
+    /// A block of `bytes` with arbitrary contents.
+    pub(crate) fn alloc(self: &Arc<Self>, bytes: usize) -> Result<Buffer> {
+        let address = lock(&self.arena).alloc(bytes, &*self.driver)?;
+        Ok(Buffer { device: self.clone(), address, bytes, slot: None })
+    }
+
+    /// A copy of `bytes` on the GPU.
+    pub(crate) fn upload(self: &Arc<Self>, bytes: &[u8]) -> Result<Buffer> {
+        let buffer = self.alloc(bytes.len())?;
+        if !bytes.is_empty() {
+            self.driver.upload(buffer.address, bytes)?;
+        }
+        Ok(buffer)
+    }
+
+    /// A copy of `bytes` on the GPU that arrives beside running kernels; for input read once or a few times and then
+    /// dropped.
+    pub(crate) fn stage(self: &Arc<Self>, bytes: &[u8]) -> Result<Buffer> {
+        let slot = if bytes.is_empty() { None } else { lock(&self.free_slots).pop() };
+        let Some(slot) = slot else { return self.upload(bytes) };
+        match self.driver.stage(slot, bytes) {
+            Ok(address) => Ok(Buffer { device: self.clone(), address, bytes: bytes.len(), slot: Some(slot) }),
+            Err(error) => {
+                lock(&self.free_slots).push(slot);
+                Err(error)
+            }
+        }
+    }
+
+    /// Launches `kernel` over `grid` blocks, with `shared` bytes of dynamic shared memory. Nothing is launched where
+    /// the grid is empty.
+    pub(crate) fn launch<P: Params>(
+        &self,
+        kernel: &Kernel<P>,
+        grid: [usize; 3],
+        shared: usize,
+        params: &P,
+    ) -> Result<()> {
+        if grid.contains(&0) {
+            return Ok(());
+        }
+        // What CUDA allows: 2³¹ − 1 blocks along x, 65535 along y and z.
+        let [x, y, z] = grid;
+        if x > i32::MAX as usize || y > 65535 || z > 65535 || shared > self.properties().shared_per_block {
+            let message = format!("{} needs a grid of {grid:?} and {shared} bytes of shared memory", kernel.entry);
+            return Err(self.error(message));
+        }
+        let launch = Launch {
+            grid: grid.map(|blocks| blocks as u32),
+            block: kernel.block,
+            shared: shared as u32,
+            cooperative: false,
+        };
+        self.driver.launch(self.function(kernel.source, kernel.entry)?, &launch, &params.to_bytes())
+    }
+
+    /// Loads a kernel, once.
+    fn function(&self, source: &'static Source, entry: &'static str) -> Result<FunctionId> {
+        let mut loaded = lock(&self.loaded);
+        if let Some(function) = loaded.functions.get(&(source.name, entry)) {
+            return Ok(*function);
+        }
+        let module = match loaded.modules.get(source.name) {
+            Some(module) => *module,
+            None => {
+                let module = self.compiler.load(source, &*self.driver)?;
+                loaded.modules.insert(source.name, module);
+                module
+            }
+        };
+        let function = self.driver.function(module, entry)?;
+        loaded.functions.insert((source.name, entry), function);
+        Ok(function)
+    }
+
+    pub(crate) fn error(&self, message: impl Into<String>) -> Error {
+        Error::Device { device: self.name.clone(), message: message.into() }
+    }
+}
+
+/// A block of a GPU's memory; given back when dropped.
+pub(crate) struct Buffer {
+    device: Arc<CudaDevice>,
+    address: u64,
+    bytes: usize,
+    /// The input slot that it is.
+    slot: Option<usize>,
+}
+
+impl Buffer {
+    pub fn address(&self) -> u64 {
+        self.address
+    }
+
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    pub fn device(&self) -> &Arc<CudaDevice> {
+        &self.device
+    }
+
+    /// Copies the block to the host.
+    pub fn download(&self, to: &mut [u8]) -> Result<()> {
+        assert!(to.len() <= self.bytes, "a download larger than its block");
+        if to.is_empty() { Ok(()) } else { self.device.driver.download(self.address, to) }
+    }
+
+    /// Sets every byte.
+    pub fn fill(&self, byte: u8) -> Result<()> {
+        if self.bytes == 0 { Ok(()) } else { self.device.driver.fill(self.address, byte, self.bytes) }
+    }
+
+    /// A copy on the same device.
+    pub fn duplicate(&self) -> Result<Self> {
+        let copy = self.device.alloc(self.bytes)?;
+        if self.bytes > 0 {
+            self.device.driver.copy(self.address, copy.address, self.bytes)?;
+        }
+        Ok(copy)
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        match self.slot {
+            None => lock(&self.device.arena).free(self.address, &*self.device.driver),
+            Some(slot) => {
+                // An error here shows again in the next call that waits.
+                let _ = self.device.driver.unstage(slot);
+                lock(&self.device.free_slots).push(slot);
+            }
+        }
+    }
+}

@@ -1,0 +1,6 @@
+//! Every kernel file of the engine, for what compiles or lists them all.
+
+use crate::device::cuda::Source;
+
+/// One source per file of `kernels/`.
+pub const SOURCES: &[&Source] = &[];
