@@ -30,37 +30,47 @@ __device__ inline void keep_best(float& best, u32& best_at, float value, u32 at)
     if (value > best || (nan && !best_nan) || (equal && at < best_at)) best = value, best_at = at;
 }
 
+struct MapExtents {
+    u32 n, h, w, c, p, q;
+};
+
+struct WindowExtents {
+    u32 size, stride, padding;
+};
+
 struct MaxPoolParams {
     const float* input;  // [N, H, W, C]
     float* output;       // [N, P, Q, C]
     u32* at;             // [N, P, Q, C]: where each maximum lies
-    u32 n, h, w, c, p, q;
-    u32 size, stride, padding;
+    MapExtents extents;
+    WindowExtents window;
 };
 
 template <u32 V>
-__device__ inline void max_pool(const MaxPoolParams& p) {
-    const u32 per_image = p.p * p.q * p.c;
+__device__ inline void max_pool(const MaxPoolParams& params) {
+    const MapExtents& m = params.extents;
+    const WindowExtents& window = params.window;
+    const u32 per_image = m.p * m.q * m.c;
     u32 rest = (blockIdx.x * THREADS + threadIdx.x) * V;
     if (rest >= per_image) return;
-    const u32 place = rest, channel = next_digit(rest, p.c), col = next_digit(rest, p.q), row = rest;
-    const i32 top = i32(row * p.stride) - i32(p.padding), left = i32(col * p.stride) - i32(p.padding);
-    for (u32 image = blockIdx.y; image < p.n; image += gridDim.y) {
-        const float* input = p.input + u64(image) * p.h * p.w * p.c + channel;
+    const u32 place = rest, channel = next_digit(rest, m.c), col = next_digit(rest, m.q), row = rest;
+    const i32 top = i32(row * window.stride) - i32(window.padding), left = i32(col * window.stride) - i32(window.padding);
+    for (u32 image = blockIdx.y; image < m.n; image += gridDim.y) {
+        const float* input = params.input + u64(image) * m.h * m.w * m.c + channel;
         Pack<float, V> best;
         Pack<u32, V> best_at;
 #pragma unroll
         for (u32 j = 0; j < V; ++j) best.at[j] = minus_infinity(), best_at.at[j] = NOWHERE;
-        for (i32 y = max(top, 0); y < min(top + i32(p.size), i32(p.h)); ++y) {
-            for (i32 x = max(left, 0); x < min(left + i32(p.size), i32(p.w)); ++x) {
-                const u32 at = u32(y) * p.w + u32(x);
-                const Pack<float, V> value = load<V>(input + u64(at) * p.c);
+        for (i32 y = max(top, 0); y < min(top + i32(window.size), i32(m.h)); ++y) {
+            for (i32 x = max(left, 0); x < min(left + i32(window.size), i32(m.w)); ++x) {
+                const u32 at = u32(y) * m.w + u32(x);
+                const Pack<float, V> value = load<V>(input + u64(at) * m.c);
 #pragma unroll
                 for (u32 j = 0; j < V; ++j) keep_best(best.at[j], best_at.at[j], value.at[j], at);
             }
         }
-        store(p.output + u64(image) * per_image + place, best);
-        store(p.at + u64(image) * per_image + place, best_at);
+        store(params.output + u64(image) * per_image + place, best);
+        store(params.at + u64(image) * per_image + place, best_at);
     }
 }
 
@@ -71,40 +81,41 @@ struct MaxPoolGradParams {
     const float* grad;  // [N, P, Q, C]
     const u32* at;      // [N, P, Q, C]
     float* input_grad;  // [N, H, W, C]
-    u32 n, h, w, c, p, q;
-    u32 size, stride, padding;
+    MapExtents extents;
+    WindowExtents window;
 };
 
 // The first and the end of the windows that cover position `at` of an axis.
-__device__ inline void windows_over(u32 at, u32 windows, const MaxPoolGradParams& p, u32& first, u32& end) {
-    const u32 last = at + p.padding;
-    first = last >= p.size ? (last - p.size) / p.stride + 1 : 0;
-    end = min(last / p.stride + 1, windows);
+__device__ inline void windows_over(u32 at, u32 windows, const WindowExtents& window, u32& first, u32& end) {
+    const u32 last = at + window.padding;
+    first = last >= window.size ? (last - window.size) / window.stride + 1 : 0;
+    end = min(last / window.stride + 1, windows);
 }
 
 // Gradients are added in the order of their windows, as the processor does.
 template <u32 V>
-__device__ inline void max_pool_grad(const MaxPoolGradParams& p) {
-    const u32 per_image = p.h * p.w * p.c;
+__device__ inline void max_pool_grad(const MaxPoolGradParams& params) {
+    const MapExtents& m = params.extents;
+    const u32 per_image = m.h * m.w * m.c;
     u32 rest = (blockIdx.x * THREADS + threadIdx.x) * V;
     if (rest >= per_image) return;
-    const u32 place = rest, channel = next_digit(rest, p.c), own = rest, x = next_digit(rest, p.w), y = rest;
+    const u32 place = rest, channel = next_digit(rest, m.c), own = rest, x = next_digit(rest, m.w), y = rest;
     u32 first_row, end_row, first_col, end_col;
-    windows_over(y, p.p, p, first_row, end_row);
-    windows_over(x, p.q, p, first_col, end_col);
-    for (u32 image = blockIdx.y; image < p.n; image += gridDim.y) {
+    windows_over(y, m.p, params.window, first_row, end_row);
+    windows_over(x, m.q, params.window, first_col, end_col);
+    for (u32 image = blockIdx.y; image < m.n; image += gridDim.y) {
         Pack<float, V> sum = {};
         for (u32 row = first_row; row < end_row; ++row) {
             for (u32 col = first_col; col < end_col; ++col) {
-                const u64 window = (u64(image) * p.p * p.q + row * p.q + col) * p.c + channel;
-                const Pack<float, V> grad = load<V>(p.grad + window);
-                const Pack<u32, V> at = load<V>(p.at + window);
+                const u64 from = (u64(image) * m.p * m.q + row * m.q + col) * m.c + channel;
+                const Pack<float, V> grad = load<V>(params.grad + from);
+                const Pack<u32, V> at = load<V>(params.at + from);
 #pragma unroll
                 for (u32 j = 0; j < V; ++j)
                     if (at.at[j] == own) sum.at[j] += grad.at[j];
             }
         }
-        store(p.input_grad + u64(image) * per_image + place, sum);
+        store(params.input_grad + u64(image) * per_image + place, sum);
     }
 }
 
