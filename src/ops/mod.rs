@@ -6,11 +6,13 @@ pub mod batchnorm;
 pub mod conv;
 pub mod dropout;
 pub mod elementwise;
+pub mod gather;
 pub mod kernels;
 pub mod linear;
 pub mod loss;
 pub mod optimizer;
 pub mod pool;
+pub mod reduce;
 pub mod shortcut;
 #[cfg(test)]
 mod testing;

@@ -79,11 +79,8 @@ pub(super) fn fill(cuda: &Arc<CudaDevice>, tensor: &mut Tensor, value: f32) -> R
 
 pub(super) fn add_assign(cuda: &Arc<CudaDevice>, sum: &mut Tensor, other: &Tensor) -> Result<()> {
     let count = sum.shape().elements();
-    let params = AddAssignParams {
-        sum: sum.pointer_mut::<f32>(cuda)?,
-        other: other.pointer::<f32>(cuda)?,
-        count: count as u64,
-    };
+    let params =
+        AddAssignParams { sum: sum.pointer_mut::<f32>(cuda)?, other: other.pointer::<f32>(cuda)?, count: count as u64 };
     cuda.launch(&ADD_ASSIGN, map_grid(count), 0, &params)
 }
 
@@ -106,8 +103,7 @@ fn convert<From: Element, To: Element>(
     from: &Tensor,
 ) -> Result<Tensor> {
     let (to, count) = (Tensor::uninit::<To>(from.shape(), cuda)?, from.shape().elements());
-    let params =
-        CastParams { from: from.pointer::<From>(cuda)?, to: to.pointer::<To>(cuda)?, count: count as u64 };
+    let params = CastParams { from: from.pointer::<From>(cuda)?, to: to.pointer::<To>(cuda)?, count: count as u64 };
     cuda.launch(kernel, map_grid(count), 0, &params)?;
     Ok(to)
 }

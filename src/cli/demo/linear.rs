@@ -8,7 +8,7 @@ use unfreeze::{
         augment::normalise,
         linear,
         loss::{CrossEntropy, Target, cross_entropy},
-        optimizer::{SgdStep, sgd},
+        optimizer::{self, Item, Rule, Table},
     },
 };
 
@@ -17,6 +17,7 @@ const WEIGHT_DECAYS: [f32; 4] = [0.0, 0.03, 0.3, 3.0];
 /// Steps on the whole training set. Neighbouring pixels are so alike that a higher rate would diverge.
 const STEPS: usize = 500;
 const LR: f32 = 5e-4;
+const RULE: Rule = Rule::Sgd { momentum: 0.9, nesterov: false };
 /// Steps between two looks at the validation set.
 const INTERVAL: usize = 10;
 
@@ -69,10 +70,10 @@ impl Learned {
         Ok(Self { momentum: zeros.clone(), parameter: Parameter::new(name, role, zeros) })
     }
 
-    fn step(&mut self, gradients: &ParameterGradients, weight_decay: f32) -> Result<()> {
-        let Some(gradient) = gradients.get(self.parameter.name()) else { return Ok(()) };
-        let step = SgdStep { lr: LR, momentum: 0.9, weight_decay, nesterov: false };
-        sgd(&mut self.parameter.value, gradient, &mut self.momentum, step)
+    fn item<'a>(&'a mut self, gradients: &'a ParameterGradients, weight_decay: f32) -> Option<Item<'a>> {
+        let grad = gradients.get(self.parameter.name())?;
+        let buffers = std::slice::from_mut(&mut self.momentum);
+        Some(Item { parameter: &mut self.parameter.value, grad, buffers, lr: LR, weight_decay })
     }
 }
 
@@ -84,15 +85,15 @@ fn fit(train: &Pixels, valid: &Pixels, classes: usize, weight_decay: f32, device
     let mut bias = Learned::zeros("bias", Role::LinearBias, [classes], device)?;
     let input = Var::constant(train.values.clone());
     let target = Target::Labels(Tensor::new(train.labels.clone(), [train.labels.len()], device)?);
-    let mut best = 0.0;
+    let (mut best, mut table) = (0.0, Table::default());
     for step in 1..=STEPS {
         let mut tape = Tape::new();
         let (w, b) = (tape.parameter(&weight.parameter), tape.parameter(&bias.parameter));
         let logits = linear::linear(&mut tape, &input, &w, &b)?;
         let loss = cross_entropy(&mut tape, &logits, &target, &CrossEntropy::default())?;
         let gradients = tape.backward(&loss)?;
-        weight.step(&gradients, weight_decay)?;
-        bias.step(&gradients, 0.0)?;
+        let items = [weight.item(&gradients, weight_decay), bias.item(&gradients, 0.0)];
+        optimizer::step(RULE, &mut items.into_iter().flatten().collect::<Vec<_>>(), &mut table)?;
         if step % INTERVAL == 0 {
             best = f32::max(best, valid.accuracy(&weight.parameter.value, &bias.parameter.value)?);
         }

@@ -176,7 +176,13 @@ static COEFFICIENTS: Kernel<CoefficientsParams> = Kernel::new(&SOURCE, "batchnor
 static INPUT_GRAD: ByWidth<InputGradParams> = by_width("batchnorm_input_grad_x1", "batchnorm_input_grad_x4");
 
 /// Launches a kernel over rows: a block per tile and group of channels.
-fn over_rows<P: Params>(cuda: &CudaDevice, kernels: &ByWidth<P>, rows: usize, channels: usize, params: &P) -> Result<()> {
+fn over_rows<P: Params>(
+    cuda: &CudaDevice,
+    kernels: &ByWidth<P>,
+    rows: usize,
+    channels: usize,
+    params: &P,
+) -> Result<()> {
     let vector = channels.is_multiple_of(4);
     let across = channels.div_ceil(COLUMNS * if vector { 4 } else { 1 });
     cuda.launch(&kernels[usize::from(vector)], [rows.div_ceil(TILE) * across, 1, 1], 0, params)
@@ -302,7 +308,12 @@ pub fn apply(
 }
 
 /// The sums of the backward pass come from one pass over the gradient, which masks it too.
-pub(super) fn backward(cuda: &Arc<CudaDevice>, grad: &mut Tensor, saved: &Saved, needs_input: bool) -> Result<Backward> {
+pub(super) fn backward(
+    cuda: &Arc<CudaDevice>,
+    grad: &mut Tensor,
+    saved: &Saved,
+    needs_input: bool,
+) -> Result<Backward> {
     let (rows, channels) = (saved.input.shape().rows(), saved.input.shape().last());
     let tiles = rows.div_ceil(TILE);
     let (rows32, channels32) = (small("batchnorm", rows)?, small("batchnorm", channels)?);

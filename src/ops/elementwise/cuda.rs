@@ -52,11 +52,8 @@ static SCALE: Kernel<ScaleParams> = Kernel::new(&SOURCE, "scale", MAP_THREADS);
 
 pub fn relu(cuda: &Arc<CudaDevice>, input: &Tensor) -> Result<Tensor> {
     let (output, count) = (Tensor::uninit::<f32>(input.shape(), cuda)?, input.shape().elements());
-    let params = UnaryParams {
-        input: input.pointer::<f32>(cuda)?,
-        output: output.pointer::<f32>(cuda)?,
-        count: count as u64,
-    };
+    let params =
+        UnaryParams { input: input.pointer::<f32>(cuda)?, output: output.pointer::<f32>(cuda)?, count: count as u64 };
     cuda.launch(&RELU, map_grid(count), 0, &params)?;
     Ok(output)
 }
