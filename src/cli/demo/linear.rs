@@ -7,7 +7,7 @@ use unfreeze::{
     ops::{
         augment::normalise,
         linear,
-        loss::{CrossEntropy, Target, cross_entropy},
+        loss::{CrossEntropy, Target, correct, cross_entropy},
         optimizer::{self, Item, Rule, Table},
     },
 };
@@ -36,7 +36,7 @@ pub fn best_accuracy(data: &ImageData, device: &Device) -> Result<f32> {
 struct Pixels {
     /// `[images, size · size · 3]`.
     values: Tensor,
-    labels: Vec<u32>,
+    labels: Tensor,
 }
 
 impl Pixels {
@@ -47,14 +47,14 @@ impl Pixels {
         let (size, images) = (data.transforms.size, batch.len());
         let pixels = Tensor::new(batch.pixels, [images, size, size, 3], device)?;
         let values = normalise(&pixels, &batch.lighting, data.transforms.mean, data.transforms.std)?;
-        Ok(Self { values: values.reshape([images, size * size * 3])?, labels: batch.labels })
+        let labels = Tensor::new(batch.labels, [images], device)?;
+        Ok(Self { values: values.reshape([images, size * size * 3])?, labels })
     }
 
     fn accuracy(&self, weight: &Tensor, bias: &Tensor) -> Result<f32> {
-        let logits = linear::forward(&self.values, weight, bias)?.to_vec::<f32>()?;
-        let rows = logits.chunks_exact(weight.dims()[0]).zip(&self.labels);
-        let correct = rows.filter(|(row, label)| row.iter().all(|other| *other <= row[**label as usize])).count();
-        Ok(correct as f32 / self.labels.len() as f32)
+        let logits = linear::forward(&self.values, weight, bias)?;
+        let correct = correct(&logits, &self.labels)?.to_vec::<u32>()?;
+        Ok(correct[0] as f32 / self.labels.dims()[0] as f32)
     }
 }
 
@@ -84,7 +84,7 @@ fn fit(train: &Pixels, valid: &Pixels, classes: usize, weight_decay: f32, device
     let mut weight = Learned::zeros("weight", Role::LinearWeight, [classes, inputs], device)?;
     let mut bias = Learned::zeros("bias", Role::LinearBias, [classes], device)?;
     let input = Var::constant(train.values.clone());
-    let target = Target::Labels(Tensor::new(train.labels.clone(), [train.labels.len()], device)?);
+    let target = Target::Labels(train.labels.clone());
     let (mut best, mut table) = (0.0, Table::default());
     for step in 1..=STEPS {
         let mut tape = Tape::new();
