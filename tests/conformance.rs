@@ -164,12 +164,7 @@ fn primitives() -> Vec<Primitive> {
             |word, at| f16::from_bits((word >> (16 * at)) as u16).to_f64(),
         ),
         // The low 13 bits are set in what the kernel gets: they must not count.
-        multiply(
-            "multiply_tf32",
-            8,
-            |x| x.to_bits(),
-            |word, _| f64::from(f32::from_bits(word & !0x1FFF)),
-        ),
+        multiply("multiply_tf32", 8, |x| x.to_bits(), |word, _| f64::from(f32::from_bits(word & !0x1FFF))),
         named_barriers(),
     ]
 }
@@ -207,13 +202,12 @@ impl Primitive {
 
     /// Writes input and output to `folder`.
     fn record(&self, folder: &Path, device: &str, output: &[u32]) {
-        let view = |words: &'_ [u32]| -> (Vec<usize>, Vec<u8>) {
-            (vec![words.len()], bytemuck::cast_slice(words).to_vec())
-        };
+        let view =
+            |words: &'_ [u32]| -> (Vec<usize>, Vec<u8>) { (vec![words.len()], bytemuck::cast_slice(words).to_vec()) };
         let tensors = [("input", view(&self.input)), ("output", view(output))];
-        let views = tensors.iter().map(|(name, (shape, bytes))| {
-            (*name, TensorView::new(Dtype::U32, shape.clone(), bytes).unwrap())
-        });
+        let views = tensors
+            .iter()
+            .map(|(name, (shape, bytes))| (*name, TensorView::new(Dtype::U32, shape.clone(), bytes).unwrap()));
         let metadata = BTreeMap::from([("device".to_string(), device.to_string())]).into_iter().collect();
         let bytes = safetensors::serialize(views.collect::<Vec<_>>(), Some(metadata)).unwrap();
         std::fs::write(folder.join(format!("{}.safetensors", self.entry)), bytes).unwrap();

@@ -53,7 +53,9 @@ impl Learner {
         }
         self.fitting.clear();
         match self.check_memory(images, training) {
-            Err(Error::Setting { setting, message }) => Error::Setting { setting, message: format!("{message} ({error})") },
+            Err(Error::Setting { setting, message }) => {
+                Error::Setting { setting, message: format!("{message} ({error})") }
+            }
             _ => error,
         }
     }
