@@ -115,9 +115,10 @@ fn a_folder_without_kernels_is_named() {
 }
 
 /// Runs `test` of this program again, where the loader finds `folder`.
-fn again(test: &str, folder: &Path) {
+fn again(test: &str, folder: &Path, variables: &[(&str, &str)]) {
     let mut program = Command::new(env::current_exe().unwrap());
     program.args(["--ignored", "--exact", "--nocapture", test]).env("LD_LIBRARY_PATH", folder);
+    program.envs(variables.iter().copied());
     let output = program.output().unwrap();
     let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success() && text.contains("1 passed"), "{text}");
@@ -151,9 +152,11 @@ mod hardware {
     #[test]
     fn the_drivers_rules_are_kept() {
         let Some(folder) = driver(&["-DPARTS=3"]) else { return };
-        again("hardware::memory_and_kernels", folder.path());
-        again("hardware::input_beside_kernels", folder.path());
-        again("hardware::failures", folder.path());
+        for variables in [&[][..], &[("LIBCUDA_EAGER", "1")]] {
+            again("hardware::memory_and_kernels", folder.path(), variables);
+            again("hardware::input_beside_kernels", folder.path(), variables);
+            again("hardware::failures", folder.path(), variables);
+        }
     }
 
     #[test]

@@ -1,6 +1,6 @@
 // A libcuda without a GPU, for tests of what the engine makes of drivers: missing ones, broken ones, and a working one
-// whose "GPU memory" is the host's. Everything queued runs as late as it may, so that what is not waited for shows;
-// a call that breaks the driver's rules ends the process.
+// whose "GPU memory" is the host's. What is queued runs as late as it may, or, of the second queue with LIBCUDA_EAGER
+// set, as early as it may, so that what is not waited for shows; a call that breaks the driver's rules ends the process.
 //
 // Compiled with -DPARTS=1 (cuInit only), 2 (what tells of devices) or 3 (everything), and with the answers to give:
 // INIT (of cuInit), VERSION, COUNT, CAPABILITY (such as 80).
@@ -62,7 +62,8 @@ static void rule(int kept, const char* what) {
 
 static int context, retained, failed;
 static __thread int current;
-#define ENTER() do { if (!current) return 201; if (failed) return failed; } while (0)
+static void hurry(void);
+#define ENTER() do { if (!current) return 201; hurry(); if (failed) return failed; } while (0)
 
 // Blocks of memory.
 static struct { char* at; size_t bytes; int host; } blocks[MOST];
@@ -162,6 +163,12 @@ static int step(Stream* stream) {
     }
     stream->begin++;
     return 1;
+}
+
+static void hurry(void) {
+    Stream* second = &streams[1];
+    if (getenv("LIBCUDA_EAGER"))
+        while (second->live && second->begin < second->end && step(second)) {}
 }
 
 // Does what must be done before a queue is empty (or, with an event, before that is done), and no more.
