@@ -71,6 +71,8 @@ api! {
     log = "nvrtcGetProgramLog": fn(Handle, *mut c_char);
     cubin_size = "nvrtcGetCUBINSize": fn(Handle, *mut usize);
     cubin = "nvrtcGetCUBIN": fn(Handle, *mut c_char);
+    arch_count = "nvrtcGetNumSupportedArchs": fn(*mut c_int);
+    archs = "nvrtcGetSupportedArchs": fn(*mut c_int);
     ptx_size = "nvrtcGetPTXSize": fn(Handle, *mut usize);
     ptx = "nvrtcGetPTX": fn(Handle, *mut c_char);
 }
@@ -105,6 +107,20 @@ impl Nvrtc {
     /// CUDA version, major and minor.
     pub fn version(&self) -> (u32, u32) {
         self.version
+    }
+
+    /// Whether it compiles for an architecture such as `sm_90a`.
+    pub fn supports(&self, arch: &str) -> bool {
+        let mut count = 0;
+        // SAFETY: writes one integer.
+        if unsafe { (self.api.arch_count)(&mut count) } != 0 {
+            return false;
+        }
+        let mut numbers = vec![0; count.max(0) as usize];
+        // SAFETY: writes as many integers as it has just said.
+        let code = unsafe { (self.api.archs)(numbers.as_mut_ptr()) };
+        let number = arch.trim_start_matches("sm_").trim_end_matches(|c: char| c.is_ascii_alphabetic()).parse();
+        code == 0 && number.is_ok_and(|number: c_int| numbers.contains(&number))
     }
 
     /// Compiles `program` with `options`, one of which names a real architecture.

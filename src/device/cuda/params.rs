@@ -33,7 +33,8 @@ impl Layout {
     pub(crate) fn assertions(&self) -> String {
         let name = self.name;
         let offsets = self.fields.iter().map(|(field, offset)| {
-            format!("static_assert(__builtin_offsetof({name}, {field}) == {offset}, \"{name}.{field}\");\n")
+            // NVRTC has no offsetof; this is what the CUDA toolkit's headers make of it.
+            format!("static_assert(__INTADDR__(&((({name}*)0)->{field})) == {offset}, \"{name}.{field}\");\n")
         });
         std::iter::once(format!("static_assert(sizeof({name}) == {}, \"size of {name}\");\n", self.size))
             .chain(offsets)
@@ -110,6 +111,6 @@ mod tests {
             example.to_bytes().chunks_exact(4).map(|word| u32::from_le_bytes(word.try_into().unwrap())).collect();
         assert_eq!(words, [1, 0, 2, 0x3F80_0000, 3, 4, 5, 0, 6, 0]);
         let text = Example::LAYOUT.assertions();
-        assert!(text.contains("sizeof(Example) == 40") && text.contains("offsetof(Example, output) == 32"), "{text}");
+        assert!(text.contains("sizeof(Example) == 40") && text.contains("(((Example*)0)->output)) == 32"), "{text}");
     }
 }
