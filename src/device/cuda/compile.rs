@@ -27,7 +27,8 @@ pub struct Compiler {
 type Slot = Arc<Mutex<Option<Arc<[u8]>>>>;
 
 /// Images of this process, by hash and cache: many devices, as tests make them, compile once.
-static IMAGES: LazyLock<Mutex<HashMap<(blake3::Hash, Option<PathBuf>), Slot>>> = LazyLock::new(Mutex::default);
+static IMAGES: LazyLock<Mutex<Images>> = LazyLock::new(Mutex::default);
+type Images = HashMap<(blake3::Hash, Option<PathBuf>), Slot>;
 
 impl Default for Compiler {
     fn default() -> Self {

@@ -94,7 +94,10 @@ fn search() -> impl Iterator<Item = (String, Result<Nvrtc, String>)> {
             found.push((what.clone(), Err("nothing".to_owned())));
         }
         found.into_iter().chain(place.files.into_iter().map(move |file| {
-            let nvrtc = Nvrtc::open(&file);
+            // The loader's own words repeat the name.
+            let short =
+                |reason: String| if reason.ends_with("No such file or directory") { "nothing".into() } else { reason };
+            let nvrtc = Nvrtc::open(&file).map_err(short);
             let at = if file.is_absolute() { file.display().to_string() } else { what.clone() };
             (at, nvrtc)
         }))
