@@ -128,11 +128,24 @@ impl Warp {
 
 /// Lets a warp run until it waits, ends, or has executed `slice` instructions.
 pub(crate) fn run(block: &mut Block, warp: &mut Warp, sync: &mut Order, slice: u64) -> Step {
-    // Compiled for AVX2 and FMA where the CPU has them.
-    pulp::Arch::new().dispatch(
-        #[inline(always)]
-        || execute(block, warp, sync, slice),
-    )
+    pulp::Arch::new().dispatch(Turn { block, warp, sync, slice })
+}
+
+/// A call of [`execute`], compiled for AVX2 and FMA where the CPU has them. (A closure would not be inlined there.)
+struct Turn<'a, 'b> {
+    block: &'a mut Block<'b>,
+    warp: &'a mut Warp,
+    sync: &'a mut Order,
+    slice: u64,
+}
+
+impl pulp::WithSimd for Turn<'_, '_> {
+    type Output = Step;
+
+    #[inline(always)]
+    fn with_simd<S: pulp::Simd>(self, _: S) -> Step {
+        execute(self.block, self.warp, self.sync, self.slice)
+    }
 }
 
 #[inline(always)]
