@@ -19,13 +19,8 @@ struct ConvForwardParams {
     const float* residual;  // like the output, or null
     float* mean;            // [row tiles, K] or null: of the tile's outputs
     float* m2;              // [row tiles, K] with `mean`: sums of squared distances from the tile's mean
+    ConvExtents extents;
     u32 rows;               // N * P * Q
-    u32 h, w, c;
-    u32 k, s;
-    u32 p, q;
-    u32 stride, padding;
-    u32 groups, group_c, group_k;
-    u32 window;             // R * S * group_c
     u32 slices;             // 1, or one per segment of the window: then without epilogue
     u32 relu;
 };
@@ -87,36 +82,37 @@ __device__ inline void write_moments(float (&values)[T::HEIGHT][4], u32 rows, u3
 
 template <class T>
 __device__ inline void forward(const ConvForwardParams& p) {
+    const ConvExtents& e = p.extents;
     u32 block = blockIdx.x;
-    const u32 first_col = take_digit(block, ceil_div(p.group_k, T::COLS)) * T::COLS;
+    const u32 first_col = take_digit(block, ceil_div(e.group_k, T::COLS)) * T::COLS;
     const u32 row_tile = take_digit(block, ceil_div(p.rows, T::ROWS)), first_row = row_tile * T::ROWS;
-    const u32 group = take_digit(block, p.groups), slice = block;
-    const u32 from = slice * SEGMENT, end = p.slices > 1 ? min(from + SEGMENT, p.window) : p.window;
+    const u32 group = take_digit(block, e.groups), slice = block;
+    const u32 from = slice * SEGMENT, end = p.slices > 1 ? min(from + SEGMENT, e.window) : e.window;
 
     __shared__ Place places[T::ROWS];
     if (threadIdx.x < T::ROWS) {
         const u32 row = first_row + threadIdx.x;
-        const Index3 at(row, p.p, p.q);
-        const i32 y = i32(at.middle * p.stride) - i32(p.padding), x = i32(at.inner * p.stride) - i32(p.padding);
-        places[threadIdx.x] = row < p.rows ? Place{y, x, at.outer * p.h * p.w} : Place::nowhere();
+        const Index3 at(row, e.p, e.q);
+        const i32 y = i32(at.middle * e.stride) - i32(e.padding), x = i32(at.inner * e.stride) - i32(e.padding);
+        places[threadIdx.x] = row < p.rows ? Place{y, x, at.outer * e.h * e.w} : Place::nowhere();
     }
     __syncthreads();
-    Windows<T, 1> windows({p.input + group * p.group_c, p.h, p.w, p.c}, places, p.s, p.group_c, from, end);
-    const u32 first_filter = group * p.group_k + first_col;
-    Filters<T> filters(p.weight + u64(first_filter) * p.window, p.group_k - first_col, p.window, from, end, windows.vector);
+    Windows<T, 1> windows({p.input + group * e.group_c, e.h, e.w, e.c}, places, e.s, e.group_c, from, end);
+    const u32 first_filter = group * e.group_k + first_col;
+    Filters<T> filters(p.weight + u64(first_filter) * e.window, e.group_k - first_col, e.window, from, end, windows.vector);
 
     __shared__ Stages<T> stages;
     float sums[T::HEIGHT][4];
     multiply<T>(windows, filters, end - from, stages, sums);
 
-    const u32 cols = min(T::COLS, p.group_k - first_col), rows = min(T::ROWS, p.rows - first_row);
-    const bool vector = p.group_k % 4 == 0;
+    const u32 cols = min(T::COLS, e.group_k - first_col), rows = min(T::ROWS, p.rows - first_row);
+    const bool vector = e.group_k % 4 == 0;
     const u32 valid = T::col() < cols ? cols - T::col() : 0;
-    float* output = p.output + u64(slice) * p.rows * p.k;
+    float* output = p.output + u64(slice) * p.rows * e.k;
 #pragma unroll
     for (u32 i = 0; i < T::HEIGHT; ++i) {
         if (T::row(i) >= rows) continue;
-        const u64 at = u64(first_row + T::row(i)) * p.k + first_filter + T::col();
+        const u64 at = u64(first_row + T::row(i)) * e.k + first_filter + T::col();
         if (p.slices == 1)
 #pragma unroll
             for (u32 j = 0; j < 4; ++j)
@@ -124,7 +120,7 @@ __device__ inline void forward(const ConvForwardParams& p) {
         store4(output + at, make_float4(sums[i][0], sums[i][1], sums[i][2], sums[i][3]), vector, valid);
     }
     if (p.mean) {
-        const u64 at = u64(row_tile) * p.k + first_filter;
+        const u64 at = u64(row_tile) * e.k + first_filter;
         write_moments<T>(sums, rows, cols, p.mean + at, p.m2 + at);
     }
 }

@@ -17,12 +17,7 @@ struct ConvInputGradParams {
     const float* grad;
     const float* weight;
     float* output;  // or, with several slices, the sums of each segment of k: [slices, N, H, W, C]
-    u32 n;
-    u32 h, w, c;
-    u32 k, r, s;
-    u32 p, q;
-    u32 stride, padding;
-    u32 groups, group_c, group_k;
+    ConvExtents extents;
     u32 slices;  // 1, or one per segment of the longest window
 };
 
@@ -46,39 +41,40 @@ template <class T>
 struct Turned : AcrossDepth<T, T::COLS> {
     using Base = AcrossDepth<T, T::COLS>;
     using Base::SLOTS, Base::STRIDE, Base::staged;
-    const ConvInputGradParams& p;
+    const ConvExtents& e;
     const float* weight;  // of the group's first filter, the class's first tap and this thread's first column
     u32 tap_cols, k, end, valid;
     Index3 at;
 
-    __device__ Turned(const ConvInputGradParams& p, const float* weight, u32 cols, u32 tap_cols, u32 from, u32 end)
-        : p(p), weight(weight + Base::index()), tap_cols(tap_cols), k(from + Base::depth()), end(end),
-          valid(cols > Base::index() ? cols - Base::index() : 0), at(k, tap_cols, p.group_k) {}
+    __device__ Turned(const ConvExtents& e, const float* weight, u32 cols, u32 tap_cols, u32 from, u32 end)
+        : e(e), weight(weight + Base::index()), tap_cols(tap_cols), k(from + Base::depth()), end(end),
+          valid(cols > Base::index() ? cols - Base::index() : 0), at(k, tap_cols, e.group_k) {}
 
     __device__ void fetch() {
 #pragma unroll
         for (u32 slot = 0; slot < SLOTS; ++slot) {
-            const u32 tap = (at.inner * p.r + p.stride * at.outer) * p.s + p.stride * at.middle;
-            staged[slot] = load4(weight + u64(tap) * p.group_c, p.group_c % 4 == 0, k < end ? valid : 0);
+            const u32 tap = (at.inner * e.r + e.stride * at.outer) * e.s + e.stride * at.middle;
+            staged[slot] = load4(weight + u64(tap) * e.group_c, e.group_c % 4 == 0, k < end ? valid : 0);
             k += STRIDE;
-            at.advance(STRIDE, tap_cols, p.group_k);
+            at.advance(STRIDE, tap_cols, e.group_k);
         }
     }
 };
 
 template <class T>
 __device__ inline void input_grad(const ConvInputGradParams& p) {
+    const ConvExtents& e = p.extents;
     u32 block = blockIdx.x;
-    const u32 first_col = take_digit(block, ceil_div(p.group_c, T::COLS)) * T::COLS;
-    const u32 most_rows = p.n * ceil_div(p.h, p.stride) * ceil_div(p.w, p.stride);
+    const u32 first_col = take_digit(block, ceil_div(e.group_c, T::COLS)) * T::COLS;
+    const u32 most_rows = e.n * ceil_div(e.h, e.stride) * ceil_div(e.w, e.stride);
     const u32 first_row = take_digit(block, ceil_div(most_rows, T::ROWS)) * T::ROWS;
-    const u32 group = take_digit(block, p.groups);
-    const Axis cols(take_digit(block, p.stride), p.w, p.s, p.stride, p.padding);
-    const Axis rows(take_digit(block, p.stride), p.h, p.r, p.stride, p.padding);
+    const u32 group = take_digit(block, e.groups);
+    const Axis cols(take_digit(block, e.stride), e.w, e.s, e.stride, e.padding);
+    const Axis rows(take_digit(block, e.stride), e.h, e.r, e.stride, e.padding);
     const u32 slice = block;
-    const u32 pixels = p.n * rows.pixels * cols.pixels;
+    const u32 pixels = e.n * rows.pixels * cols.pixels;
     if (first_row >= pixels) return;
-    const u32 window = rows.taps * cols.taps * p.group_k;
+    const u32 window = rows.taps * cols.taps * e.group_k;
     const u32 from = min(slice * SEGMENT, window), end = p.slices > 1 ? min(from + SEGMENT, window) : window;
 
     float sums[T::HEIGHT][4] = {};
@@ -88,26 +84,26 @@ __device__ inline void input_grad(const ConvInputGradParams& p) {
             const u32 row = first_row + threadIdx.x;
             const Index3 at(row, rows.pixels, cols.pixels);
             const i32 y = rows.source + i32(at.middle), x = cols.source + i32(at.inner);
-            places[threadIdx.x] = row < pixels ? Place{y, x, at.outer * p.p * p.q} : Place::nowhere();
+            places[threadIdx.x] = row < pixels ? Place{y, x, at.outer * e.p * e.q} : Place::nowhere();
         }
         __syncthreads();
-        Windows<T, -1> windows({p.grad + group * p.group_k, p.p, p.q, p.k}, places, cols.taps, p.group_k, from, end);
-        const u32 tap = (group * p.group_k * p.r + rows.first_tap) * p.s + cols.first_tap;
-        Turned<T> weights(p, p.weight + u64(tap) * p.group_c + first_col, p.group_c - first_col, cols.taps, from, end);
+        Windows<T, -1> windows({p.grad + group * e.group_k, e.p, e.q, e.k}, places, cols.taps, e.group_k, from, end);
+        const u32 tap = (group * e.group_k * e.r + rows.first_tap) * e.s + cols.first_tap;
+        Turned<T> weights(e, p.weight + u64(tap) * e.group_c + first_col, e.group_c - first_col, cols.taps, from, end);
         __shared__ Stages<T> stages;
         multiply<T>(windows, weights, end - from, stages, sums);
     }
 
-    const u32 col = first_col + T::col(), valid = col < p.group_c ? p.group_c - col : 0;
-    float* output = p.output + u64(slice) * (p.n * p.h * p.w) * p.c + group * p.group_c + col;
+    const u32 col = first_col + T::col(), valid = col < e.group_c ? e.group_c - col : 0;
+    float* output = p.output + u64(slice) * (e.n * e.h * e.w) * e.c + group * e.group_c + col;
 #pragma unroll
     for (u32 i = 0; i < T::HEIGHT; ++i) {
         const u32 row = first_row + T::row(i);
         if (row >= pixels) continue;
         const Index3 at(row, rows.pixels, cols.pixels);
-        const u32 y = rows.first + at.middle * p.stride, x = cols.first + at.inner * p.stride;
-        store4(output + u64((at.outer * p.h + y) * p.w + x) * p.c,
-               make_float4(sums[i][0], sums[i][1], sums[i][2], sums[i][3]), p.group_c % 4 == 0, valid);
+        const u32 y = rows.first + at.middle * e.stride, x = cols.first + at.inner * e.stride;
+        store4(output + u64((at.outer * e.h + y) * e.w + x) * e.c,
+               make_float4(sums[i][0], sums[i][1], sums[i][2], sums[i][3]), e.group_c % 4 == 0, valid);
     }
 }
 

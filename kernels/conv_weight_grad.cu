@@ -14,62 +14,53 @@ struct ConvWeightGradParams {
     const float* grad;
     const float* input;
     float* output;  // [slices, K, R, S, C / groups]
-    u32 pixels;     // N * P * Q
-    u32 h, w, c;
-    u32 k, s;
-    u32 p, q;
-    u32 stride, padding;
-    u32 groups, group_c, group_k;
-    u32 window;        // R * S * group_c
+    ConvExtents extents;
+    u32 pixels;        // N * P * Q
     u32 slice_pixels;  // a multiple of SEGMENT
 };
 
-// The output gradient with a group's filters as rows: a[row][k], contiguous along the rows.
+// The output gradient of a group with filters as rows: a[row][k], contiguous along the rows.
 template <class T>
 struct Grads : AcrossDepth<T, T::ROWS> {
     using Base = AcrossDepth<T, T::ROWS>;
     using Base::SLOTS, Base::STRIDE, Base::staged;
-    const float* grad;
-    u32 stride, pixel, end, valid;
-    bool vector;
+    const ConvExtents& e;
+    const float* grad;  // of this thread's first filter
+    u32 pixel, end, valid;
 
-    __device__ Grads(const ConvWeightGradParams& p, u32 group, u32 first_row, u32 from, u32 end)
-        : stride(p.k), pixel(from + Base::depth()), end(end), vector(p.group_k % 4 == 0) {
-        const u32 row = first_row + Base::index();
-        valid = row < p.group_k ? p.group_k - row : 0;
-        grad = p.grad + group * p.group_k + row;
-    }
+    __device__ Grads(const ConvExtents& e, const float* grad, u32 rows, u32 from, u32 end)
+        : e(e), grad(grad + Base::index()), pixel(from + Base::depth()), end(end),
+          valid(rows > Base::index() ? rows - Base::index() : 0) {}
 
     __device__ void fetch() {
 #pragma unroll
         for (u32 slot = 0; slot < SLOTS; ++slot) {
-            staged[slot] = load4(grad + u64(pixel) * stride, vector, pixel < end ? valid : 0);
+            staged[slot] = load4(grad + u64(pixel) * e.k, e.group_k % 4 == 0, pixel < end ? valid : 0);
             pixel += STRIDE;
         }
     }
 };
 
-// The windows with their values as columns: b[k][col], where k is the output pixel; contiguous along the columns. The
-// `places` of the columns are those of their taps in a window, and their channels.
+// The windows of a group with their values as columns: b[k][col], where k is the output pixel; contiguous along the
+// columns. The `places` of the columns are those of their taps in a window, and their channels.
 template <class T>
 struct Patches : AcrossDepth<T, T::COLS> {
     using Base = AcrossDepth<T, T::COLS>;
     using Base::SLOTS, Base::STRIDE, Base::staged;
+    const ConvExtents& e;
     Images images;
     const Place* places;
-    u32 p, q, stride, padding, pixel, end;
-    bool vector;
+    u32 pixel, end;
     Index3 at;
 
-    __device__ Patches(const ConvWeightGradParams& params, const Place* places, u32 group, u32 from, u32 end)
-        : images{params.input + group * params.group_c, params.h, params.w, params.c},
-          places(places + Base::index()), p(params.p), q(params.q), stride(params.stride), padding(params.padding),
-          pixel(from + Base::depth()), end(end), vector(params.group_c % 4 == 0), at(pixel, p, q) {}
+    __device__ Patches(const ConvExtents& e, const float* input, const Place* places, u32 from, u32 end)
+        : e(e), images{input, e.h, e.w, e.c}, places(places + Base::index()), pixel(from + Base::depth()), end(end),
+          at(pixel, e.p, e.q) {}
 
     __device__ void fetch() {
 #pragma unroll
         for (u32 slot = 0; slot < SLOTS; ++slot) {
-            if (vector) {
+            if (e.group_c % 4 == 0) {
                 const float* from = value(places[0]);
                 staged[slot] = from ? *reinterpret_cast<const float4*>(from) : zero4();
             } else {
@@ -80,13 +71,14 @@ struct Patches : AcrossDepth<T, T::COLS> {
                 }
             }
             pixel += STRIDE;
-            at.advance(STRIDE, p, q);
+            at.advance(STRIDE, e.p, e.q);
         }
     }
 
     // The address of a tap's value in the current window, none if there is no such pixel or the tap lies outside.
     __device__ const float* value(const Place& tap) const {
-        const i32 y = i32(at.middle * stride) - i32(padding) + tap.y, x = i32(at.inner * stride) - i32(padding) + tap.x;
+        const i32 y = i32(at.middle * e.stride) - i32(e.padding) + tap.y;
+        const i32 x = i32(at.inner * e.stride) - i32(e.padding) + tap.x;
         if (pixel >= end || !images.contains(y, x)) return nullptr;
         return images.pixel((at.outer * images.h + u32(y)) * images.w + u32(x)) + tap.base;
     }
@@ -94,33 +86,34 @@ struct Patches : AcrossDepth<T, T::COLS> {
 
 template <class T>
 __device__ inline void weight_grad(const ConvWeightGradParams& p) {
+    const ConvExtents& e = p.extents;
     u32 block = blockIdx.x;
-    const u32 first_col = take_digit(block, ceil_div(p.window, T::COLS)) * T::COLS;
-    const u32 first_row = take_digit(block, ceil_div(p.group_k, T::ROWS)) * T::ROWS;
-    const u32 group = take_digit(block, p.groups), slice = block;
+    const u32 first_col = take_digit(block, ceil_div(e.window, T::COLS)) * T::COLS;
+    const u32 first_row = take_digit(block, ceil_div(e.group_k, T::ROWS)) * T::ROWS;
+    const u32 group = take_digit(block, e.groups), slice = block;
     const u32 from = slice * p.slice_pixels, end = min(from + p.slice_pixels, p.pixels);
 
     __shared__ Place places[T::COLS];
     if (threadIdx.x < T::COLS) {
         const u32 col = first_col + threadIdx.x;
-        const Index3 at(col, p.s, p.group_c);
-        places[threadIdx.x] = col < p.window ? Place{i32(at.outer), i32(at.middle), at.inner} : Place::nowhere();
+        const Index3 at(col, e.s, e.group_c);
+        places[threadIdx.x] = col < e.window ? Place{i32(at.outer), i32(at.middle), at.inner} : Place::nowhere();
     }
     __syncthreads();
-    Grads<T> grads(p, group, first_row, from, end);
-    Patches<T> patches(p, places, group, from, end);
+    Grads<T> grads(e, p.grad + group * e.group_k + first_row, e.group_k - first_row, from, end);
+    Patches<T> patches(e, p.input + group * e.group_c, places, from, end);
     __shared__ Stages<T> stages;
     float sums[T::HEIGHT][4];
     multiply<T>(grads, patches, end - from, stages, sums);
 
-    const u32 col = first_col + T::col(), valid = col < p.window ? p.window - col : 0;
-    float* output = p.output + u64(slice) * p.k * p.window + col;
+    const u32 col = first_col + T::col(), valid = col < e.window ? e.window - col : 0;
+    float* output = p.output + u64(slice) * e.k * e.window + col;
 #pragma unroll
     for (u32 i = 0; i < T::HEIGHT; ++i) {
         const u32 row = first_row + T::row(i);
-        if (row < p.group_k)
-            store4(output + u64(group * p.group_k + row) * p.window,
-                   make_float4(sums[i][0], sums[i][1], sums[i][2], sums[i][3]), p.window % 4 == 0, valid);
+        if (row < e.group_k)
+            store4(output + u64(group * e.group_k + row) * e.window,
+                   make_float4(sums[i][0], sums[i][1], sums[i][2], sums[i][3]), e.window % 4 == 0, valid);
     }
 }
 

@@ -3,6 +3,16 @@
 #pragma once
 #include "gemm.cuh"
 
+// All extents of a convolution. Inputs [n, h, w, c], weights [k, r, s, group_c], outputs [n, p, q, k].
+struct ConvExtents {
+    u32 n, h, w, c;
+    u32 k, r, s;
+    u32 p, q;
+    u32 stride, padding, groups;
+    u32 group_c, group_k;  // channels and filters of a group
+    u32 window;            // r * s * group_c
+};
+
 // The tiles that every convolution comes in: for large problems, for middling ones, for few columns and for few rows.
 using Large = Tile<128, 64, 256>;
 using Middle = Tile<64, 64, 256>;
