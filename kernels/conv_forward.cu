@@ -5,8 +5,8 @@
 // Implicit GEMM: rows are output pixels (N*P*Q), columns the filters of a group, k runs over the window (r, s, c).
 // Operations: 2*N*P*Q*K*R*S*C/groups. Bytes, with f32 elements: the input once per column tile (neighbouring blocks
 // share it through L2), the weights once per row tile (from L2), the output once.
-// Tiles 128x64, 64x64 (256 threads), 64x16 and 16x64 (64 threads), 16 deep. Shared memory: 29.0, 20.8, 11.8 and 11.8 KB.
-// Bound by the FP32 pipes where C is large: 12 shared-memory reads per 32 multiply-adds (128x64).
+// Tiles 128x64, 64x64 (256 threads), 64x16 and 16x64 (64 threads), 16 deep; shared memory 30.5, 21.8, 12.8 and 12.2 KB.
+// Bound by the FP32 pipes where the window is long: 12 values read from shared memory per 32 multiply-adds (128x64).
 #include "conv.cuh"
 #include "epilogue.cuh"
 
@@ -99,7 +99,8 @@ __device__ inline void forward(const ConvForwardParams& p) {
     __syncthreads();
     Windows<T, 1> windows({p.input + group * e.group_c, e.h, e.w, e.c}, places, e.s, e.group_c, from, end);
     const u32 first_filter = group * e.group_k + first_col;
-    Filters<T> filters(p.weight + u64(first_filter) * e.window, e.group_k - first_col, e.window, from, end, windows.vector);
+    const float* weight = p.weight + u64(first_filter) * e.window;
+    Filters<T> filters(weight, e.group_k - first_col, e.window, from, end, windows.vector);
 
     __shared__ Stages<T> stages;
     float sums[T::HEIGHT][4];

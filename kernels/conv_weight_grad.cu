@@ -4,9 +4,9 @@
 // Implicit GEMM per group: rows are filters, columns the window (r, s, c), and the reduction runs over output pixels.
 // That one is long and the tiles are few, so it is cut into slices of whole segments, as many as the shape asks for;
 // conv_merge adds the slices in order.
-// Operations: 2*N*P*Q*K*R*S*C/groups. Bytes: dy once per column tile, x once per tap and row tile (both mostly from L2),
-// slices times dw.
-// Tiles 128x64, 64x64 (256 threads), 64x16 and 16x64 (64 threads), 16 deep. Shared memory: 25.0, 17.0, 10.8 and 10.8 KB.
+// Operations: 2*N*P*Q*K*R*S*C/groups. Bytes: dy once per column tile, x once per tap and row tile (both mostly from
+// L2), slices times dw.
+// Tiles 128x64, 64x64 (256 threads), 64x16 and 16x64 (64 threads), 16 deep; shared memory 25.8, 17.8, 11.2 and 11.8 KB.
 // Bound by the FP32 pipes.
 #include "conv.cuh"
 

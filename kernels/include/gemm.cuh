@@ -6,13 +6,13 @@
 // barrier per step suffices.
 //
 // How an output is summed depends on the layer alone, never on the tile, the grid or the batch: SEGMENT products are
-// accumulated in order of k from zero by fused multiply-adds, and the segments' sums are added in order. Every tile, and
-// blocks that take one segment each, therefore give the same bits. It is also what keeps the rounding error of a long
-// reduction small.
+// accumulated in order of k from zero by fused multiply-adds, and the segments' sums are added in order. Every tile
+// therefore gives the same bits, and so do blocks that take one segment each. It also keeps the rounding error of a
+// long reduction small.
 //
 // Where the operands come from is up to the loaders (see conv.cuh). A loader keeps its place on the axis of k: each
-// `fetch` reads its thread's share of the next step into registers, with zeros outside the operand, and `store` puts the
-// share into a stage.
+// `fetch` reads its thread's share of the next step into registers, with zeros outside the operand, and `store` puts
+// the share into a stage.
 #pragma once
 #include "common.cuh"
 
