@@ -48,36 +48,36 @@ struct Filters : AlongDepth<T, T::COLS> {
     }
 };
 
-// Moments of each column over the tile's rows, in two passes: first the mean, then the distances from it.
+// Moments of each column over the tile's rows: the mean, then what rounding left of it, then the distances from it.
 template <class T>
 __device__ inline void write_moments(float (&values)[T::HEIGHT][4], u32 rows, u32 cols, float* mean, float* m2) {
     __shared__ float sums[T::THREAD_ROWS][T::COLS];
     const u32 thread_row = threadIdx.x / T::THREAD_COLS;
-    float centre[4] = {};
-    for (u32 pass = 0; pass < 2; ++pass) {
+    float centre[4] = {}, column[4];
+    for (u32 pass = 0; pass < 3; ++pass) {
 #pragma unroll
         for (u32 j = 0; j < 4; ++j) {
             float sum = 0.0f;
 #pragma unroll
             for (u32 i = 0; i < T::HEIGHT; ++i) {
                 const float distance = values[i][j] - centre[j];
-                if (T::row(i) < rows) sum += pass ? distance * distance : distance;
+                if (T::row(i) < rows) sum += pass < 2 ? distance : distance * distance;
             }
             sums[thread_row][T::col() + j] = sum;
         }
         __syncthreads();
         // Every thread adds up its own columns, in the same order.
-        float column[4] = {};
-        for (u32 i = 0; i < T::THREAD_ROWS; ++i)
-#pragma unroll
-            for (u32 j = 0; j < 4; ++j) column[j] += sums[i][T::col() + j];
-        __syncthreads();
 #pragma unroll
         for (u32 j = 0; j < 4; ++j) {
-            if (!pass) centre[j] = column[j] / float(rows);
-            if (thread_row == 0 && T::col() + j < cols) (pass ? m2 : mean)[T::col() + j] = pass ? column[j] : centre[j];
+            column[j] = 0.0f;
+            for (u32 i = 0; i < T::THREAD_ROWS; ++i) column[j] += sums[i][T::col() + j];
+            if (pass < 2) centre[j] += column[j] / float(rows);
         }
+        __syncthreads();
     }
+#pragma unroll
+    for (u32 j = 0; j < 4; ++j)
+        if (thread_row == 0 && T::col() + j < cols) mean[T::col() + j] = centre[j], m2[T::col() + j] = column[j];
 }
 
 template <class T>

@@ -67,7 +67,7 @@ struct Patches : AcrossDepth<T, T::COLS> {
 #pragma unroll
                 for (u32 i = 0; i < 4; ++i) {
                     const float* from = value(places[i]);
-                    lane(staged[slot], i) = from ? *from : 0.0f;
+                    component(staged[slot], i) = from ? *from : 0.0f;
                 }
             }
             pixel += STRIDE;

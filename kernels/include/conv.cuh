@@ -98,7 +98,7 @@ struct Windows : AlongDepth<T, T::ROWS> {
 #pragma unroll
                 for (u32 slot = 0; slot < SLOTS; ++slot) {
                     const float* from = tap(slot, k + i);
-                    lane(staged[slot], i) = from ? *from : 0.0f;
+                    component(staged[slot], i) = from ? *from : 0.0f;
                 }
                 at.advance(i < 3 ? 1 : DEPTH - 3, tap_cols, channels);
             }

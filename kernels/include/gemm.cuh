@@ -48,7 +48,7 @@ struct alignas(16) Stages {
 
 __device__ inline float4 zero4() { return make_float4(0.0f, 0.0f, 0.0f, 0.0f); }
 
-__device__ inline float& lane(float4& v, u32 i) { return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w; }
+__device__ inline float& component(float4& v, u32 i) { return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w; }
 
 // Four neighbours of which the first `valid` exist; as one vector where the address allows.
 __device__ inline float4 load4(const float* from, bool vector, u32 valid) {
@@ -56,7 +56,7 @@ __device__ inline float4 load4(const float* from, bool vector, u32 valid) {
     float4 v = zero4();
 #pragma unroll
     for (u32 i = 0; i < 4; ++i)
-        if (i < valid) lane(v, i) = from[i];
+        if (i < valid) component(v, i) = from[i];
     return v;
 }
 
@@ -67,7 +67,7 @@ __device__ inline void store4(float* to, float4 v, bool vector, u32 valid) {
     }
 #pragma unroll
     for (u32 i = 0; i < 4; ++i)
-        if (i < valid) to[i] = lane(v, i);
+        if (i < valid) to[i] = component(v, i);
 }
 
 // How a block's threads share the loads of an operand whose memory is contiguous along k: a thread reads four values of
@@ -86,7 +86,7 @@ struct AlongDepth {
 #pragma unroll
         for (u32 slot = 0; slot < SLOTS; ++slot)
 #pragma unroll
-            for (u32 i = 0; i < 4; ++i) stage[depth() + i][index(slot)] = lane(staged[slot], i);
+            for (u32 i = 0; i < 4; ++i) stage[depth() + i][index(slot)] = component(staged[slot], i);
     }
 };
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{
     Epilogue, Extents, TileMoments,
-    plan::{Plan, Problem, SEGMENT},
+    plan::{Plan, Problem, SEGMENT, Tile},
 };
 use crate::{
     Result, Shape, Tensor,
@@ -93,7 +93,7 @@ kernel_params! {
     }
 }
 
-/// The source `kernels/$name.cu` with one kernel per tile, and those kernels in the order of [`Tile`](super::plan::Tile).
+/// The source `kernels/$name.cu` with one kernel per tile, and those kernels in the order of [`Tile`].
 macro_rules! tiled {
     ($source:ident, $kernels:ident, $params:ident, $name:literal) => {
         pub static $source: Source = Source {
@@ -256,11 +256,10 @@ pub fn forward_with_moments(
     input: &Tensor,
     weight: &Tensor,
     extents: &Extents,
-    plan: Plan,
+    tile: Tile,
 ) -> Result<(Tensor, TileMoments)> {
-    // Moments are those of whole sums, so that each tile has one block.
-    let (plan, rows) = (Plan { slices: 1, ..plan }, extents.n * extents.p * extents.q);
-    let [rows_per_tile, _] = plan.tile.extents();
+    let (plan, rows) = (Plan { tile, slices: 1 }, extents.n * extents.p * extents.q);
+    let [rows_per_tile, _] = tile.extents();
     let tiles = [rows.div_ceil(rows_per_tile), extents.k];
     let [mean, m2] = [Tensor::uninit::<f32>(tiles, cuda)?, Tensor::uninit::<f32>(tiles, cuda)?];
     let moments = TileMoments { rows, rows_per_tile, mean, m2 };

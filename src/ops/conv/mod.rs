@@ -12,7 +12,7 @@ pub(super) mod plan;
 #[cfg(test)]
 mod tests;
 
-pub use grad::conv;
+pub use grad::{conv, conv_with_moments};
 
 use super::{expect_shape, nhwc};
 use crate::{Device, Error, Result, Shape, Tensor};
@@ -138,8 +138,8 @@ pub fn forward(input: &Tensor, weight: &Tensor, geometry: Geometry, epilogue: Ep
     }
 }
 
-/// The convolution, and the moments of its output where the device takes them in the same pass: a GPU does, except for
-/// an empty batch.
+/// The convolution, and the moments of its output where the device takes them in the same pass: a GPU does, except
+/// where there is so little to compute that blocks share the sums.
 ///
 /// # Errors
 /// [`Error::Shape`] if the extents do not fit.
@@ -149,10 +149,10 @@ pub fn forward_with_moments(
     geometry: Geometry,
 ) -> Result<(Tensor, Option<TileMoments>)> {
     let extents = Extents::new(input.shape(), weight.shape(), geometry)?;
+    let plan = Problem::forward(&extents).plan();
     match input.device() {
-        Device::Cuda(cuda) if extents.n > 0 => {
-            let plan = Problem::forward(&extents).plan();
-            let (output, moments) = cuda::forward_with_moments(cuda, input, weight, &extents, plan)?;
+        Device::Cuda(cuda) if plan.slices == 1 && extents.n > 0 => {
+            let (output, moments) = cuda::forward_with_moments(cuda, input, weight, &extents, plan.tile)?;
             Ok((output, Some(moments)))
         }
         Device::Cpu(_) | Device::Cuda(_) => Ok((forward(input, weight, geometry, Epilogue::default())?, None)),
