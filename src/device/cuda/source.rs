@@ -28,6 +28,7 @@ pub const HEADERS: &[(&str, &str)] = &[
     ("conv.cuh", include_str!("../../../kernels/include/conv.cuh")),
     ("epilogue.cuh", include_str!("../../../kernels/include/epilogue.cuh")),
     ("gemm.cuh", include_str!("../../../kernels/include/gemm.cuh")),
+    ("ptx.cuh", include_str!("../../../kernels/include/ptx.cuh")),
 ];
 
 impl Source {
