@@ -141,7 +141,7 @@ fn damaged_images_are_left_out_of_their_batch_and_named() {
     assert!(data.skipped().is_empty(), "it starts as an image does");
     let all = batches(data.loader(Split::Train, &LoaderOptions::evaluation()).unwrap());
     assert_eq!(all[0].indices, [0, 1, 3]);
-    assert_eq!((all[0].len(), all[0].pixels.len(), all[0].labels.len()), (3, 3 * 12 * 12 * 3, 3));
+    assert_eq!((all[0].len(), all[0].patches[2].pixels().len(), all[0].labels.len()), (3, 12 * 12 * 3, 3));
     assert_eq!(all[0].failed.len(), 1);
     assert_eq!(all[0].failed[0].path, damaged);
     assert_eq!(all.iter().map(Batch::len).sum::<usize>(), 9);
