@@ -13,14 +13,7 @@ pub(super) fn augment(patches: &[Patch], [width, height]: [usize; 2], levels: Le
         let pictures = output.par_chunks_mut(per_image.max(1)).zip(patches).zip(levels.lighting);
         pictures.for_each(|((output, patch), lighting)| {
             let table = table(*lighting, levels);
-            let mut floats = output.iter_mut();
-            patch.draw(|pixel| {
-                for (table, byte) in table.iter().zip(pixel) {
-                    if let Some(to) = floats.next() {
-                        *to = table[usize::from(byte)];
-                    }
-                }
-            });
+            patch.draw(output, |channel, byte| table[channel][usize::from(byte)]);
         });
     });
     output

@@ -97,22 +97,24 @@ impl Patch {
             }
             return Self::whole(self.pixels, columns, rows);
         }
-        let mut picture = Vec::with_capacity(3 * width * rows as usize);
-        self.draw(|pixel| picture.extend(pixel));
+        let mut picture = vec![0; 3 * width * rows as usize];
+        self.draw(&mut picture, |_, byte| byte);
         Self::whole(picture, columns, rows)
     }
 
-    /// Calls `put` with each pixel of the picture, row by row.
-    pub(super) fn draw(&self, mut put: impl FnMut([u8; 3])) {
+    /// Fills `picture` with what `level` makes of each pixel's channels, 0 to 2, and their bytes.
+    pub(super) fn draw<T>(&self, picture: &mut [T], level: impl Fn(usize, u8) -> T) {
+        let put = |to: &mut [T], pixel: &[u8]| (0..3).for_each(|k| to[k] = level(k, pixel[k]));
         if self.is_finished() {
-            return self.pixels.chunks_exact(3).for_each(|pixel| put([pixel[0], pixel[1], pixel[2]]));
+            picture.chunks_exact_mut(3).zip(self.pixels.chunks_exact(3)).for_each(|(to, pixel)| put(to, pixel));
+            return;
         }
-        let Placement { extents: [columns, rows], start, across, down, .. } = self.placement;
+        let Placement { extents: [columns, _], start, across, down, .. } = self.placement;
         let [mut left, mut top] = start;
-        for _ in 0..rows {
+        for row in picture.chunks_exact_mut(3 * columns as usize) {
             let (mut x, mut y) = (left, top);
-            for _ in 0..columns {
-                put(self.sample(x, y));
+            for to in row.chunks_exact_mut(3) {
+                put(to, &self.sample(x, y));
                 (x, y) = (x + across[0], y + across[1]);
             }
             (left, top) = (left + down[0], top + down[1]);

@@ -54,8 +54,8 @@ fn mirrored_patches_are_flipped() {
     for (width, height) in [(1, 1), (2, 3), (5, 2), (8, 8)] {
         let image = noise(width, height, 3);
         let patch = Patch::mirrored(image.as_raw().clone(), width, height);
-        let mut looked_up = Vec::new();
-        patch.draw(|pixel| looked_up.extend(pixel));
+        let mut looked_up = vec![0; image.len()];
+        patch.draw(&mut looked_up, |_, byte| byte);
         let finished = patch.finish();
         assert!(finished.is_finished());
         assert_eq!(finished.pixels(), looked_up);
