@@ -65,7 +65,27 @@ impl Picture {
 }
 
 pub(super) fn augment(patches: &[Patch], levels: Levels, shape: [usize; 4], cuda: &Arc<CudaDevice>) -> Result<Tensor> {
-    // The table and all patches cross in one copy, which runs beside the kernels of the step before.
+    let [n, height, width, _] = shape;
+    // Crosses beside the kernels of the step before.
+    let block = cuda.stage(&pack(patches, levels, cuda))?;
+    let output = Tensor::uninit::<f32>(shape, cuda)?;
+    let tiles = (height * width).div_ceil(TILE);
+    let params = AugmentParams {
+        pixels: block.address() + (n * Picture::BYTES) as u64,
+        pictures: block.address(),
+        output: output.pointer::<f32>(cuda)?,
+        height: height as u32,
+        width: width as u32,
+        tiles: tiles as u32,
+        mean: levels.mean,
+        std: levels.std,
+    };
+    cuda.launch(&AUGMENT, [n * tiles, 1, 1], 0, &params)?;
+    Ok(output)
+}
+
+/// The table of pictures, and after it the bytes of all patches: one block, one copy.
+fn pack(patches: &[Patch], levels: Levels, cuda: &CudaDevice) -> Vec<u8> {
     let table = patches.len() * Picture::BYTES;
     let mut block = vec![0; table + patches.iter().map(|patch| patch.pixels().len()).sum::<usize>()];
     let (entries, mut pixels) = block.split_at_mut(table);
@@ -79,21 +99,5 @@ pub(super) fn augment(patches: &[Patch], levels: Levels, shape: [usize; 4], cuda
         (pixels, offset) = (rest, offset + patch.pixels().len());
     }
     cuda.host().install(|| copies.into_par_iter().for_each(|(to, from)| to.copy_from_slice(from)));
-    let block = cuda.stage(&block)?;
-
-    let [n, height, width, _] = shape;
-    let output = Tensor::uninit::<f32>(shape, cuda)?;
-    let tiles = (height * width).div_ceil(TILE);
-    let params = AugmentParams {
-        pixels: block.address() + table as u64,
-        pictures: block.address(),
-        output: output.pointer::<f32>(cuda)?,
-        height: height as u32,
-        width: width as u32,
-        tiles: tiles as u32,
-        mean: levels.mean,
-        std: levels.std,
-    };
-    cuda.launch(&AUGMENT, [n * tiles, 1, 1], 0, &params)?;
-    Ok(output)
+    block
 }
