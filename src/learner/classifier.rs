@@ -5,9 +5,10 @@ use std::path::Path;
 use super::{
     Evaluation, ModelFile,
     evaluation::{Tally, best},
+    feed::{Fed, Feed},
 };
 use crate::{
-    Device, Result, Tensor,
+    Device, Result,
     data::{Batch, Loader, RgbImage, Skipped, Transforms, View, decode},
     nn::Model,
     ops::loss::softmax,
@@ -102,11 +103,15 @@ impl Classifier {
     /// [`Error::Data`](crate::Error::Data) if none can be; in strict mode the error of the first.
     pub fn evaluate(&self, loader: Loader, mut failed: impl FnMut(&Skipped)) -> Result<Evaluation> {
         let mut tally = Tally::default();
-        for batch in loader {
-            let batch = batch?;
+        let mut feed = Feed::new(loader, &self.transforms, &self.device);
+        while let Some(fed) = feed.next() {
+            let Fed { batch, images } = fed?;
             batch.failed.iter().for_each(&mut failed);
-            if !batch.is_empty() {
-                tally.add(self.logits(&batch)?, batch.labels, batch.indices)?;
+            if let Some(images) = images {
+                let logits = self.model.logits(&images)?;
+                drop(images);
+                feed.prefetch();
+                tally.add(logits, batch.labels, batch.indices)?;
             }
         }
         tally.finish("the images")
@@ -120,15 +125,12 @@ impl Classifier {
         if batch.is_empty() {
             return Ok(Vec::new());
         }
-        let probabilities = softmax(&self.logits(batch)?)?.to_vec::<f32>()?;
+        let logits = self.model.logits(&batch.upload(&self.transforms, &self.device)?)?;
+        let probabilities = softmax(&logits)?.to_vec::<f32>()?;
         let prediction = |row: &[f32]| {
             let best = best(row);
             Prediction { class: self.classes[best].clone(), probability: row[best], probabilities: row.to_vec() }
         };
         Ok(probabilities.chunks_exact(self.classes.len()).map(prediction).collect())
-    }
-
-    fn logits(&self, batch: &Batch) -> Result<Tensor> {
-        self.model.logits(&batch.upload(&self.transforms, &self.device)?)
     }
 }

@@ -27,16 +27,15 @@ pub(super) struct Fed {
 impl Learner {
     /// The images of a split, read with as many threads as compute.
     pub(super) fn feed(&self, split: Split, options: LoaderOptions) -> Result<Feed> {
-        Ok(Feed {
-            loader: self.data.loader(split, &options.on(&self.device))?,
-            transforms: self.transforms().clone(),
-            device: self.device.clone(),
-            ahead: None,
-        })
+        Ok(Feed::new(self.data.loader(split, &options.on(&self.device))?, self.transforms(), &self.device))
     }
 }
 
 impl Feed {
+    pub fn new(loader: Loader, transforms: &Transforms, device: &Device) -> Self {
+        Self { loader, transforms: transforms.clone(), device: device.clone(), ahead: None }
+    }
+
     /// Gets the next batch ready.
     pub fn prefetch(&mut self) {
         if self.ahead.is_none() {
@@ -53,6 +52,7 @@ impl Feed {
         let batch = self.loader.next()?;
         Some(batch.and_then(|mut batch| {
             let images = (!batch.is_empty()).then(|| batch.upload(&self.transforms, &self.device)).transpose()?;
+            // The device has them.
             batch.patches = Vec::new();
             Ok(Fed { batch, images })
         }))
