@@ -176,8 +176,13 @@ impl Golden {
 #[test]
 fn operations_agree_with_pytorch() {
     let Some(path) = common::shared("golden/ops.safetensors") else { return };
-    let golden = Golden::read(&std::fs::read(path).unwrap(), Device::cpu(2).unwrap());
+    let bytes = std::fs::read(path).unwrap();
+    for device in [Device::cpu(2).unwrap()].into_iter().chain(common::emulator::gpu()) {
+        check_all(&Golden::read(&bytes, device));
+    }
+}
 
+fn check_all(golden: &Golden) {
     golden.check_conv("conv0_k7s2p3", 2, 3, 1);
     golden.check_conv("conv1_k3s1p1", 1, 1, 1);
     golden.check_conv("conv2_k3s2p1", 2, 1, 1);

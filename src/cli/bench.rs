@@ -18,6 +18,9 @@ use super::options::{Compute, count, side};
 /// Classes of the network measured, as ImageNet has.
 const CLASSES: u32 = 1000;
 
+/// Seconds that a measured round takes at least.
+const SHORTEST_ROUND: f64 = 0.2;
+
 /// Most memory for the images of a batch: the activations take many times as much.
 const MOST_BYTES: usize = 8 << 30;
 
@@ -47,7 +50,7 @@ struct Options {
     /// Images per batch
     #[arg(long, default_value_t = 16, value_name = "N", value_parser = count)]
     batch_size: usize,
-    /// Measured rounds, after one that is not
+    /// Measured rounds, after two steps that are not
     #[arg(long, default_value_t = 7, value_name = "N", value_parser = count)]
     rounds: usize,
     #[command(flatten)]
@@ -121,12 +124,19 @@ impl Options {
     }
 
     fn measure(&self, what: &str, device: &Device, mut step: impl FnMut() -> Result<()>) -> Result<()> {
-        step()?;
+        // Seconds of so many steps; a GPU is given them all before it is waited for.
+        let mut time = |steps: usize| -> Result<f64> {
+            device.synchronize()?;
+            let start = Instant::now();
+            (0..steps).try_for_each(|_| step())?;
+            device.synchronize()?;
+            Ok(start.elapsed().as_secs_f64())
+        };
+        time(1)?;
+        let steps = (SHORTEST_ROUND / time(1)?).ceil().clamp(1.0, 1e4) as usize;
         let mut rates = Vec::with_capacity(self.rounds);
         for _ in 0..self.rounds {
-            let start = Instant::now();
-            step()?;
-            rates.push(self.batch_size as f64 / start.elapsed().as_secs_f64());
+            rates.push((self.batch_size * steps) as f64 / time(steps)?);
         }
         rates.sort_by(f64::total_cmp);
         let (low, median, high) = (rates[0], rates[rates.len() / 2], rates[rates.len() - 1]);
@@ -135,12 +145,13 @@ impl Options {
             let threads = device.threads();
             outln!(
                 "{}",
-                json!({ "bench": what, "arch": arch.name(), "size": size, "batch_size": batch, "threads": threads,
+                json!({ "bench": what, "arch": arch.name(), "size": size, "batch_size": batch,
+                        "device": device.to_string(), "threads": threads, "steps_per_round": steps,
                         "images_per_second": median, "minimum": low, "maximum": high })
             );
         } else {
             outln!(
-                "{what} {arch} {size} px, batch {batch}: {median:.1} images/s (median of {}; {low:.1} to {high:.1})",
+                "{what} {arch} {size} px, batch {batch}, {device}: {median:.1} images/s (median of {}; {low:.1} to {high:.1})",
                 rates.len()
             );
         }

@@ -90,6 +90,17 @@ impl Device {
         }
     }
 
+    /// Waits for everything that was asked of the device.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if any of it failed.
+    pub fn synchronize(&self) -> Result<()> {
+        match self {
+            Device::Cpu(_) => Ok(()),
+            Device::Cuda(cuda) => cuda.driver().synchronize(),
+        }
+    }
+
     /// Bytes that new tensors can still take; `None` where nobody says.
     pub(crate) fn available(&self) -> Option<u64> {
         match self {

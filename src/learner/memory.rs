@@ -44,6 +44,19 @@ impl Learner {
         self.fitting.insert(kind);
         Ok(())
     }
+
+    /// `error`; where the device ran out of memory although the pass had been found to fit (others use it too), an error
+    /// that says which batch size would fit now.
+    pub(super) fn explained(&mut self, error: Error, images: usize, training: bool) -> Error {
+        if !matches!(error, Error::OutOfMemory { .. }) {
+            return error;
+        }
+        self.fitting.clear();
+        match self.check_memory(images, training) {
+            Err(Error::Setting { setting, message }) => Error::Setting { setting, message: format!("{message} ({error})") },
+            _ => error,
+        }
+    }
 }
 
 impl Need {

@@ -6,7 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::Error;
 
-/// A ResNet as torchvision defines it, or one of He et al.'s CIFAR networks (resnet20 … resnet56).
+/// A ResNet as torchvision defines it, or one of He et al.'s CIFAR networks (resnet20 … resnet56; resnet8 is one of
+/// half their width with a single block per stage, for tests and teaching).
 #[allow(missing_docs)] // the names say it
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -22,6 +23,7 @@ pub enum Arch {
     ResNext101_64x4d,
     WideResNet50_2,
     WideResNet101_2,
+    ResNet8,
     ResNet20,
     ResNet32,
     ResNet44,
@@ -39,13 +41,15 @@ pub(super) struct Spec {
     pub groups: usize,
     /// Width of one group where the stage's base width is 64.
     pub group_width: usize,
-    /// A 3×3 stem of 16 channels without pooling, and parameter-free shortcuts.
+    /// Channels of the stem, and base width of the first stage.
+    pub stem: usize,
+    /// A 3×3 stem without pooling, and parameter-free shortcuts.
     pub cifar: bool,
 }
 
 impl Arch {
     /// All of them.
-    pub const ALL: [Arch; 14] = [
+    pub const ALL: [Arch; 15] = [
         Arch::ResNet18,
         Arch::ResNet34,
         Arch::ResNet50,
@@ -56,6 +60,7 @@ impl Arch {
         Arch::ResNext101_64x4d,
         Arch::WideResNet50_2,
         Arch::WideResNet101_2,
+        Arch::ResNet8,
         Arch::ResNet20,
         Arch::ResNet32,
         Arch::ResNet44,
@@ -75,6 +80,7 @@ impl Arch {
             Arch::ResNext101_64x4d => "resnext101_64x4d",
             Arch::WideResNet50_2 => "wide_resnet50_2",
             Arch::WideResNet101_2 => "wide_resnet101_2",
+            Arch::ResNet8 => "resnet8",
             Arch::ResNet20 => "resnet20",
             Arch::ResNet32 => "resnet32",
             Arch::ResNet44 => "resnet44",
@@ -83,9 +89,10 @@ impl Arch {
     }
 
     pub(super) fn spec(self) -> Spec {
-        let basic = |blocks| Spec { blocks, expansion: 1, groups: 1, group_width: 64, cifar: false };
-        let bottleneck = |blocks, groups, group_width| Spec { blocks, expansion: 4, groups, group_width, cifar: false };
-        let cifar = |blocks| Spec { blocks, expansion: 1, groups: 1, group_width: 64, cifar: true };
+        let basic = |blocks| Spec { blocks, expansion: 1, groups: 1, group_width: 64, stem: 64, cifar: false };
+        let bottleneck =
+            |blocks, groups, group_width| Spec { blocks, expansion: 4, groups, group_width, stem: 64, cifar: false };
+        let cifar = |blocks, stem| Spec { blocks, expansion: 1, groups: 1, group_width: 64, stem, cifar: true };
         match self {
             Arch::ResNet18 => basic(&[2, 2, 2, 2]),
             Arch::ResNet34 => basic(&[3, 4, 6, 3]),
@@ -97,10 +104,11 @@ impl Arch {
             Arch::ResNext101_64x4d => bottleneck(&[3, 4, 23, 3], 64, 4),
             Arch::WideResNet50_2 => bottleneck(&[3, 4, 6, 3], 1, 128),
             Arch::WideResNet101_2 => bottleneck(&[3, 4, 23, 3], 1, 128),
-            Arch::ResNet20 => cifar(&[3, 3, 3]),
-            Arch::ResNet32 => cifar(&[5, 5, 5]),
-            Arch::ResNet44 => cifar(&[7, 7, 7]),
-            Arch::ResNet56 => cifar(&[9, 9, 9]),
+            Arch::ResNet8 => cifar(&[1, 1, 1], 8),
+            Arch::ResNet20 => cifar(&[3, 3, 3], 16),
+            Arch::ResNet32 => cifar(&[5, 5, 5], 16),
+            Arch::ResNet44 => cifar(&[7, 7, 7], 16),
+            Arch::ResNet56 => cifar(&[9, 9, 9], 16),
         }
     }
 
@@ -118,7 +126,7 @@ impl Arch {
 
     /// Channels of the stem.
     pub(super) fn stem_channels(self) -> usize {
-        if self.spec().cifar { 16 } else { 64 }
+        self.spec().stem
     }
 
     /// Stages of blocks: 4, or 3 for the CIFAR networks.

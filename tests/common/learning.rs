@@ -58,9 +58,13 @@ pub fn data(root: impl AsRef<Path>) -> ImageData {
 
 /// A random ResNet-20 with a small head.
 pub fn learner(data: ImageData) -> Learner {
-    let head = HeadSpec::fastai(vec![8]);
-    let learner = Learner::with_head(Weights::random(Arch::ResNet20), data, head).unwrap();
-    learner.device(Device::cpu(2).unwrap()).and_then(|learner| learner.seed(1)).unwrap()
+    learner_of(Arch::ResNet20, data, &Device::cpu(2).unwrap())
+}
+
+/// A random network with a small head.
+pub fn learner_of(arch: Arch, data: ImageData, device: &Device) -> Learner {
+    let learner = Learner::with_head(Weights::random(arch), data, HeadSpec::fastai(vec![8])).unwrap();
+    learner.device(device.clone()).and_then(|learner| learner.seed(1)).unwrap()
 }
 
 /// The bits of every parameter and statistic, by name.

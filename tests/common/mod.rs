@@ -1,6 +1,7 @@
 //! What several integration tests share.
 #![allow(dead_code)] // each test binary uses a part
 
+pub mod emulator;
 pub mod formula;
 pub mod learning;
 pub mod program;

@@ -121,3 +121,6 @@ impl Arena {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

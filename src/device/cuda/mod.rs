@@ -153,7 +153,16 @@ impl CudaDevice {
             shared: shared as u32,
             cooperative: false,
         };
-        self.driver.launch(self.function(kernel.source, kernel.entry)?, &launch, &params.to_bytes())
+        self.run(kernel.source, kernel.entry, &launch, &params.to_bytes())
+    }
+
+    /// Runs the kernel `entry` of `source`, compiled and loaded at its first use, with one parameter, a struct of the
+    /// bytes `params`. For kernels of one's own; addresses come from [`Driver::alloc`].
+    ///
+    /// # Errors
+    /// [`Error::Device`] where it does not compile or the driver refuses the launch.
+    pub fn run(&self, source: &'static Source, entry: &'static str, launch: &Launch, params: &[u8]) -> Result<()> {
+        self.driver.launch(self.function(source, entry)?, launch, params)
     }
 
     /// Loads a kernel, once.

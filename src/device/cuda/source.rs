@@ -23,7 +23,10 @@ pub struct Source {
 pub const F32_ARCHS: &[&str] = &["sm_75", "sm_80", "sm_86", "sm_89", "sm_90a", "sm_100", "sm_120"];
 
 /// Headers that sources include by name.
-pub const HEADERS: &[(&str, &str)] = &[("common.cuh", include_str!("../../../kernels/include/common.cuh"))];
+pub const HEADERS: &[(&str, &str)] = &[
+    ("common.cuh", include_str!("../../../kernels/include/common.cuh")),
+    ("ptx.cuh", include_str!("../../../kernels/include/ptx.cuh")),
+];
 
 impl Source {
     /// The text to compile: the file, and assertions that its structs are laid out as their Rust counterparts.

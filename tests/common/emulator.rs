@@ -1,0 +1,204 @@
+//! The emulator as a GPU: the same kernels, launchers and learner, run on the processor with every access checked.
+//! Shared by the library's own tests and those beside this folder.
+
+use std::{
+    collections::BTreeMap,
+    env,
+    sync::{Arc, Mutex, OnceLock},
+};
+
+use unfreeze::{
+    Device, DeviceName, Error, Result,
+    device::{
+        CudaDevice,
+        cuda::{Attributes, Compiler, Driver, FunctionId, Image, ImageKind, Launch, MemoryInfo, ModuleId, Properties},
+    },
+};
+
+/// A checking driver: what leaves its buffer, races, or reads what nobody wrote, is an error.
+pub struct Emulator {
+    gpu: simt::Gpu,
+    properties: Properties,
+    capacity: usize,
+    modules: Mutex<Vec<Arc<simt::Module>>>,
+    functions: Mutex<Vec<(Arc<simt::Module>, String)>>,
+    slots: Mutex<BTreeMap<usize, u64>>,
+    counters: Mutex<BTreeMap<String, simt::Counters>>,
+}
+
+/// How an emulated GPU is to be.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// Decides in which order blocks and warps run.
+    pub schedule: u64,
+    /// Compute capability: whose machine code is run.
+    pub capability: (u32, u32),
+    /// Bytes of memory.
+    pub capacity: usize,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { schedule: 0, capability: (8, 0), capacity: 4 << 30 }
+    }
+}
+
+fn failed(fault: simt::Fault) -> Error {
+    Error::Device { device: "emulated".into(), message: fault.to_string() }
+}
+
+impl Emulator {
+    /// An emulated GPU.
+    pub fn new(settings: Settings) -> Self {
+        let Settings { schedule, capability, capacity } = settings;
+        let config = simt::Config { seed: schedule, threads: 2, capacity: Some(capacity), ..simt::Config::default() };
+        let properties = Properties {
+            name: "emulated GPU".into(),
+            capability,
+            multiprocessors: 4,
+            shared_per_block: 99 << 10,
+            driver_version: 13000,
+            image: ImageKind::Ptx,
+            guard: 4096,
+        };
+        Self {
+            gpu: simt::Gpu::new(config),
+            properties,
+            capacity,
+            modules: Mutex::default(),
+            functions: Mutex::default(),
+            slots: Mutex::default(),
+            counters: Mutex::default(),
+        }
+    }
+
+    /// What each kernel has done so far.
+    pub fn counters(&self) -> BTreeMap<String, simt::Counters> {
+        self.counters.lock().unwrap().clone()
+    }
+}
+
+impl Driver for Emulator {
+    fn properties(&self) -> &Properties {
+        &self.properties
+    }
+
+    fn memory(&self) -> Result<MemoryInfo> {
+        Ok(MemoryInfo { free: self.capacity.saturating_sub(self.gpu.live_bytes()), total: self.capacity })
+    }
+
+    fn alloc(&self, bytes: usize) -> Result<u64> {
+        let MemoryInfo { free, total } = self.memory()?;
+        if bytes > free {
+            return Err(Error::OutOfMemory { device: "emulated".into(), requested: bytes, free, total });
+        }
+        self.gpu.alloc(bytes, "chunk").map_err(failed)
+    }
+
+    fn free(&self, address: u64) {
+        self.gpu.free(address).expect("a chunk");
+    }
+
+    fn upload(&self, to: u64, from: &[u8]) -> Result<()> {
+        self.gpu.write(to, from).map_err(failed)
+    }
+
+    fn download(&self, from: u64, to: &mut [u8]) -> Result<()> {
+        self.gpu.read(from, to).map_err(failed)
+    }
+
+    fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<()> {
+        self.gpu.copy(from, to, bytes).map_err(failed)
+    }
+
+    fn fill(&self, to: u64, byte: u8, bytes: usize) -> Result<()> {
+        self.gpu.fill(to, byte, bytes).map_err(failed)
+    }
+
+    fn stage(&self, slot: usize, bytes: &[u8]) -> Result<u64> {
+        let address = self.gpu.alloc(bytes.len(), "input slot").map_err(failed)?;
+        self.gpu.write(address, bytes).map_err(failed)?;
+        let before = self.slots.lock().unwrap().insert(slot, address);
+        assert!(before.is_none(), "slot {slot} was filled while it was in use");
+        Ok(address)
+    }
+
+    fn unstage(&self, slot: usize) -> Result<()> {
+        let address = self.slots.lock().unwrap().remove(&slot).expect("a slot in use");
+        self.gpu.free(address).map_err(failed)
+    }
+
+    fn load(&self, image: Image) -> Result<ModuleId> {
+        let Image::Ptx(text) = image else { panic!("the emulator runs PTX") };
+        let module = simt::Module::parse(text)
+            .map_err(|error| Error::Device { device: "emulated".into(), message: error.to_string() })?;
+        let mut modules = self.modules.lock().unwrap();
+        modules.push(Arc::new(module));
+        Ok(ModuleId(modules.len() as u64 - 1))
+    }
+
+    fn function(&self, module: ModuleId, entry: &str) -> Result<FunctionId> {
+        let module = self.modules.lock().unwrap()[module.0 as usize].clone();
+        assert!(module.entries().any(|name| name == entry), "no kernel {entry}");
+        let mut functions = self.functions.lock().unwrap();
+        functions.push((module, entry.to_string()));
+        Ok(FunctionId(functions.len() as u64 - 1))
+    }
+
+    fn attributes(&self, function: FunctionId) -> Result<Attributes> {
+        let (module, entry) = self.functions.lock().unwrap()[function.0 as usize].clone();
+        let shared_bytes = module.static_shared(&entry).unwrap_or(0) as u32;
+        Ok(Attributes { shared_bytes, max_threads: 1024, ..Attributes::default() })
+    }
+
+    fn launch(&self, function: FunctionId, launch: &Launch, params: &[u8]) -> Result<()> {
+        let (module, entry) = self.functions.lock().unwrap()[function.0 as usize].clone();
+        let Launch { grid, block, shared, cooperative } = *launch;
+        let launch = simt::Launch { grid, block, dynamic_shared: shared, cooperative };
+        let counters = self.gpu.launch(&module, &entry, &launch, params).map_err(failed)?;
+        *self.counters.lock().unwrap().entry(entry).or_default() += counters;
+        Ok(())
+    }
+
+    fn synchronize(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn carve(&self, address: u64, bytes: usize) -> Result<()> {
+        self.gpu.carve(address, bytes, "tensor").map_err(failed)
+    }
+
+    fn release(&self, address: u64) {
+        self.gpu.release(address).expect("a buffer");
+    }
+}
+
+/// An emulated GPU of its own, and its driver; `None`, said loudly, where there is no NVRTC to compile for it.
+pub fn emulated(settings: Settings) -> Option<(Device, Arc<Emulator>)> {
+    let compiler = match Compiler::new() {
+        Ok(compiler) => compiler,
+        Err(error) => {
+            let required = env::var_os("UNFREEZE_REQUIRE_NVRTC").is_some_and(|value| value == "1");
+            assert!(!required, "UNFREEZE_REQUIRE_NVRTC is set, but: {error}");
+            static TOLD: OnceLock<()> = OnceLock::new();
+            TOLD.get_or_init(|| eprintln!("\nSKIPPED: tests of GPU kernels: {error}\n"));
+            return None;
+        }
+    };
+    let driver = Arc::new(Emulator::new(settings));
+    let device = CudaDevice::new("emulated", driver.clone(), compiler, 2).expect("two threads");
+    Some((Device::Cuda(Arc::new(device)), driver))
+}
+
+/// The GPU under test, one for all tests of a program: `UNFREEZE_TEST_DEVICE` (such as `cuda:0`), or an emulated one.
+pub fn gpu() -> Option<Device> {
+    static GPU: OnceLock<Option<Device>> = OnceLock::new();
+    GPU.get_or_init(|| match env::var("UNFREEZE_TEST_DEVICE") {
+        Ok(name) => {
+            let name: DeviceName = name.parse().expect("UNFREEZE_TEST_DEVICE");
+            Some(Device::open(name, 2).expect("the device of UNFREEZE_TEST_DEVICE"))
+        }
+        Err(_) => emulated(Settings::default()).map(|(device, _)| device),
+    })
+    .clone()
+}

@@ -1,0 +1,238 @@
+//! The engine on a GPU (`UNFREEZE_TEST_DEVICE`, or an emulated one): the same networks, the same learner, the same
+//! numbers as on the processor.
+
+mod common;
+
+use common::{
+    emulator::{Settings, emulated, gpu},
+    formula,
+    learning::{Told, bits, changed, data, folders, learner_of, listened},
+};
+use unfreeze::{
+    Device, Error, Result, Tensor,
+    autograd::{ParameterGradients, Parameters, Var},
+    data::{Augment, Split, Transforms},
+    learner::{Fit, Learner, LrFind},
+    nn::{Arch, HeadSpec, Model, Pass},
+    ops::loss::{CrossEntropy, Target, cross_entropy},
+    optim::OptimizerKind,
+};
+
+fn f64s(tensor: &Tensor) -> Vec<f64> {
+    tensor.to_vec::<f32>().unwrap().into_iter().map(f64::from).collect()
+}
+
+/// Norm of the difference, relative to the norm of `b`.
+fn distance(a: &[f64], b: &[f64]) -> f64 {
+    let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>().sqrt();
+    norm(&mut a.iter().zip(b).map(|(a, b)| a - b)) / norm(&mut b.iter().copied()).max(1e-30)
+}
+
+/// A network with the weights that the golden values were computed with.
+fn network(arch: Arch, freeze_norms: bool, device: &Device) -> Result<Model> {
+    let mut model = Model::new(arch, HeadSpec::Linear, 1000, 0, device)?;
+    formula::fill(&mut model, device);
+    model.norms_mut().for_each(|norm| norm.batch_statistics = !freeze_norms);
+    Ok(model)
+}
+
+/// Loss and gradients of one training pass.
+fn pass(model: &Model, images: &Tensor, device: &Device) -> Result<(f64, ParameterGradients)> {
+    let mut pass = Pass::training(0, 0);
+    let logits = model.forward(&mut pass, &Var::constant(images.clone()))?;
+    let target = Target::Labels(formula::labels(images.dims()[0], 1000, device)?);
+    let loss = cross_entropy(&mut pass.tape, &logits, &target, &CrossEntropy::default())?;
+    let value = f64::from(loss.value().scalar()?);
+    Ok((value, pass.tape.backward(&loss)?))
+}
+
+fn networks_agree(arch: Arch, images: usize, size: usize, freeze_norms: bool) -> Result<()> {
+    let Some(gpu) = gpu() else { return Ok(()) };
+    let [(logits, loss, gradients), (expected_logits, expected_loss, expected)] =
+        [gpu, Device::cpu(2)?].map(|device| {
+            let model = network(arch, freeze_norms, &device).unwrap();
+            let images = formula::images(images, size, &device).unwrap();
+            let logits = f64s(&model.logits(&images).unwrap());
+            let (loss, gradients) = pass(&model, &images, &device).unwrap();
+            (logits, loss, gradients)
+        });
+    let error = distance(&logits, &expected_logits);
+    assert!(error < 2e-6, "{arch}: logits differ by {error:e} of their norm");
+    assert!((loss / expected_loss - 1.0).abs() < 1e-5, "{arch}: loss {loss}, not {expected_loss}");
+    assert!(gradients.keys().eq(expected.keys()));
+    // A pre-activation that rounds to the other side of zero moves every gradient before its ReLU.
+    let (mut close, mut worst) = (0, 0f64);
+    for (name, gradient) in &gradients {
+        let error = distance(&f64s(gradient), &f64s(&expected[name]));
+        assert!(error < 5e-3, "{arch} {name}: gradient off by {error:e} of its norm");
+        close += usize::from(error < 2e-5);
+        worst = worst.max(error);
+    }
+    println!("{arch}: {close} of {} gradients within 2e-5, worst {worst:.1e}", gradients.len());
+    assert!(3 * close >= 2 * gradients.len(), "{arch}: only {close} of {} gradients are close", gradients.len());
+    Ok(())
+}
+
+#[test]
+fn resnet18_agrees_with_the_processor() -> Result<()> {
+    networks_agree(Arch::ResNet18, 2, 64, false)
+}
+
+#[test]
+fn resnet50_agrees_with_the_processor() -> Result<()> {
+    networks_agree(Arch::ResNet50, 2, 32, true)
+}
+
+#[test]
+fn grouped_networks_agree_with_the_processor() -> Result<()> {
+    let Some(gpu) = gpu() else { return Ok(()) };
+    let logits = [gpu, Device::cpu(2)?].map(|device| {
+        let model = network(Arch::ResNext50_32x4d, true, &device).unwrap();
+        f64s(&model.logits(&formula::images(1, 32, &device).unwrap()).unwrap())
+    });
+    let error = distance(&logits[0], &logits[1]);
+    assert!(error < 2e-6, "logits differ by {error:e} of their norm");
+    Ok(())
+}
+
+/// The whole recipe on a small network: head on cached activations, rates found, augmentation with restarts, everything
+/// with a rate per group. Returns what each step told.
+fn recipe(learner: Learner) -> (Learner, Vec<Told>) {
+    let (mut learner, told) = listened(learner);
+    learner.lr_find(LrFind::default().steps(4)).unwrap();
+    learner.precompute(true);
+    assert!(learner.fit(Fit::epochs(2).lr(1e-2)).unwrap().iter().all(|record| record.cached));
+    learner.precompute(false);
+    learner.fit(Fit::cycles(2).cycle_len(1).lr(1e-2).wd(1e-3)).unwrap();
+    learner.unfreeze();
+    learner.bn_freeze(true);
+    learner.fit(Fit::cycles(1).cycle_len(1).lr([1e-4, 1e-3, 1e-2])).unwrap();
+    learner.bn_freeze(false);
+    learner.fit(Fit::epochs(1).lr([1e-4, 1e-3, 1e-2]).optimizer(OptimizerKind::adamw())).unwrap();
+    learner.freeze_to(1).unwrap();
+    learner.fit(Fit::cycles(2).cycle_len(1).cycle_mult(2).lr([1e-4, 1e-3, 1e-2])).unwrap();
+    let told = told.lock().unwrap().clone();
+    (learner, told)
+}
+
+fn tiny(root: &std::path::Path, device: &Device) -> Learner {
+    let transforms = Transforms::new(16).augment(Augment::SideOn).max_zoom(1.1);
+    learner_of(Arch::ResNet8, data(root).transforms(transforms), device)
+}
+
+#[test]
+fn the_recipe_agrees_step_by_step() -> Result<()> {
+    let Some(gpu) = gpu() else { return Ok(()) };
+    let folder = folders(&["cat", "dog"], 5, 3, 0);
+    let [(mut on_gpu, steps), (mut on_cpu, expected)] =
+        [gpu, Device::cpu(2)?].map(|device| recipe(tiny(folder.path(), &device)));
+    let losses = |told: &[Told]| -> Vec<(usize, usize, f32)> {
+        let step = |told: &Told| match told {
+            Told::Step { epoch, step, loss, .. } => Some((*epoch, *step, *loss)),
+            _ => None,
+        };
+        told.iter().filter_map(step).collect()
+    };
+    let (steps, expected) = (losses(&steps), losses(&expected));
+    assert_eq!(steps.len(), expected.len());
+    assert!(steps.len() > 15);
+    for (step, expected) in steps.iter().zip(&expected) {
+        assert_eq!((step.0, step.1), (expected.0, expected.1));
+        let error = (step.2 / expected.2 - 1.0).abs();
+        assert!(error < 1e-4, "epoch {} step {}: loss {}, not {}", step.0, step.1, step.2, expected.2);
+    }
+    on_cpu.model().visit(&mut |parameter| {
+        let mut found = None;
+        on_gpu.model().visit(&mut |other| {
+            if other.name() == parameter.name() {
+                found = Some(f64s(&other.value));
+            }
+        });
+        let error = distance(&found.unwrap(), &f64s(&parameter.value));
+        assert!(error < 2e-4, "{} differs by {error:e} of its norm", parameter.name());
+    });
+    let [evaluation, expected] = [&mut on_gpu, &mut on_cpu].map(|learner| learner.evaluate(Split::Valid).unwrap());
+    assert_eq!((evaluation.accuracy, &evaluation.labels), (expected.accuracy, &expected.labels));
+    assert!((evaluation.loss / expected.loss - 1.0).abs() < 1e-4);
+    Ok(())
+}
+
+#[test]
+fn what_is_frozen_stays_and_the_cache_does_not_show() -> Result<()> {
+    let Some(gpu) = gpu() else { return Ok(()) };
+    let folder = folders(&["cat", "dog"], 3, 2, 0);
+    let mut learner = tiny(folder.path(), &gpu);
+    for first in [2, 1, 0] {
+        learner.freeze_to(first)?;
+        let before = bits(learner.model());
+        learner.fit(Fit::epochs(1).lr(1e-2))?;
+        let after = bits(learner.model());
+        let expected: Vec<&String> =
+            before.keys().filter(|name| learner.model().group_of(name) >= first as usize).collect();
+        assert_eq!(changed(&before, &after).iter().collect::<Vec<_>>(), expected);
+    }
+    learner.freeze();
+    let [cached, anew] = [true, false].map(|on| {
+        learner.precompute(on);
+        learner.evaluate(Split::Valid).unwrap()
+    });
+    assert_eq!((cached.loss.to_bits(), cached.probabilities), (anew.loss.to_bits(), anew.probabilities));
+    Ok(())
+}
+
+/// What a kernel computes may depend neither on the order in which blocks and warps run, nor on whose machine code it
+/// is compiled to as far as the language defines it.
+#[test]
+fn results_do_not_depend_on_the_schedule() {
+    let folder = folders(&["cat", "dog"], 3, 2, 0);
+    let run = |schedule| {
+        let (gpu, _) = emulated(Settings { schedule, ..Settings::default() })?;
+        let mut learner = tiny(folder.path(), &gpu);
+        learner.unfreeze();
+        learner.fit(Fit::epochs(1).lr(1e-2)).unwrap();
+        Some(bits(learner.model()))
+    };
+    let Some(first) = run(1) else { return };
+    assert!(run(2).is_some_and(|second| second == first));
+}
+
+#[test]
+fn a_hundred_steps_leave_no_memory_behind() {
+    use unfreeze::device::cuda::Driver;
+    let Some((gpu, driver)) = emulated(Settings::default()) else { return };
+    let folder = folders(&["cat", "dog"], 4, 1, 0);
+    let live = {
+        let mut learner = tiny(folder.path(), &gpu);
+        learner.unfreeze();
+        // Momentum and whatever else stays is there after the first steps.
+        learner.fit(Fit::epochs(1).lr(1e-3)).unwrap();
+        let (live, free) = (gpu.memory().live, driver.memory().unwrap().free);
+        gpu.reset_peak();
+        learner.fit(Fit::epochs(1).lr(1e-3)).unwrap();
+        let peak = gpu.memory().peak;
+        assert!(peak > live);
+        learner.fit(Fit::epochs(50).lr(1e-3)).unwrap();
+        assert_eq!(learner.steps(), 104);
+        assert_eq!((gpu.memory().live, gpu.memory().peak), (live, peak));
+        assert_eq!(driver.memory().unwrap().free, free);
+        live
+    };
+    assert!(live > 0 && gpu.memory().live == 0, "{} bytes are left", gpu.memory().live);
+}
+
+#[test]
+fn out_of_memory_is_an_error_that_names_what_fits() {
+    let folder = folders(&["cat", "dog"], 40, 1, 0);
+    let Some((gpu, _)) = emulated(Settings { capacity: 6 << 20, ..Settings::default() }) else { return };
+    let transforms = Transforms::new(64);
+    let mut learner = learner_of(Arch::ResNet8, data(folder.path()).transforms(transforms).batch_size(64), &gpu);
+    learner.unfreeze();
+    let error = learner.fit(Fit::epochs(1)).unwrap_err();
+    assert!(matches!(error, Error::Setting { .. }), "{error}");
+    let message = error.to_string();
+    assert!(message.contains("batch_size") && message.contains("would fit"), "{message}");
+    let error = Tensor::zeros([64, 64, 64, 64], &gpu).unwrap_err().to_string();
+    assert!(error.contains("out of memory: 64.0 MiB asked for"), "{error}");
+    // Nothing is lost.
+    assert!(Tensor::zeros([4], &gpu).and_then(|zeros| zeros.to_vec::<f32>()).unwrap() == [0.0; 4]);
+}
