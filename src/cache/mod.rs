@@ -128,3 +128,65 @@ impl ActivationCache {
         activations
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::testing::{
+        cpu, devices,
+        emulator::{Settings, emulated},
+        normal,
+    };
+
+    fn activations(rows: usize, width: usize, device: &Device) -> Result<Activations> {
+        let mut activations = Activations::default();
+        for (batch, count) in [(0, rows / 2), (1, rows - rows / 2)] {
+            let first = (batch * (rows / 2)) as u32;
+            let numbers: Vec<u32> = (first..first + count as u32).collect();
+            let labels: Vec<u32> = numbers.iter().map(|number| number * 10).collect();
+            activations.push(&normal(batch as u64, "features", [count, width], device), &labels, &numbers)?;
+        }
+        Ok(activations)
+    }
+
+    #[test]
+    fn batches_are_the_same_from_every_memory() -> Result<()> {
+        let rows = [6u32, 0, 3, 6];
+        let (expected, _) = activations(7, 12, &cpu(1))?.gather(&rows, &cpu(1))?;
+        let expected = expected.to_vec::<f32>()?;
+        for device in devices() {
+            let mut activations = activations(7, 12, &device)?;
+            for kept in [false, true] {
+                if kept {
+                    activations.keep_on(&device)?;
+                }
+                assert_eq!(activations.resident.is_some(), kept && matches!(device, Device::Cuda(_)));
+                // Elsewhere too.
+                for place in [&device, &cpu(1)] {
+                    let (features, labels) = activations.gather(&rows, place)?;
+                    assert!(features.device().is(place) && features.to_vec::<f32>()? == expected, "{device}");
+                    assert_eq!(labels, [60, 0, 30, 60]);
+                    assert!(activations.gather(&[0, 7], place).is_err());
+                    assert_eq!(activations.gather(&[], place)?.0.dims(), [0, 12]);
+                }
+            }
+            // What comes later is not forgotten.
+            activations.push(&Tensor::full([1, 12], 5.0, &device)?, &[70], &[7])?;
+            assert_eq!(activations.gather(&[7], &device)?.0.to_vec::<f32>()?, [5.0; 12]);
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn what_does_not_fit_stays_on_the_host() -> Result<()> {
+        let settings = Settings { capacity: 64 << 20, ..Settings::default() };
+        let Some((device, _)) = emulated(settings) else { return Ok(()) };
+        for (rows, fits) in [(3000, true), (5000, false)] {
+            let mut activations = activations(rows, 1024, &cpu(1))?;
+            activations.keep_on(&device)?;
+            assert_eq!(activations.resident.is_some(), fits, "{rows}");
+            assert_eq!(activations.gather(&[rows as u32 - 1], &device)?.1, [(rows as u32 - 1) * 10]);
+        }
+        Ok(())
+    }
+}

@@ -16,6 +16,8 @@ pub mod reduce;
 pub mod shortcut;
 #[cfg(test)]
 pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
 
 use crate::{Error, Result, Shape, Tensor, device::CudaDevice, tensor::Element};
 

@@ -1,5 +1,8 @@
 //! What the tests of the operations share: random tensors, comparisons with f64 references, numeric gradients.
 
+#[path = "../../tests/common/emulator.rs"]
+pub mod emulator;
+
 use proptest::test_runner::{Config, RngSeed};
 
 use crate::{
@@ -27,9 +30,9 @@ pub fn cpu(threads: usize) -> Device {
     Device::cpu(threads).expect("threads")
 }
 
-/// Every device that operations are tested on.
+/// Every device that operations are tested on: the processor, and a GPU or an emulated one.
 pub fn devices() -> Vec<Device> {
-    vec![cpu(2)]
+    [cpu(2)].into_iter().chain(emulator::gpu()).collect()
 }
 
 /// Standard normal values, a function of `seed` and `name` alone.
