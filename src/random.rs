@@ -45,6 +45,11 @@ impl Random {
         unit_f32(splitmix64(self.key.wrapping_add(index)))
     }
 
+    /// What a kernel needs to compute [`Random::at`] itself (`kernels/include/random.cuh`).
+    pub(crate) fn key(&self) -> u64 {
+        self.key
+    }
+
     /// The next value, uniform in `[low, high)`.
     pub fn uniform(&mut self, low: f32, high: f32) -> f32 {
         let unit = unit_f32(self.advance());

@@ -16,7 +16,7 @@ use unfreeze::{
         conv::{Geometry, conv},
         linear::linear,
         loss::{CrossEntropy, Target, cross_entropy, log_softmax},
-        optimizer::{AdamWStep, SgdStep, adamw, sgd},
+        optimizer::{self, Item, Rule, Table},
         pool::{Window, concat_pool, max_pool},
     },
 };
@@ -137,27 +137,25 @@ impl Golden {
         self.check_op(group, &[("logits", "dlogits")], |tape, vars| cross_entropy(tape, &vars[0], &target, options));
     }
 
-    /// Four steps; `step` gets the parameter, the gradient, two tensors that begin as zeros, and the number from 1.
-    fn check_optimizer(&self, group: &str, step: impl Fn(&mut Tensor, &Tensor, [&mut Tensor; 2], u32) -> Result<()>) {
+    /// Four steps; `rule` gets their number, from 1.
+    fn check_optimizer(&self, group: &str, lr: f32, weight_decay: f32, rule: impl Fn(u32) -> Rule) {
         let mut parameter = self.tensor(&format!("{group}.p0"));
-        let [mut first, mut second] = [(); 2].map(|()| Tensor::zeros(parameter.shape(), &self.device).unwrap());
+        let zeros = |_| Tensor::zeros(parameter.shape(), &self.device).unwrap();
+        let mut buffers: Vec<Tensor> = (0..rule(1).buffers()).map(zeros).collect();
         for number in 1..=4 {
-            let grad = self.tensor(&format!("{group}.g{number}"));
-            step(&mut parameter, &grad, [&mut first, &mut second], number).unwrap();
+            let grad = &self.tensor(&format!("{group}.g{number}"));
+            let item = Item { parameter: &mut parameter, grad, buffers: &mut buffers, lr, weight_decay };
+            optimizer::step(rule(number), &mut [item], &mut Table::default()).unwrap();
             self.check(&format!("{group}.p{number}"), &parameter);
         }
     }
 
     fn check_sgd(&self, group: &str, weight_decay: f32, nesterov: bool) {
-        let step = SgdStep { lr: 0.1, momentum: 0.9, weight_decay, nesterov };
-        self.check_optimizer(group, |parameter, grad, [buffer, _], _| sgd(parameter, grad, buffer, step));
+        self.check_optimizer(group, 0.1, weight_decay, |_| Rule::Sgd { momentum: 0.9, nesterov });
     }
 
     fn check_adamw(&self, group: &str, beta2: f32, eps: f32, weight_decay: f32) {
-        self.check_optimizer(group, |parameter, grad, [mean, square], step| {
-            let step = AdamWStep { lr: 0.01, beta1: 0.9, beta2, eps, weight_decay, step };
-            adamw(parameter, grad, mean, square, step)
-        });
+        self.check_optimizer(group, 0.01, weight_decay, |step| Rule::AdamW { beta1: 0.9, beta2, eps, step });
     }
 
     /// Fails if a tensor of the file, [`ELSEWHERE`] aside, was not used.

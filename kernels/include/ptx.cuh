@@ -1,5 +1,5 @@
 // All inline PTX, each primitive a small named function. Fragment layouts are those of the PTX ISA, "Matrix
-// multiply-accumulate operation using mma instruction". Everything but the barriers needs sm_80.
+// multiply-accumulate operation using mma instruction". All but barriers and conversions need sm_80.
 #pragma once
 
 #include "common.cuh"
@@ -18,6 +18,19 @@ __device__ __forceinline__ void named_barrier_sync(u32 id, u32 threads) {
 // Counts as having come to barrier `id` without waiting.
 __device__ __forceinline__ void named_barrier_arrive(u32 id, u32 threads) {
     asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+
+// To half precision, to the nearest, ties to even; and back.
+__device__ __forceinline__ u16 half_bits(float x) {
+    u16 bits;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(x));
+    return bits;
+}
+
+__device__ __forceinline__ float from_half_bits(u16 bits) {
+    float x;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(x) : "h"(bits));
+    return x;
 }
 
 #if __CUDA_ARCH__ >= 800

@@ -72,5 +72,5 @@ pub trait Parameters {
     /// Calls `visit` on each parameter.
     fn visit<'a>(&'a self, visit: &mut dyn FnMut(&'a Parameter));
     /// Calls `visit` on each parameter for writing.
-    fn visit_mut(&mut self, visit: &mut dyn FnMut(&mut Parameter));
+    fn visit_mut<'a>(&'a mut self, visit: &mut dyn FnMut(&'a mut Parameter));
 }

@@ -46,8 +46,8 @@ impl KeyBuilder {
         let mut outcome = Ok(());
         model.visit(&mut |parameter: &Parameter| {
             self.text(parameter.name());
-            match parameter.value.as_slice::<f32>() {
-                Ok(values) => drop(self.bytes(bytemuck::cast_slice(values))),
+            match parameter.value.to_vec::<f32>() {
+                Ok(values) => drop(self.bytes(bytemuck::cast_slice(&values))),
                 Err(error) => outcome = Err(error),
             }
         });

@@ -5,13 +5,19 @@ mod key;
 
 pub use key::{Key, KeyBuilder};
 
-use crate::{Device, Error, Result, Tensor};
+use crate::{Device, Error, Result, Tensor, ops::gather::gather};
+
+/// Share of a GPU's free memory that the features of one data set may take there: one in so many. Others must fit
+/// beside them, and the networks that are trained next.
+const SHARE: u64 = 4;
 
 /// Features of a data set's samples, `[rows, width]`, with their labels and positions.
 #[derive(Clone, Debug, Default)]
 pub struct Activations {
     width: usize,
     values: Vec<f32>,
+    /// The same values on a GPU, `[rows, width]`.
+    resident: Option<Tensor>,
     labels: Vec<u32>,
     indices: Vec<u32>,
 }
@@ -30,9 +36,27 @@ impl Activations {
             return Err(Error::shape("cache", message));
         }
         self.width = width;
+        self.resident = None;
         self.values.extend_from_slice(&features.to_vec::<f32>()?);
         self.labels.extend_from_slice(labels);
         self.indices.extend_from_slice(indices);
+        Ok(())
+    }
+
+    /// Copies the features to `device` if it is a GPU with room for them, so that batches need not be uploaded.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if the device failed.
+    pub fn keep_on(&mut self, device: &Device) -> Result<()> {
+        let fits = device.available().is_some_and(|free| self.bytes() as u64 <= free / SHARE);
+        self.resident = match device {
+            Device::Cuda(_) if fits => match Tensor::new(self.values.clone(), [self.rows(), self.width], device) {
+                // Free memory may be in pieces.
+                Err(Error::OutOfMemory { .. }) => None,
+                outcome => Some(outcome?),
+            },
+            _ => None,
+        };
         Ok(())
     }
 
@@ -56,22 +80,26 @@ impl Activations {
         self.values.len() * size_of::<f32>()
     }
 
-    /// Features `[rows.len(), width]` and labels of the given rows.
+    /// Features `[rows.len(), width]` on `device`, and labels, of the given rows.
     ///
     /// # Errors
-    /// [`Error::Shape`] if a row does not exist.
+    /// [`Error::Shape`] if a row does not exist; [`Error::OutOfMemory`].
     pub fn gather(&self, rows: &[u32], device: &Device) -> Result<(Tensor, Vec<u32>)> {
-        let mut values = Vec::with_capacity(rows.len() * self.width);
-        let mut labels = Vec::with_capacity(rows.len());
-        for &row in rows {
-            let row = row as usize;
-            let Some(label) = self.labels.get(row) else {
-                return Err(Error::shape("cache", format!("row {row} of {}", self.rows())));
-            };
-            labels.push(*label);
-            values.extend_from_slice(&self.values[row * self.width..][..self.width]);
-        }
-        Ok((Tensor::new(values, [rows.len(), self.width], device)?, labels))
+        let label = |row: &u32| {
+            let label = self.labels.get(*row as usize).copied();
+            label.ok_or_else(|| Error::shape("cache", format!("row {row} of {}", self.rows())))
+        };
+        let labels = rows.iter().map(label).collect::<Result<Vec<u32>>>()?;
+        let features = match &self.resident {
+            Some(resident) if resident.device().is(device) => {
+                gather(resident, &Tensor::new(rows.to_vec(), [rows.len()], device)?)?
+            }
+            _ => {
+                let values = rows.iter().flat_map(|row| &self.values[*row as usize * self.width..][..self.width]);
+                Tensor::new(values.copied().collect(), [rows.len(), self.width], device)?
+            }
+        };
+        Ok((features, labels))
     }
 }
 

@@ -75,6 +75,15 @@ impl Device {
         self.host().threads()
     }
 
+    /// Whether both are one device, with one memory.
+    pub(crate) fn is(&self, other: &Device) -> bool {
+        match (self, other) {
+            (Device::Cpu(one), Device::Cpu(other)) => Arc::ptr_eq(one, other),
+            (Device::Cuda(one), Device::Cuda(other)) => Arc::ptr_eq(one, other),
+            _ => false,
+        }
+    }
+
     /// The processor's part of it.
     fn host(&self) -> &CpuDevice {
         match self {

@@ -5,6 +5,7 @@ use crate::{
     Error, Result, Tensor,
     autograd::{Parameters, Var},
     nn::{Pass, Unit},
+    ops::reduce::Summary,
 };
 
 /// The place in training at which a loss was not finite.
@@ -26,11 +27,12 @@ impl Place<'_> {
 
 impl Learner {
     /// The first parameter that is not finite.
-    pub(super) fn not_finite(&self) -> Option<String> {
-        let mut found = None;
+    pub(super) fn not_finite(&self) -> Result<Option<String>> {
+        let mut found = Ok(None);
         self.model.visit(&mut |parameter| {
-            if found.is_none() && !is_finite(&parameter.value) {
-                found = Some(format!("{} is no longer finite after the step before", parameter.name()));
+            if let Ok(None) = found {
+                let message = || format!("{} is no longer finite after the step before", parameter.name());
+                found = Summary::of(&parameter.value).map(|summary| (summary.not_finite > 0).then(message));
             }
         });
         found
@@ -38,12 +40,13 @@ impl Learner {
 
     /// The first layer whose output for `images` in `pass` is not finite, where every parameter is.
     pub(super) fn not_finite_layer(&self, mut pass: Pass, images: &Tensor) -> Result<Option<String>> {
-        if !is_finite(images) {
+        let mut summary = Summary::of(images)?;
+        if summary.not_finite > 0 {
             return Ok(Some("the images are not finite".into()));
         }
         let mut x = Var::constant(images.clone());
         for (number, unit) in self.model.units().into_iter().enumerate() {
-            let before = largest(x.value())?;
+            let before = summary.largest;
             x = match unit {
                 Unit::Head => {
                     let features = self.model.head.pool(&mut pass, &x)?;
@@ -51,18 +54,11 @@ impl Learner {
                 }
                 _ => self.model.backbone.forward_units(&mut pass, &x, number..number + 1)?,
             };
-            if !is_finite(x.value()) {
+            summary = Summary::of(x.value())?;
+            if summary.not_finite > 0 {
                 return Ok(Some(format!("the output of {unit} is not finite (its input reaches {before:.1e})")));
             }
         }
         Ok(None)
     }
-}
-
-fn is_finite(tensor: &Tensor) -> bool {
-    tensor.as_slice::<f32>().is_ok_and(|values| values.iter().all(|value| value.is_finite()))
-}
-
-fn largest(tensor: &Tensor) -> Result<f32> {
-    Ok(tensor.as_slice::<f32>()?.iter().fold(0.0, |largest, value| value.abs().max(largest)))
 }

@@ -77,7 +77,7 @@ pub(super) struct Tally {
 
 impl Tally {
     pub(super) fn add(&mut self, logits: Tensor, labels: Vec<u32>, indices: Vec<u32>) -> Result<()> {
-        let target = Target::Labels(Tensor::new(labels.clone(), [labels.len()], logits.device())?);
+        let target = Target::labels(labels.clone(), logits.shape().last(), logits.device())?;
         let probabilities = softmax(&logits)?.to_vec::<f32>()?;
         // Validation is measured without label smoothing or class weights, so that fits can be compared.
         let loss = cross_entropy(&mut Tape::inference(), &Var::constant(logits), &target, &CrossEntropy::default())?;

@@ -39,6 +39,7 @@ impl Learner {
             }
             self.tell(&Event::Caching { split, done, total })?;
         }
+        activations.keep_on(&self.device)?;
         Ok(self.cache.insert(key, activations))
     }
 

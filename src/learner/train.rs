@@ -131,7 +131,7 @@ impl Learner {
         let images_per_second = seen as f64 / training.elapsed().as_secs_f64();
         let valid = self.evaluate(Split::Valid)?;
         if !valid.loss.is_finite() {
-            let cause = self.not_finite();
+            let cause = self.not_finite()?;
             return Err(Place { fit, epoch, step: steps }.error("validation loss", valid.loss, cause));
         }
         let record = EpochRecord {
@@ -191,7 +191,7 @@ impl Learner {
             // That step has changed the parameters: they no longer tell.
             return Ok(None);
         }
-        match (self.not_finite(), input) {
+        match (self.not_finite()?, input) {
             (None, Input::Images(images)) => {
                 // As in that step: it changed nothing but the counter.
                 self.not_finite_layer(Pass::training(self.seed, self.steps - 1), images)
@@ -222,8 +222,11 @@ impl Learner {
             Input::Images(images) => self.model.forward(&mut pass, &Var::constant(images.clone()))?,
             Input::Features(features) => self.model.head.classify(&mut pass, &Var::constant(features.clone()))?,
         };
-        let count = labels.len();
-        let target = Target::Labels(Tensor::new(labels, [count], &self.device)?);
+        // Set before the device was, they may still lie elsewhere.
+        if let Some(weights) = &mut self.loss.class_weights {
+            *weights = weights.to_device(&self.device)?;
+        }
+        let target = Target::labels(labels, self.model.head.classes(), &self.device)?;
         let loss = cross_entropy(&mut pass.tape, &logits, &target, &self.loss)?;
         let value = loss.value().clone();
         let diverged = match self.device {

@@ -119,7 +119,7 @@ impl Parameters for Block {
         }
     }
 
-    fn visit_mut(&mut self, visit: &mut dyn FnMut(&mut Parameter)) {
+    fn visit_mut<'a>(&'a mut self, visit: &mut dyn FnMut(&'a mut Parameter)) {
         self.convolutions.iter_mut().for_each(|convolution| convolution.visit_mut(visit));
         if let Shortcut::Projection(projection) = &mut self.shortcut {
             projection.visit_mut(visit);

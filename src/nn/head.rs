@@ -213,7 +213,7 @@ impl Parameters for Head {
         }
     }
 
-    fn visit_mut(&mut self, visit: &mut dyn FnMut(&mut Parameter)) {
+    fn visit_mut<'a>(&'a mut self, visit: &mut dyn FnMut(&'a mut Parameter)) {
         match &mut self.layers {
             Layers::Linear(linear) => linear.visit_mut(visit),
             Layers::Fastai(blocks) => {

@@ -90,7 +90,7 @@ impl Parameters for BatchNorm {
         [&self.scale, &self.shift, &self.running_mean, &self.running_variance].into_iter().for_each(visit);
     }
 
-    fn visit_mut(&mut self, visit: &mut dyn FnMut(&mut Parameter)) {
+    fn visit_mut<'a>(&'a mut self, visit: &mut dyn FnMut(&'a mut Parameter)) {
         let Self { scale, shift, running_mean, running_variance, .. } = self;
         [scale, shift, running_mean, running_variance].into_iter().for_each(visit);
     }
@@ -166,7 +166,7 @@ impl Parameters for ConvNorm {
         self.norm.visit(visit);
     }
 
-    fn visit_mut(&mut self, visit: &mut dyn FnMut(&mut Parameter)) {
+    fn visit_mut<'a>(&'a mut self, visit: &mut dyn FnMut(&'a mut Parameter)) {
         visit(&mut self.weight);
         self.norm.visit_mut(visit);
     }
@@ -209,7 +209,7 @@ impl Parameters for Linear {
         visit(&self.bias);
     }
 
-    fn visit_mut(&mut self, visit: &mut dyn FnMut(&mut Parameter)) {
+    fn visit_mut<'a>(&'a mut self, visit: &mut dyn FnMut(&'a mut Parameter)) {
         visit(&mut self.weight);
         visit(&mut self.bias);
     }

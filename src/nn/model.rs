@@ -158,7 +158,7 @@ impl Parameters for Model {
         self.head.visit(visit);
     }
 
-    fn visit_mut(&mut self, visit: &mut dyn FnMut(&mut Parameter)) {
+    fn visit_mut<'a>(&'a mut self, visit: &mut dyn FnMut(&'a mut Parameter)) {
         self.backbone.visit_mut(visit);
         self.head.visit_mut(visit);
     }

@@ -182,7 +182,7 @@ impl Parameters for ResNet {
         self.stages.iter().flatten().for_each(|block| block.visit(visit));
     }
 
-    fn visit_mut(&mut self, visit: &mut dyn FnMut(&mut Parameter)) {
+    fn visit_mut<'a>(&'a mut self, visit: &mut dyn FnMut(&'a mut Parameter)) {
         self.stem.visit_mut(visit);
         self.stages.iter_mut().flatten().for_each(|block| block.visit_mut(visit));
     }

@@ -6,19 +6,24 @@ pub mod batchnorm;
 pub mod conv;
 pub mod dropout;
 pub mod elementwise;
+pub mod gather;
 pub mod kernels;
 pub mod linear;
 pub mod loss;
 pub mod optimizer;
 pub mod pool;
+pub mod reduce;
 pub mod shortcut;
 #[cfg(test)]
 mod testing;
 
-use crate::{Error, Result, Shape, Tensor};
+use crate::{Error, Result, Shape, Tensor, device::CudaDevice, tensor::Element};
 
 /// Elements per task of an elementwise operation: large enough to be worth a thread.
 const CHUNK: usize = 1 << 14;
+
+/// Blocks that kernels have at most along the images of a batch, each taking every so-many-th: what CUDA allows.
+const MOST_IMAGES: usize = 65535;
 
 /// The extents `[N, H, W, C]` of an activation, with at least one channel.
 fn nhwc(op: &'static str, tensor: &Tensor) -> Result<[usize; 4]> {
@@ -42,4 +47,16 @@ fn expect_shape(op: &'static str, what: &str, tensor: &Tensor, expected: impl In
         return Ok(());
     }
     Err(Error::shape(op, format!("{what} should be {expected}, is {}", tensor.shape())))
+}
+
+/// The address of a tensor's elements on `cuda`; 0 if there is none.
+fn optional<T: Element>(cuda: &CudaDevice, tensor: Option<&Tensor>) -> Result<u64> {
+    tensor.map_or(Ok(0), |tensor| tensor.pointer::<T>(cuda))
+}
+
+/// A count as kernels take it.
+fn small(op: &'static str, count: usize) -> Result<u32> {
+    // Half of what 32 bits hold, so that a kernel may reach beyond the end before it looks.
+    let fitting = u32::try_from(count).ok().filter(|count| *count <= i32::MAX as u32);
+    fitting.ok_or_else(|| Error::shape(op, format!("{count} is too large an extent; use a smaller batch or images")))
 }

@@ -1,6 +1,9 @@
 //! Optimizers over a model's trainable parameters, with a learning rate and a weight decay per layer group.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -8,7 +11,7 @@ use crate::{
     Error, Result, Tensor,
     autograd::{ParameterGradients, Parameters},
     nn::Model,
-    ops::optimizer::{AdamWStep, SgdStep, adamw, sgd},
+    ops::optimizer::{self, Item, Rule, Table},
 };
 
 /// Which update rule, and its constants.
@@ -54,13 +57,17 @@ impl OptimizerKind {
         }
     }
 
+    /// The rule of step `step`, counted from 1.
+    fn rule(self, step: u32) -> Rule {
+        match self {
+            OptimizerKind::Sgd { momentum, nesterov } => Rule::Sgd { momentum, nesterov },
+            OptimizerKind::AdamW { beta1, beta2, eps } => Rule::AdamW { beta1, beta2, eps, step },
+        }
+    }
+
     /// Zeros in the shape of `value`, as many as the rule keeps.
     fn fresh_buffers(self, value: &Tensor) -> Result<Vec<Tensor>> {
-        let count = match self {
-            OptimizerKind::Sgd { .. } => 1,
-            OptimizerKind::AdamW { .. } => 2,
-        };
-        (0..count).map(|_| Tensor::zeros(value.shape(), value.device())).collect()
+        (0..self.rule(1).buffers()).map(|_| Tensor::zeros(value.shape(), value.device())).collect()
     }
 }
 
@@ -70,17 +77,18 @@ pub struct Optimizer {
     kind: OptimizerKind,
     state: BTreeMap<Arc<str>, Vec<Tensor>>,
     steps: u32,
+    table: Table,
 }
 
 impl Optimizer {
     /// A fresh optimizer.
     pub fn new(kind: OptimizerKind) -> Self {
-        Self { kind, state: BTreeMap::new(), steps: 0 }
+        Self::restored(kind, 0)
     }
 
     /// An optimizer that has made `steps` steps, still without buffers.
     pub(crate) fn restored(kind: OptimizerKind, steps: u32) -> Self {
-        Self { kind, state: BTreeMap::new(), steps }
+        Self { kind, state: BTreeMap::new(), steps, table: Table::default() }
     }
 
     /// The update rule.
@@ -131,40 +139,28 @@ impl Optimizer {
         }
         self.steps += 1;
         let (grouping, arch) = (model.grouping(), model.arch());
-        let mut outcome = Ok(());
+        let mut found = Vec::new();
         model.visit_mut(&mut |parameter| {
-            let Some(gradient) = gradients.get(parameter.name()) else { return };
-            if outcome.is_err() || !parameter.is_trainable() {
-                return;
+            if let Some(grad) = gradients.get(parameter.name()).filter(|_| parameter.is_trainable()) {
+                found.push((parameter, grad));
             }
-            let group = grouping.group(arch, crate::nn::Unit::of(parameter.name()));
-            let name = parameter.name().clone();
-            outcome = self.update(&name, &mut parameter.value, gradient, lrs[group], weight_decays[group]);
         });
-        outcome
-    }
-
-    fn update(
-        &mut self,
-        name: &Arc<str>,
-        value: &mut Tensor,
-        gradient: &Tensor,
-        lr: f32,
-        weight_decay: f32,
-    ) -> Result<()> {
-        let buffers = self.state.entry(name.clone()).or_default();
-        if buffers.is_empty() {
-            *buffers = self.kind.fresh_buffers(value)?;
-        }
-        match (self.kind, buffers.as_mut_slice()) {
-            (OptimizerKind::Sgd { momentum, nesterov }, [buffer, ..]) => {
-                sgd(value, gradient, buffer, SgdStep { lr, momentum, weight_decay, nesterov })
+        for (parameter, _) in &found {
+            let buffers = self.state.entry(parameter.name().clone()).or_default();
+            if buffers.is_empty() {
+                *buffers = self.kind.fresh_buffers(&parameter.value)?;
             }
-            (OptimizerKind::AdamW { beta1, beta2, eps }, [mean, square, ..]) => {
-                let step = AdamWStep { lr, beta1, beta2, eps, weight_decay, step: self.steps };
-                adamw(value, gradient, mean, square, step)
-            }
-            (_, _) => Ok(()),
         }
+        let mut state: HashMap<&str, &mut Vec<Tensor>> =
+            self.state.iter_mut().map(|(name, buffers)| (&**name, buffers)).collect();
+        let mut items = Vec::with_capacity(found.len());
+        for (parameter, grad) in found {
+            let group = grouping.group(arch, crate::nn::Unit::of(parameter.name()));
+            if let Some(buffers) = state.remove(&**parameter.name()) {
+                let (lr, weight_decay) = (lrs[group], weight_decays[group]);
+                items.push(Item { parameter: &mut parameter.value, grad, buffers, lr, weight_decay });
+            }
+        }
+        optimizer::step(self.kind.rule(self.steps), &mut items, &mut self.table)
     }
 }

@@ -1,6 +1,7 @@
 //! Dense, contiguous tensors: a shape, a device and one block of elements. No strides, no views.
 
 mod arithmetic;
+pub(crate) mod cuda;
 mod dtype;
 mod shape;
 
@@ -80,7 +81,14 @@ impl Tensor {
     /// [`Error::OutOfMemory`].
     pub fn full(shape: impl Into<Shape>, value: f32, device: &Device) -> Result<Self> {
         let shape = shape.into();
-        Self::new(vec![value; shape.elements()], shape, device)
+        match device {
+            Device::Cpu(_) => Self::new(vec![value; shape.elements()], shape, device),
+            Device::Cuda(cuda) => {
+                let mut full = Self::uninit::<f32>(shape, cuda)?;
+                cuda::fill(cuda, &mut full, value)?;
+                Ok(full)
+            }
+        }
     }
 
     /// A tensor on a GPU whose elements a kernel is about to write.

@@ -17,7 +17,7 @@ impl Parameters for Model {
         self.0.iter().for_each(visit);
     }
 
-    fn visit_mut(&mut self, visit: &mut dyn FnMut(&mut Parameter)) {
+    fn visit_mut<'a>(&'a mut self, visit: &mut dyn FnMut(&'a mut Parameter)) {
         self.0.iter_mut().for_each(visit);
     }
 }

@@ -6,8 +6,8 @@ use unfreeze::{
     data::{ImageData, LoaderOptions, Split},
     ops::{
         linear,
-        loss::{CrossEntropy, Target, cross_entropy},
-        optimizer::{SgdStep, sgd},
+        loss::{CrossEntropy, Target, correct, cross_entropy},
+        optimizer::{self, Item, Rule, Table},
     },
 };
 
@@ -16,6 +16,7 @@ const WEIGHT_DECAYS: [f32; 4] = [0.0, 0.03, 0.3, 3.0];
 /// Steps on the whole training set. Neighbouring pixels are so alike that a higher rate would diverge.
 const STEPS: usize = 500;
 const LR: f32 = 5e-4;
+const RULE: Rule = Rule::Sgd { momentum: 0.9, nesterov: false };
 /// Steps between two looks at the validation set.
 const INTERVAL: usize = 10;
 
@@ -34,7 +35,7 @@ pub fn best_accuracy(data: &ImageData, device: &Device) -> Result<f32> {
 struct Pixels {
     /// `[images, size · size · 3]`.
     values: Tensor,
-    labels: Vec<u32>,
+    labels: Tensor,
 }
 
 impl Pixels {
@@ -44,14 +45,14 @@ impl Pixels {
         let batch = loader.next().ok_or_else(|| Error::data(data.root(), "holds no pictures"))??;
         let (size, images) = (data.transforms.size, batch.len());
         let values = batch.upload(&data.transforms, device)?;
-        Ok(Self { values: values.reshape([images, size * size * 3])?, labels: batch.labels })
+        let labels = Tensor::new(batch.labels, [images], device)?;
+        Ok(Self { values: values.reshape([images, size * size * 3])?, labels })
     }
 
     fn accuracy(&self, weight: &Tensor, bias: &Tensor) -> Result<f32> {
-        let logits = linear::forward(&self.values, weight, bias)?.to_vec::<f32>()?;
-        let rows = logits.chunks_exact(weight.dims()[0]).zip(&self.labels);
-        let correct = rows.filter(|(row, label)| row.iter().all(|other| *other <= row[**label as usize])).count();
-        Ok(correct as f32 / self.labels.len() as f32)
+        let logits = linear::forward(&self.values, weight, bias)?;
+        let correct = correct(&logits, &self.labels)?.to_vec::<u32>()?;
+        Ok(correct[0] as f32 / self.labels.dims()[0] as f32)
     }
 }
 
@@ -67,10 +68,10 @@ impl Learned {
         Ok(Self { momentum: zeros.clone(), parameter: Parameter::new(name, role, zeros) })
     }
 
-    fn step(&mut self, gradients: &ParameterGradients, weight_decay: f32) -> Result<()> {
-        let Some(gradient) = gradients.get(self.parameter.name()) else { return Ok(()) };
-        let step = SgdStep { lr: LR, momentum: 0.9, weight_decay, nesterov: false };
-        sgd(&mut self.parameter.value, gradient, &mut self.momentum, step)
+    fn item<'a>(&'a mut self, gradients: &'a ParameterGradients, weight_decay: f32) -> Option<Item<'a>> {
+        let grad = gradients.get(self.parameter.name())?;
+        let buffers = std::slice::from_mut(&mut self.momentum);
+        Some(Item { parameter: &mut self.parameter.value, grad, buffers, lr: LR, weight_decay })
     }
 }
 
@@ -81,16 +82,16 @@ fn fit(train: &Pixels, valid: &Pixels, classes: usize, weight_decay: f32, device
     let mut weight = Learned::zeros("weight", Role::LinearWeight, [classes, inputs], device)?;
     let mut bias = Learned::zeros("bias", Role::LinearBias, [classes], device)?;
     let input = Var::constant(train.values.clone());
-    let target = Target::Labels(Tensor::new(train.labels.clone(), [train.labels.len()], device)?);
-    let mut best = 0.0;
+    let target = Target::Labels(train.labels.clone());
+    let (mut best, mut table) = (0.0, Table::default());
     for step in 1..=STEPS {
         let mut tape = Tape::new();
         let (w, b) = (tape.parameter(&weight.parameter), tape.parameter(&bias.parameter));
         let logits = linear::linear(&mut tape, &input, &w, &b)?;
         let loss = cross_entropy(&mut tape, &logits, &target, &CrossEntropy::default())?;
         let gradients = tape.backward(&loss)?;
-        weight.step(&gradients, weight_decay)?;
-        bias.step(&gradients, 0.0)?;
+        let items = [weight.item(&gradients, weight_decay), bias.item(&gradients, 0.0)];
+        optimizer::step(RULE, &mut items.into_iter().flatten().collect::<Vec<_>>(), &mut table)?;
         if step % INTERVAL == 0 {
             best = f32::max(best, valid.accuracy(&weight.parameter.value, &bias.parameter.value)?);
         }

@@ -2,6 +2,7 @@
 
 use rayon::prelude::*;
 
+use super::grad::{Backward, Saved};
 use crate::{Result, Tensor, device::CpuDevice};
 
 /// Rows per task.
@@ -125,8 +126,41 @@ fn at_least(value: f32, floor: f32) -> f32 {
     if value < floor { floor } else { value }
 }
 
+/// Masks `grad` by the output, as the residual's gradient is, and finds the others.
+pub(super) fn backward(cpu: &CpuDevice, grad: &mut Tensor, saved: &Saved, needs_input: bool) -> Result<Backward> {
+    let Saved { input, scale, moments, output, batch, eps } = saved;
+    if let Some(output) = output {
+        mask_by_output(cpu, grad, output)?;
+    }
+    let (sum, product) = reduce(cpu, grad, input, &moments.mean)?;
+    let (mean, variance) = (moments.mean.as_slice::<f32>()?, moments.variance.as_slice::<f32>()?);
+    let scale = scale.as_slice::<f32>()?;
+    let (channels, rows) = (mean.len(), input.shape().rows() as f64);
+    let inverse = |channel: usize| (f64::from(variance[channel]) + f64::from(*eps)).sqrt().recip();
+    let scale_grad = (0..channels).map(|channel| (product[channel] * inverse(channel)) as f32).collect();
+    let shift_grad = sum.iter().map(|sum| *sum as f32).collect();
+    let coefficients = |channel: usize| {
+        let a = f64::from(scale[channel]) * inverse(channel);
+        if !batch {
+            return [a as f32, 0.0, 0.0];
+        }
+        let b = -a * inverse(channel).powi(2) * product[channel] / rows;
+        let c = -a * sum[channel] / rows - b * f64::from(mean[channel]);
+        [a as f32, b as f32, c as f32]
+    };
+    let input_grad = match needs_input {
+        true => Some(combine(cpu, grad, input, &(0..channels).map(coefficients).collect::<Vec<_>>())?),
+        false => None,
+    };
+    Ok(Backward {
+        input: input_grad,
+        scale: Tensor::new(scale_grad, [channels], input.device())?,
+        shift: Tensor::new(shift_grad, [channels], input.device())?,
+    })
+}
+
 /// Zeroes the gradient where the ReLU was closed.
-pub fn mask_by_output(cpu: &CpuDevice, grad: &mut Tensor, output: &Tensor) -> Result<()> {
+fn mask_by_output(cpu: &CpuDevice, grad: &mut Tensor, output: &Tensor) -> Result<()> {
     let (grad, output) = (grad.as_slice_mut::<f32>()?, output.as_slice::<f32>()?);
     cpu.install(|| {
         grad.par_chunks_mut(crate::ops::CHUNK).zip(output.par_chunks(crate::ops::CHUNK)).for_each(|(grad, output)| {
@@ -139,7 +173,7 @@ pub fn mask_by_output(cpu: &CpuDevice, grad: &mut Tensor, output: &Tensor) -> Re
 }
 
 /// `(Σ grad, Σ grad · (x − mean))` of each channel.
-pub fn reduce(cpu: &CpuDevice, grad: &Tensor, input: &Tensor, mean: &Tensor) -> Result<(Vec<f64>, Vec<f64>)> {
+fn reduce(cpu: &CpuDevice, grad: &Tensor, input: &Tensor, mean: &Tensor) -> Result<(Vec<f64>, Vec<f64>)> {
     let (grad, x, mean) = (grad.as_slice::<f32>()?, input.as_slice::<f32>()?, mean.as_slice::<f32>()?);
     let channels = mean.len();
     let partials: Vec<(Vec<f32>, Vec<f32>)> = cpu.install(|| {
@@ -166,7 +200,7 @@ pub fn reduce(cpu: &CpuDevice, grad: &Tensor, input: &Tensor, mean: &Tensor) -> 
 }
 
 /// `grad · a + x · b + c` per channel: the gradient of the input.
-pub fn combine(cpu: &CpuDevice, grad: &Tensor, input: &Tensor, coefficients: &[[f32; 3]]) -> Result<Tensor> {
+fn combine(cpu: &CpuDevice, grad: &Tensor, input: &Tensor, coefficients: &[[f32; 3]]) -> Result<Tensor> {
     let (grad, x) = (grad.as_slice::<f32>()?, input.as_slice::<f32>()?);
     let channels = coefficients.len();
     let [a, b, c] = [0, 1, 2].map(|i| coefficients.iter().map(|row| row[i]).collect::<Vec<f32>>());

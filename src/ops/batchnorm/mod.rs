@@ -2,6 +2,7 @@
 //! follow it in a ResNet: `relu((x − mean) / √(variance + eps) · scale + shift + residual)`.
 
 mod cpu;
+pub(super) mod cuda;
 mod grad;
 #[cfg(test)]
 mod tests;
@@ -36,13 +37,13 @@ impl Moments {
             ));
         }
         let (mean, variance) = match input.device() {
-            Device::Cuda(cuda) => return Err(cuda.error("this operation has no kernel yet")),
+            Device::Cuda(device) => cuda::moments(device, input)?,
             Device::Cpu(cpu) => cpu::moments(cpu, input)?,
         };
         Ok(Self { mean, variance, rows })
     }
 
-    /// Moves running statistics towards these moments: `running = (1 − momentum) · running + momentum · moment`, with
+    /// Moves running statistics towards these moments, on their device: `running = (1 − momentum) · running + momentum · moment`, with
     /// the unbiased variance, as PyTorch does.
     ///
     /// # Errors
@@ -52,7 +53,7 @@ impl Moments {
         expect_shape("batchnorm", "running variance", variance, self.variance.shape())?;
         let unbiased = self.rows as f32 / (self.rows as f32 - 1.0);
         match &self.mean.device().clone() {
-            Device::Cuda(cuda) => return Err(cuda.error("this operation has no kernel yet")),
+            Device::Cuda(device) => cuda::update_running(device, self, momentum, unbiased, mean, variance),
             Device::Cpu(_) => {
                 cpu::blend(mean, &self.mean, momentum, 1.0)?;
                 cpu::blend(variance, &self.variance, momentum, unbiased)
@@ -70,7 +71,7 @@ pub fn fold(scale: &Tensor, shift: &Tensor, mean: &Tensor, variance: &Tensor, ep
         expect_shape("batchnorm", what, tensor, scale.shape())?;
     }
     match scale.device() {
-        Device::Cuda(cuda) => return Err(cuda.error("this operation has no kernel yet")),
+        Device::Cuda(device) => cuda::fold(device, scale, shift, mean, variance, eps),
         Device::Cpu(_) => cpu::fold(scale, shift, mean, variance, eps),
     }
 }
@@ -86,7 +87,7 @@ fn apply(input: &Tensor, factor: &Tensor, offset: &Tensor, residual: Option<&Ten
         expect_shape("batchnorm", "residual", residual, input.shape())?;
     }
     match input.device() {
-        Device::Cuda(cuda) => return Err(cuda.error("this operation has no kernel yet")),
+        Device::Cuda(device) => cuda::apply(device, input, factor, offset, residual, relu),
         Device::Cpu(cpu) => cpu::apply(cpu, input, factor, offset, residual, relu),
     }
 }

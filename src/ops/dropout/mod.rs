@@ -1,6 +1,8 @@
 //! Dropout (Srivastava et al. 2014), inverted: what stays is divided by the probability of staying. The mask is a
 //! function of a [`Random`] stream and the element's index, so it is recomputed in the backward pass, not stored.
 
+pub(super) mod cuda;
+
 use rayon::prelude::*;
 
 use super::CHUNK;
@@ -31,7 +33,7 @@ pub fn dropout(tape: &mut Tape, input: &Var, p: f32, random: &Random) -> Result<
 
 fn apply_mask(input: &Tensor, p: f32, random: &Random) -> Result<Tensor> {
     match input.device() {
-        Device::Cuda(cuda) => return Err(cuda.error("this operation has no kernel yet")),
+        Device::Cuda(device) => cuda::apply_mask(device, input, p, random),
         Device::Cpu(cpu) => {
             let x = input.as_slice::<f32>()?;
             let mut output = vec![0.0; x.len()];

@@ -1,4 +1,7 @@
-//! ReLU and addition on their own, where no convolution or batchnorm precedes them to fuse with.
+//! ReLU and addition on their own, where no convolution or batchnorm precedes them to fuse with; and scaling by a number
+//! on the device.
+
+pub(super) mod cuda;
 
 use rayon::prelude::*;
 
@@ -6,6 +9,7 @@ use super::{CHUNK, expect_shape};
 use crate::{
     Device, Result, Tensor,
     autograd::{Tape, Var},
+    device::CpuDevice,
 };
 
 /// `max(input, 0)`. The gradient is recovered from the output.
@@ -14,14 +18,18 @@ use crate::{
 /// [`Error::Shape`](crate::Error::Shape) if `input` is not f32.
 pub fn relu(tape: &mut Tape, input: &Var) -> Result<Var> {
     let output = match input.value().device() {
+        Device::Cuda(device) => cuda::relu(device, input.value())?,
         // A NaN stays, so that a diverged run is seen.
-        Device::Cuda(cuda) => return Err(cuda.error("this operation has no kernel yet")),
-        Device::Cpu(_) => zip(input.value(), input.value(), |x, _| if x < 0.0 { 0.0 } else { x })?,
+        Device::Cpu(device) => zip(device, input.value(), input.value(), |x, _| if x < 0.0 { 0.0 } else { x })?,
     };
     let (slot, saved) = (input.slot(), output.clone());
-    Ok(tape.record(&[input], output, move |grad, gradients| match slot {
-        Some(slot) => gradients.add(slot, zip(&grad, &saved, |grad, y| if y > 0.0 { grad } else { 0.0 })?),
-        None => Ok(()),
+    Ok(tape.record(&[input], output, move |grad, gradients| {
+        let Some(slot) = slot else { return Ok(()) };
+        let input_grad = match grad.device() {
+            Device::Cuda(device) => cuda::relu_grad(device, &grad, &saved)?,
+            Device::Cpu(device) => zip(device, &grad, &saved, |grad, y| if y > 0.0 { grad } else { 0.0 })?,
+        };
+        gradients.add(slot, input_grad)
     }))
 }
 
@@ -31,28 +39,41 @@ pub fn relu(tape: &mut Tape, input: &Var) -> Result<Var> {
 /// [`Error::Shape`](crate::Error::Shape) if the shapes differ.
 pub fn add(tape: &mut Tape, left: &Var, right: &Var) -> Result<Var> {
     expect_shape("add", "right side", right.value(), left.value().shape())?;
-    let output = zip(left.value(), right.value(), |left, right| left + right)?;
+    let output = match left.value().device() {
+        Device::Cuda(device) => cuda::add(device, left.value(), right.value())?,
+        Device::Cpu(device) => zip(device, left.value(), right.value(), |left, right| left + right)?,
+    };
     let slots = [left.slot(), right.slot()];
     Ok(tape.record(&[left, right], output, move |grad, gradients| {
         slots.into_iter().flatten().try_for_each(|slot| gradients.add(slot, grad.clone()))
     }))
 }
 
-fn zip(left: &Tensor, right: &Tensor, f: impl Fn(f32, f32) -> f32 + Sync) -> Result<Tensor> {
-    match left.device() {
-        Device::Cuda(cuda) => return Err(cuda.error("this operation has no kernel yet")),
-        Device::Cpu(cpu) => {
-            let (a, b) = (left.as_slice::<f32>()?, right.as_slice::<f32>()?);
-            let mut output = vec![0.0; a.len()];
-            cpu.install(|| {
-                let inputs = a.par_chunks(CHUNK).zip(b.par_chunks(CHUNK));
-                output.par_chunks_mut(CHUNK).zip(inputs).for_each(|(to, (a, b))| {
-                    to.iter_mut().zip(a.iter().zip(b)).for_each(|(to, (a, b))| *to = f(*a, *b));
-                });
-            });
-            Tensor::new(output, left.shape(), left.device())
+/// `input` times the one number in `factor`, which never leaves the device.
+///
+/// # Errors
+/// [`Error::Shape`](crate::Error::Shape) if `factor` is not one number.
+pub fn scale(input: &Tensor, factor: &Tensor) -> Result<Tensor> {
+    expect_shape("scale", "factor", factor, [])?;
+    match input.device() {
+        Device::Cuda(device) => cuda::scale(device, input, factor),
+        Device::Cpu(device) => {
+            let factor = factor.scalar()?;
+            zip(device, input, input, |x, _| x * factor)
         }
     }
+}
+
+fn zip(cpu: &CpuDevice, left: &Tensor, right: &Tensor, f: impl Fn(f32, f32) -> f32 + Sync) -> Result<Tensor> {
+    let (a, b) = (left.as_slice::<f32>()?, right.as_slice::<f32>()?);
+    let mut output = vec![0.0; a.len()];
+    cpu.install(|| {
+        let inputs = a.par_chunks(CHUNK).zip(b.par_chunks(CHUNK));
+        output.par_chunks_mut(CHUNK).zip(inputs).for_each(|(to, (a, b))| {
+            to.iter_mut().zip(a.iter().zip(b)).for_each(|(to, (a, b))| *to = f(*a, *b));
+        });
+    });
+    Tensor::new(output, left.shape(), left.device())
 }
 
 #[cfg(test)]

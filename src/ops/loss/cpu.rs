@@ -1,7 +1,7 @@
 //! Cross entropy on the processor. Rows are short (classes), so one thread is enough; sums are taken in f64.
 
-use super::{CrossEntropy, Target};
-use crate::{Error, Result, Tensor};
+use super::{CrossEntropy, Target, check_labels};
+use crate::{Result, Tensor};
 
 pub fn log_softmax(logits: &Tensor) -> Result<Tensor> {
     let mut result = logits.to_vec::<f32>()?;
@@ -45,14 +45,8 @@ pub fn cross_entropy(logits: &Tensor, target: &Target, options: &CrossEntropy) -
     match target {
         Target::Labels(labels) => {
             let labels = labels.as_slice::<u32>()?;
-            for (row, label) in labels.iter().enumerate() {
-                let label = *label as usize;
-                if label >= classes {
-                    let message = format!("label {label} of sample {row} is not below the {classes} classes");
-                    return Err(Error::shape("cross entropy", message));
-                }
-                targets[row * classes + label] = 1.0;
-            }
+            check_labels(labels, classes)?;
+            labels.iter().enumerate().for_each(|(row, label)| targets[row * classes + *label as usize] = 1.0);
             if weights.is_some() {
                 norm = labels.iter().map(|label| weight(*label as usize)).sum();
             }
@@ -82,7 +76,13 @@ pub fn cross_entropy(logits: &Tensor, target: &Target, options: &CrossEntropy) -
     Ok((loss, Tensor::new(grad, logits.shape(), logits.device())?))
 }
 
-pub fn scale(grad: &Tensor, factor: f32) -> Result<Tensor> {
-    let scaled = grad.as_slice::<f32>()?.iter().map(|grad| grad * factor).collect();
-    Tensor::new(scaled, grad.shape(), grad.device())
+pub fn correct(logits: &Tensor, labels: &Tensor) -> Result<Tensor> {
+    let rows = logits.as_slice::<f32>()?.chunks_exact(logits.shape().last()).zip(labels.as_slice::<u32>()?);
+    let right = |(row, label): &(&[f32], &u32)| {
+        let label = **label as usize;
+        row.get(label).is_some_and(|own| {
+            row.iter().enumerate().all(|(class, logit)| if class < label { logit < own } else { logit <= own })
+        })
+    };
+    Tensor::new(vec![rows.filter(right).count() as u32], [], logits.device())
 }

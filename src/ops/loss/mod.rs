@@ -1,6 +1,7 @@
 //! Log-softmax and cross entropy: `loss = −Σ target · log softmax(logits)`, averaged over the batch.
 
 mod cpu;
+pub(super) mod cuda;
 mod grad;
 #[cfg(test)]
 mod tests;
@@ -19,6 +20,29 @@ pub enum Target {
     Soft(Tensor),
 }
 
+impl Target {
+    /// The target of samples that should be of these of `classes` classes.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if a label names no class. A GPU cannot say so without being waited for: there such a label,
+    /// were it not found here, makes the loss NaN.
+    pub fn labels(labels: Vec<u32>, classes: usize, device: &Device) -> Result<Self> {
+        check_labels(&labels, classes)?;
+        let n = labels.len();
+        Ok(Target::Labels(Tensor::new(labels, [n], device)?))
+    }
+}
+
+fn check_labels(labels: &[u32], classes: usize) -> Result<()> {
+    match labels.iter().enumerate().find(|(_, label)| **label as usize >= classes) {
+        None => Ok(()),
+        Some((row, label)) => {
+            let message = format!("label {label} of sample {row} is not below the {classes} classes");
+            Err(Error::shape("cross entropy", message))
+        }
+    }
+}
+
 /// Options of the cross entropy.
 #[derive(Clone, Debug, Default)]
 pub struct CrossEntropy {
@@ -35,7 +59,7 @@ pub struct CrossEntropy {
 pub fn log_softmax_forward(logits: &Tensor) -> Result<Tensor> {
     matrix("log softmax", logits)?;
     match logits.device() {
-        Device::Cuda(cuda) => Err(cuda.error("this operation has no kernel yet")),
+        Device::Cuda(device) => cuda::log_softmax(device, logits, false),
         Device::Cpu(_) => cpu::log_softmax(logits),
     }
 }
@@ -47,7 +71,7 @@ pub fn log_softmax_forward(logits: &Tensor) -> Result<Tensor> {
 pub fn softmax(logits: &Tensor) -> Result<Tensor> {
     matrix("softmax", logits)?;
     match logits.device() {
-        Device::Cuda(cuda) => Err(cuda.error("this operation has no kernel yet")),
+        Device::Cuda(device) => cuda::log_softmax(device, logits, true),
         Device::Cpu(_) => cpu::exp(&cpu::log_softmax(logits)?),
     }
 }
@@ -71,7 +95,21 @@ fn forward(logits: &Tensor, target: &Target, options: &CrossEntropy) -> Result<(
         Target::Soft(targets) => expect_shape("cross entropy", "targets", targets, [n, classes])?,
     }
     match logits.device() {
-        Device::Cuda(cuda) => Err(cuda.error("this operation has no kernel yet")),
+        Device::Cuda(device) => cuda::cross_entropy(device, logits, target, options),
         Device::Cpu(_) => cpu::cross_entropy(logits, target, options),
+    }
+}
+
+/// How many rows of `logits` `[N, classes]` are right, a u32 scalar: the label's logit is above those before it and not
+/// below those after it, so that of equals the first is the prediction. A row with a NaN is wrong.
+///
+/// # Errors
+/// [`Error::Shape`] if extents do not fit.
+pub fn correct(logits: &Tensor, labels: &Tensor) -> Result<Tensor> {
+    let [n, _] = matrix("correct", logits)?;
+    expect_shape("correct", "labels", labels, [n])?;
+    match logits.device() {
+        Device::Cuda(device) => cuda::correct(device, logits, labels),
+        Device::Cpu(_) => cpu::correct(logits, labels),
     }
 }

@@ -1,76 +1,111 @@
-//! One optimizer step on one parameter.
+//! Optimizer steps: all parameters at once, each with rates of its own.
 
 mod cpu;
+pub(super) mod cuda;
 #[cfg(test)]
 mod tests;
+
+use std::fmt;
 
 use super::expect_shape;
 use crate::{Device, Error, Result, Tensor};
 
-/// Settings of one SGD step.
-#[derive(Clone, Copy, Debug)]
-pub struct SgdStep {
-    /// Learning rate.
-    pub lr: f32,
-    /// Share of the last update that is kept.
-    pub momentum: f32,
-    /// L2 penalty added to the gradient, as in PyTorch and fastai 0.7.
-    pub weight_decay: f32,
-    /// Nesterov's look-ahead.
-    pub nesterov: bool,
+/// How parameters move.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum Rule {
+    /// `g += weight_decay · p; b = momentum · b + g; p −= lr · (nesterov ? g + momentum · b : b)`, as in PyTorch and
+    /// fastai 0.7. With a buffer of zeros the first step is PyTorch's (`b = g`).
+    Sgd {
+        /// Share of the last update that is kept.
+        momentum: f32,
+        /// Nesterov's look-ahead.
+        nesterov: bool,
+    },
+    /// AdamW (Loshchilov & Hutter 2017): `p −= lr · weight_decay · p`, then Adam with bias correction.
+    AdamW {
+        /// Decay of the mean of gradients.
+        beta1: f32,
+        /// Decay of the mean of squared gradients.
+        beta2: f32,
+        /// Added to the root of the mean square.
+        eps: f32,
+        /// Number of this step, from 1; corrects the bias of the means.
+        step: u32,
+    },
 }
 
-/// `g += weight_decay · p; b = momentum · b + g; p −= lr · (nesterov ? g + momentum · b : b)`.
-///
-/// With a momentum buffer of zeros the first step is PyTorch's (`b = g`).
-///
-/// # Errors
-/// [`Error::Shape`] if the shapes differ.
-pub fn sgd(parameter: &mut Tensor, grad: &Tensor, buffer: &mut Tensor, step: SgdStep) -> Result<()> {
-    expect_shape("sgd", "gradient", grad, parameter.shape())?;
-    expect_shape("sgd", "momentum buffer", buffer, parameter.shape())?;
-    match &parameter.device().clone() {
-        Device::Cuda(cuda) => return Err(cuda.error("this operation has no kernel yet")),
-        Device::Cpu(cpu) => cpu::sgd(cpu, parameter, grad, buffer, step),
+impl Rule {
+    /// Buffers that it keeps for a parameter, zeros at first: of SGD the momentum, of AdamW the mean of gradients and
+    /// that of squared gradients.
+    pub fn buffers(self) -> usize {
+        match self {
+            Rule::Sgd { .. } => 1,
+            Rule::AdamW { .. } => 2,
+        }
+    }
+
+    /// What AdamW divides its means by.
+    fn corrections(beta1: f32, beta2: f32, step: u32) -> [f32; 2] {
+        let exponent = i32::try_from(step).unwrap_or(i32::MAX);
+        let share = |beta: f32| 1.0 - f64::from(beta).powi(exponent);
+        [share(beta1) as f32, share(beta2).sqrt() as f32]
     }
 }
 
-/// Settings of one AdamW step.
-#[derive(Clone, Copy, Debug)]
-pub struct AdamWStep {
+/// A parameter to be moved.
+pub struct Item<'a> {
+    /// Its value.
+    pub parameter: &'a mut Tensor,
+    /// Its gradient.
+    pub grad: &'a Tensor,
+    /// As many as [`Rule::buffers`].
+    pub buffers: &'a mut [Tensor],
     /// Learning rate.
     pub lr: f32,
-    /// Decay of the mean of gradients.
-    pub beta1: f32,
-    /// Decay of the mean of squared gradients.
-    pub beta2: f32,
-    /// Added to the root of the mean square.
-    pub eps: f32,
-    /// Decoupled weight decay.
+    /// Weight decay: with SGD an L2 penalty added to the gradient, with AdamW decoupled from it.
     pub weight_decay: f32,
-    /// Number of this step, from 1; corrects the bias of the means.
-    pub step: u32,
 }
 
-/// AdamW (Loshchilov & Hutter 2017): `p −= lr · weight_decay · p`, then Adam with bias correction.
+/// Where the last step on a GPU found its parameters. Kept from step to step, it goes up again only when something in
+/// it changed. A clone is empty.
+#[derive(Default)]
+pub struct Table(Option<cuda::Uploaded>);
+
+impl Clone for Table {
+    fn clone(&self) -> Self {
+        Self::default()
+    }
+}
+
+impl fmt::Debug for Table {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Table")
+    }
+}
+
+/// Moves every parameter of `items`, which lie on one device.
 ///
 /// # Errors
-/// [`Error::Shape`] if the shapes differ; [`Error::Setting`] for a step 0, whose correction would divide by zero.
-pub fn adamw(
-    parameter: &mut Tensor,
-    grad: &Tensor,
-    mean: &mut Tensor,
-    square: &mut Tensor,
-    step: AdamWStep,
-) -> Result<()> {
-    if step.step == 0 {
+/// [`Error::Shape`] if shapes differ or buffers are missing; [`Error::Setting`] for a step 0 of AdamW, whose correction
+/// would divide by zero. Then nothing has moved.
+pub fn step(rule: Rule, items: &mut [Item], table: &mut Table) -> Result<()> {
+    if let Rule::AdamW { step: 0, .. } = rule {
         return Err(Error::setting("adamw step", "steps are numbered from 1"));
     }
-    expect_shape("adamw", "gradient", grad, parameter.shape())?;
-    expect_shape("adamw", "mean", mean, parameter.shape())?;
-    expect_shape("adamw", "mean square", square, parameter.shape())?;
-    match &parameter.device().clone() {
-        Device::Cuda(cuda) => return Err(cuda.error("this operation has no kernel yet")),
-        Device::Cpu(cpu) => cpu::adamw(cpu, parameter, grad, mean, square, step),
+    for item in &*items {
+        expect_shape("optimizer", "gradient", item.grad, item.parameter.shape())?;
+        if item.buffers.len() != rule.buffers() {
+            let message = format!("{} buffers for a rule of {}", item.buffers.len(), rule.buffers());
+            return Err(Error::shape("optimizer", message));
+        }
+        item.buffers
+            .iter()
+            .try_for_each(|buffer| expect_shape("optimizer", "buffer", buffer, item.parameter.shape()))?;
+    }
+    match items.first().map(|item| item.parameter.device().clone()) {
+        None => Ok(()),
+        Some(Device::Cuda(device)) => cuda::step(&device, rule, items, table),
+        Some(Device::Cpu(device)) => items.iter_mut().try_for_each(|item| cpu::step(&device, rule, item)),
     }
 }

@@ -1,6 +1,6 @@
 //! Pooling on the tape.
 
-use super::{Window, average_forward, concat_forward, cpu, max_forward, nhwc};
+use super::{Window, average_forward, concat_forward, cpu, cuda, max_forward, nhwc};
 use crate::{
     Device, Result, Tensor,
     autograd::{Tape, Var},
@@ -15,14 +15,15 @@ pub fn max_pool(tape: &mut Tape, input: &Var, window: Window) -> Result<Var> {
     let (slot, extents) = (input.slot(), nhwc("max pool", input.value())?);
     Ok(tape.record(&[input], output, move |grad, gradients| {
         let Some(slot) = slot else { return Ok(()) };
-        let mut input_grad = Tensor::zeros(extents, grad.device())?;
-        match grad.device() {
-            Device::Cuda(cuda) => return Err(cuda.error("this operation has no kernel yet")),
+        let input_grad = match grad.device() {
+            Device::Cuda(device) => cuda::max_grad(device, &grad, &at, extents, window)?,
             Device::Cpu(cpu) => {
+                let mut input_grad = Tensor::zeros(extents, grad.device())?;
                 let stride = grad.shape().elements() / extents[0].max(1);
                 cpu::scatter_max(cpu, grad.as_slice()?, stride, &at, input_grad.as_slice_mut()?, extents)?;
+                input_grad
             }
-        }
+        };
         gradients.add(slot, input_grad)
     }))
 }
@@ -36,13 +37,14 @@ pub fn average_pool(tape: &mut Tape, input: &Var) -> Result<Var> {
     let (slot, extents) = (input.slot(), nhwc("average pool", input.value())?);
     Ok(tape.record(&[input], output, move |grad, gradients| {
         let Some(slot) = slot else { return Ok(()) };
-        let mut input_grad = Tensor::zeros(extents, grad.device())?;
-        match grad.device() {
-            Device::Cuda(cuda) => return Err(cuda.error("this operation has no kernel yet")),
+        let input_grad = match grad.device() {
+            Device::Cuda(device) => cuda::global_grad(device, &grad, None, extents)?,
             Device::Cpu(cpu) => {
+                let mut input_grad = Tensor::zeros(extents, grad.device())?;
                 cpu::spread_average(cpu, grad.as_slice()?, extents[3], input_grad.as_slice_mut()?, extents);
+                input_grad
             }
-        }
+        };
         gradients.add(slot, input_grad)
     }))
 }
@@ -56,16 +58,17 @@ pub fn concat_pool(tape: &mut Tape, input: &Var) -> Result<Var> {
     let (slot, extents) = (input.slot(), nhwc("concat pool", input.value())?);
     Ok(tape.record(&[input], output, move |grad, gradients| {
         let Some(slot) = slot else { return Ok(()) };
-        let mut input_grad = Tensor::zeros(extents, grad.device())?;
-        match grad.device() {
-            Device::Cuda(cuda) => return Err(cuda.error("this operation has no kernel yet")),
+        let input_grad = match grad.device() {
+            Device::Cuda(device) => cuda::global_grad(device, &grad, Some(&at), extents)?,
             Device::Cpu(cpu) => {
+                let mut input_grad = Tensor::zeros(extents, grad.device())?;
                 let (grad, channels) = (grad.as_slice::<f32>()?, extents[3]);
                 let to = input_grad.as_slice_mut()?;
                 cpu::scatter_max(cpu, grad, 2 * channels, &at, to, extents)?;
                 cpu::spread_average(cpu, grad.get(channels..).unwrap_or_default(), 2 * channels, to, extents);
+                input_grad
             }
-        }
+        };
         gradients.add(slot, input_grad)
     }))
 }

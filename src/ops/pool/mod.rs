@@ -1,6 +1,7 @@
 //! Pooling: the stem's maximum, the global average, and fastai's adaptive concatenation of maximum and average.
 
 mod cpu;
+pub(super) mod cuda;
 mod grad;
 #[cfg(test)]
 mod tests;
@@ -43,7 +44,7 @@ pub fn max_forward(input: &Tensor, window: Window) -> Result<(Tensor, Tensor)> {
     let [n, h, w, c] = nhwc("max pool", input)?;
     let output = [n, window.output(h)?, window.output(w)?, c];
     match input.device() {
-        Device::Cuda(cuda) => return Err(cuda.error("this operation has no kernel yet")),
+        Device::Cuda(device) => cuda::max_forward(device, input, [n, h, w, c], window, output),
         Device::Cpu(cpu) => cpu::max_forward(cpu, input, [n, h, w, c], window, output),
     }
 }
@@ -55,7 +56,7 @@ pub fn max_forward(input: &Tensor, window: Window) -> Result<(Tensor, Tensor)> {
 pub fn average_forward(input: &Tensor) -> Result<Tensor> {
     let extents = positions("average pool", input)?;
     match input.device() {
-        Device::Cuda(cuda) => return Err(cuda.error("this operation has no kernel yet")),
+        Device::Cuda(device) => cuda::average_forward(device, input, extents),
         Device::Cpu(cpu) => cpu::average_forward(cpu, input, extents),
     }
 }
@@ -68,7 +69,7 @@ pub fn average_forward(input: &Tensor) -> Result<Tensor> {
 pub fn concat_forward(input: &Tensor) -> Result<(Tensor, Tensor)> {
     let extents = positions("concat pool", input)?;
     match input.device() {
-        Device::Cuda(cuda) => return Err(cuda.error("this operation has no kernel yet")),
+        Device::Cuda(device) => cuda::concat_forward(device, input, extents),
         Device::Cpu(cpu) => cpu::concat_forward(cpu, input, extents),
     }
 }

@@ -1,6 +1,8 @@
 //! The parameter-free shortcut of the CIFAR ResNets (He et al. 2015, §4.2, option A): every `stride`-th pixel, and
 //! zeros for the new channels, half of them on each side.
 
+pub(super) mod cuda;
+
 use crate::{
     Device, Error, Result, Tensor,
     autograd::{Tape, Var},
@@ -31,7 +33,7 @@ pub fn shortcut(tape: &mut Tape, input: &Var, stride: usize, channels: usize) ->
         })
     };
     let value = match input.value().device() {
-        Device::Cuda(cuda) => return Err(cuda.error("this operation has no kernel yet")),
+        Device::Cuda(device) => cuda::forward(device, input.value(), [n, h, w, c], output, stride)?,
         Device::Cpu(_) => {
             let x = input.value().as_slice::<f32>()?;
             let mut result = vec![0.0; output.iter().product()];
@@ -42,7 +44,7 @@ pub fn shortcut(tape: &mut Tape, input: &Var, stride: usize, channels: usize) ->
     Ok(tape.record(&[input], value, move |grad, gradients| {
         let Some(slot) = slot else { return Ok(()) };
         let input_grad = match grad.device() {
-            Device::Cuda(cuda) => return Err(cuda.error("this operation has no kernel yet")),
+            Device::Cuda(device) => cuda::grad(device, &grad, [n, h, w, c], output, stride)?,
             Device::Cpu(_) => {
                 let from = grad.as_slice::<f32>()?;
                 let mut result = vec![0.0; n * h * w * c];
