@@ -57,7 +57,7 @@ macro_rules! field {
     )*};
 }
 
-field!(u64, u32, i32, f32);
+field!(u64, i64, u32, i32, f32);
 
 impl<T: Field, const N: usize> Field for [T; N] {
     fn write(&self, bytes: &mut [u8]) {
@@ -65,8 +65,8 @@ impl<T: Field, const N: usize> Field for [T; N] {
     }
 }
 
-/// Declares the Rust side of a kernel's parameter struct. Fields are `u64` (addresses), `u32`, `i32`, `f32`, or arrays
-/// of them.
+/// Declares the Rust side of a kernel's parameter struct. Fields are `u64` (addresses), `i64`, `u32`, `i32`, `f32`, or
+/// arrays of them.
 macro_rules! kernel_params {
     ($(#[$meta:meta])* $visibility:vis struct $name:ident { $($(#[$field_meta:meta])* $field:ident: $type:ty,)* }) => {
         $(#[$meta])*

@@ -4,14 +4,19 @@
 //! `P = (H + 2·padding − R) / stride + 1`.
 
 mod cpu;
+pub(super) mod cuda;
 mod grad;
+#[doc(hidden)]
+pub mod naive;
+pub(super) mod plan;
 #[cfg(test)]
 mod tests;
 
-pub use grad::conv;
+pub use grad::{conv, conv_with_moments};
 
 use super::{expect_shape, nhwc};
 use crate::{Device, Error, Result, Shape, Tensor};
+use plan::Problem;
 
 /// How the window moves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,9 +46,23 @@ pub struct Epilogue<'a> {
     pub relu: bool,
 }
 
+/// Moments of a convolution's output `[rows, K]` per tile of rows and channel, as its kernel leaves them behind: what
+/// batchnorm merges into the batch's. Tile `i` holds the rows from `i · rows_per_tile` on.
+#[derive(Clone, Debug)]
+pub struct TileMoments {
+    /// Rows in all.
+    pub rows: usize,
+    /// Rows of each tile but the last, which may have fewer.
+    pub rows_per_tile: usize,
+    /// Means, `[tiles, K]`.
+    pub mean: Tensor,
+    /// Sums of squared distances from the tile's mean, `[tiles, K]`.
+    pub m2: Tensor,
+}
+
 /// All extents of a convolution, checked.
 #[derive(Clone, Copy, Debug)]
-struct Extents {
+pub(super) struct Extents {
     n: usize,
     h: usize,
     w: usize,
@@ -112,8 +131,31 @@ pub fn forward(input: &Tensor, weight: &Tensor, geometry: Geometry, epilogue: Ep
         expect_shape("conv", "residual", residual, extents.output())?;
     }
     match input.device() {
-        Device::Cuda(cuda) => Err(cuda.error("this operation has no kernel yet")),
         Device::Cpu(cpu) => cpu::forward(cpu, input, weight, &extents, epilogue),
+        Device::Cuda(cuda) => {
+            cuda::forward(cuda, input, weight, &extents, epilogue.into(), Problem::forward(&extents).plan())
+        }
+    }
+}
+
+/// The convolution, and the moments of its output where the device takes them in the same pass: a GPU does, except
+/// where there is so little to compute that blocks share the sums.
+///
+/// # Errors
+/// [`Error::Shape`] if the extents do not fit.
+pub fn forward_with_moments(
+    input: &Tensor,
+    weight: &Tensor,
+    geometry: Geometry,
+) -> Result<(Tensor, Option<TileMoments>)> {
+    let extents = Extents::new(input.shape(), weight.shape(), geometry)?;
+    let plan = Problem::forward(&extents).plan();
+    match input.device() {
+        Device::Cuda(cuda) if plan.slices == 1 && extents.n > 0 => {
+            let (output, moments) = cuda::forward_with_moments(cuda, input, weight, &extents, plan.tile)?;
+            Ok((output, Some(moments)))
+        }
+        Device::Cpu(_) | Device::Cuda(_) => Ok((forward(input, weight, geometry, Epilogue::default())?, None)),
     }
 }
 
@@ -125,8 +167,10 @@ pub fn input_grad(output_grad: &Tensor, weight: &Tensor, input: Shape, geometry:
     let extents = Extents::new(input, weight.shape(), geometry)?;
     expect_shape("conv input gradient", "output gradient", output_grad, extents.output())?;
     match output_grad.device() {
-        Device::Cuda(cuda) => Err(cuda.error("this operation has no kernel yet")),
         Device::Cpu(cpu) => cpu::input_grad(cpu, output_grad, weight, &extents),
+        Device::Cuda(cuda) => {
+            cuda::input_grad(cuda, output_grad, weight, &extents, Problem::input_grad(&extents).plan())
+        }
     }
 }
 
@@ -139,7 +183,9 @@ pub fn weight_grad(output_grad: &Tensor, input: &Tensor, weight: Shape, geometry
     expect_shape("conv weight gradient", "output gradient", output_grad, extents.output())?;
     nhwc("conv weight gradient", input)?;
     match input.device() {
-        Device::Cuda(cuda) => Err(cuda.error("this operation has no kernel yet")),
         Device::Cpu(cpu) => cpu::weight_grad(cpu, output_grad, input, &extents),
+        Device::Cuda(cuda) => {
+            cuda::weight_grad(cuda, output_grad, input, &extents, Problem::weight_grad(&extents).sliced_plan())
+        }
     }
 }

@@ -1,6 +1,7 @@
 //! The fully connected layer: `output = input · weightᵀ + bias`, with input `[N, in]` and weight `[out, in]`.
 
 mod cpu;
+pub(super) mod cuda;
 mod grad;
 #[cfg(test)]
 mod tests;
@@ -28,7 +29,7 @@ pub fn forward(input: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor>
     }
     expect_shape("linear", "bias", bias, [outputs])?;
     match input.device() {
-        Device::Cuda(cuda) => Err(cuda.error("this operation has no kernel yet")),
+        Device::Cuda(cuda) => cuda::forward(cuda, input, weight, bias),
         Device::Cpu(cpu) => cpu::forward(cpu, input, weight, bias),
     }
 }
