@@ -13,6 +13,7 @@ use unfreeze::data::{
     Augment, Batch, Holdout, ImageData, Item, Loader, LoaderOptions, RgbImage, Split, Transforms, decode, find_images,
     resize,
 };
+use unfreeze::ops::augment::Patch;
 use unfreeze::random::Random;
 
 fn noise(width: u32, height: u32, seed: u64) -> RgbImage {
@@ -141,7 +142,7 @@ fn damaged_images_are_left_out_of_their_batch_and_named() {
     assert!(data.skipped().is_empty(), "it starts as an image does");
     let all = batches(data.loader(Split::Train, &LoaderOptions::evaluation()).unwrap());
     assert_eq!(all[0].indices, [0, 1, 3]);
-    assert_eq!((all[0].len(), all[0].pixels.len(), all[0].labels.len()), (3, 3 * 12 * 12 * 3, 3));
+    assert_eq!((all[0].len(), all[0].patches[2].pixels().len(), all[0].labels.len()), (3, 12 * 12 * 3, 3));
     assert_eq!(all[0].failed.len(), 1);
     assert_eq!(all[0].failed[0].path, damaged);
     assert_eq!(all.iter().map(Batch::len).sum::<usize>(), 9);
@@ -149,6 +150,22 @@ fn damaged_images_are_left_out_of_their_batch_and_named() {
     let mut strict = data.strict(true).unwrap().loader(Split::Train, &LoaderOptions::evaluation()).unwrap();
     assert!(strict.next().unwrap().unwrap_err().to_string().contains("bild 02"));
     assert!(strict.next().is_none());
+}
+
+#[test]
+fn patches_are_what_the_pictures_are_taken_from() {
+    let folder = folders(9);
+    let data = data(&folder);
+    let pass = |patches| {
+        batches(data.loader(Split::Train, &LoaderOptions { patches, ..LoaderOptions::training(7, 3) }).unwrap())
+    };
+    let (finished, mut unfinished) = (pass(false), pass(true));
+    assert!(finished.iter().flat_map(|batch| &batch.patches).all(Patch::is_finished));
+    assert!(unfinished.iter().flat_map(|batch| &batch.patches).any(|patch| !patch.is_finished()));
+    for batch in &mut unfinished {
+        batch.patches = batch.patches.drain(..).map(Patch::finish).collect();
+    }
+    assert_eq!(finished, unfinished);
 }
 
 #[test]

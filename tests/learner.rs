@@ -8,10 +8,7 @@ use unfreeze::{
     data::{Augment, LoaderOptions, Split, Transforms},
     learner::{Evaluation, Fit, Learner, ModelFile},
     nn::{Grouping, HeadSpec, Pass, Unit},
-    ops::{
-        augment::normalise,
-        loss::{CrossEntropy, Target, cross_entropy},
-    },
+    ops::loss::{CrossEntropy, Target, cross_entropy},
     optim::OptimizerKind,
     prelude::{Device, Tensor},
 };
@@ -255,9 +252,7 @@ fn a_step_moves_each_group_by_its_own_rate_times_the_gradient() {
     let mut loader = learner.data().loader(Split::Train, &LoaderOptions::training(seed, 0)).unwrap();
     let batch = loader.next().unwrap().unwrap();
     let device = Device::cpu(1).unwrap();
-    let pixels = Tensor::new(batch.pixels, [10, 16, 16, 3], &device).unwrap();
-    let transforms = learner.data().transforms.clone();
-    let images = Var::constant(normalise(&pixels, &batch.lighting, transforms.mean, transforms.std).unwrap());
+    let images = Var::constant(batch.upload(&learner.data().transforms, &device).unwrap());
     let target = Target::Labels(Tensor::new(batch.labels, [10], &device).unwrap());
     let run = |seed, step| {
         let mut pass = Pass::training(seed, step);

@@ -10,7 +10,7 @@ use unfreeze::{
     Device, Error,
     autograd::Parameters,
     checkpoint::{Checkpoint, FileTensor, Weights, collect, write_safetensors},
-    data::Split,
+    data::{Split, shuffled},
     learner::{Classifier, Event, Fit, Flow, Learner, ModelFile},
     nn::{Arch, HeadSpec, Model},
 };
@@ -164,6 +164,33 @@ fn broken_images_are_left_out_unless_all_are() {
     let mut learner = learner(data(&folder).strict(true).unwrap());
     let message = learner.fit(Fit::epochs(1)).unwrap_err().to_string();
     assert!(message.contains("train") && message.contains(".png"), "{message}");
+}
+
+/// Batches are fetched a step ahead: what is wrong with one is told no sooner than its step.
+#[test]
+fn a_broken_image_shows_in_the_step_of_its_batch() {
+    let folder = cats_and_dogs();
+    // The learner's seed is 1; five cats, five dogs; batches of four, four and two.
+    let index = shuffled(10, 1, 0)[4];
+    damage(folder.path().join(format!("train/{}/{}.png", ["cat", "dog"][index as usize / 5], index % 5)));
+
+    let (mut lax, told) = listened(learner(data(&folder)));
+    lax.fit(Fit::epochs(1)).unwrap();
+    let told = told.lock().unwrap().clone();
+    assert!(matches!(told[0], Told::Step { step: 0, .. }), "{told:?}");
+    assert!(matches!(&told[1], Told::Note(note) if note.contains("skipped")), "{told:?}");
+    assert!(matches!(told[2], Told::Step { step: 1, .. }), "{told:?}");
+
+    let (mut strict, told) = listened(learner(data(&folder).strict(true).unwrap()));
+    assert!(matches!(strict.fit(Fit::epochs(1)), Err(Error::Image { .. })));
+    assert_eq!(lrs_of_steps(&told.lock().unwrap()).len(), 1);
+
+    let stop = |event: &Event| match event {
+        Event::Step { step: 0, .. } => Flow::Stop,
+        _ => Flow::Continue,
+    };
+    let mut stopped = learner(data(&folder).strict(true).unwrap()).callback(stop);
+    assert_eq!(stopped.fit(Fit::epochs(1)).unwrap().len(), 1);
 }
 
 #[test]

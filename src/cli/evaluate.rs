@@ -63,7 +63,7 @@ impl Evaluate {
         let classifier = Classifier::load(model_file(&self.model), self.compute.open()?)?;
         let items = self.items(classifier.classes())?;
         let order = (0..items.len() as u32).collect();
-        let options = LoaderOptions { workers: self.compute.threads, ..LoaderOptions::evaluation() };
+        let options = LoaderOptions::evaluation().on(classifier.device());
         let loader = Loader::new(items.clone().into(), classifier.transforms(), order, self.batch_size, &options)?;
         let evaluation = classifier.evaluate(loader, |failed| errln!("skipped {failed}"))?;
         self.print(&evaluation, classifier.classes());

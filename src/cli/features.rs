@@ -9,7 +9,7 @@ use unfreeze::{
     checkpoint::{FileTensor, write_safetensors},
     data::{Item, Loader, LoaderOptions, Transforms},
     nn::{HeadSpec, Layer, Model, Pass},
-    ops::{augment::normalise, pool::average_forward},
+    ops::pool::average_forward,
 };
 
 use super::options::{Compute, Failed, Pretrained, check_output, count, images, side};
@@ -57,7 +57,7 @@ impl Features {
         let transforms = Transforms::for_weights(&weights, size).resize(self.resize.unwrap_or(size));
         let files = images(&self.images)?;
         let order = (0..files.len() as u32).collect();
-        let options = LoaderOptions { workers: self.compute.threads, ..LoaderOptions::evaluation() };
+        let options = LoaderOptions::evaluation().on(&device);
 
         let mut failed = Failed::default();
         let (mut values, mut rows, mut dims) = (Vec::new(), Vec::new(), Vec::new());
@@ -67,9 +67,7 @@ impl Features {
             if batch.is_empty() {
                 continue;
             }
-            let pixels = Tensor::new(batch.pixels, [batch.lighting.len(), size, size, 3], &device)?;
-            let images = normalise(&pixels, &batch.lighting, transforms.mean, transforms.std)?;
-            let features = self.activation(&model, images)?;
+            let features = self.activation(&model, batch.upload(&transforms, &device)?)?;
             dims = features.dims()[1..].to_vec();
             values.extend(features.to_vec::<f32>()?);
             rows.extend(batch.indices.iter().map(|&index| files[index as usize].display().to_string()));

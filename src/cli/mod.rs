@@ -19,6 +19,7 @@ mod evaluate;
 mod features;
 mod inspect;
 mod interrupt;
+mod kernels;
 mod lr_find;
 mod options;
 mod predict;
@@ -75,6 +76,7 @@ enum Command {
     Inspect(inspect::Inspect),
     Summary(summary::Summary),
     Bench(bench::Bench),
+    Kernels(kernels::Kernels),
     Devices(devices::Devices),
     Completions(completions::Completions),
 }
@@ -94,6 +96,7 @@ pub fn run() -> ExitCode {
         Command::Inspect(command) => command.run(),
         Command::Summary(command) => command.run(),
         Command::Bench(command) => command.run(),
+        Command::Kernels(command) => command.run(),
         Command::Devices(command) => command.run(),
         Command::Completions(command) => command.run(),
     };

@@ -1,6 +1,9 @@
 //! Flags that several commands share.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    sync::Once,
+};
 
 use clap::{Args, ValueEnum};
 use unfreeze::{
@@ -25,9 +28,14 @@ pub struct Compute {
 }
 
 impl Compute {
-    /// Opens the device asked for.
+    /// Opens the device asked for, and says once on standard error why it is not a GPU where there seems to be one.
     pub fn open(&self) -> Result<Device> {
-        Device::open(self.device, self.threads)
+        static SAID: Once = Once::new();
+        let (device, note) = Device::open_with_note(self.device, self.threads)?;
+        if let Some(reason) = note.as_deref().and_then(|note| note.lines().next()) {
+            SAID.call_once(|| errln!("note: computing on the processor: {reason}"));
+        }
+        Ok(device)
     }
 }
 

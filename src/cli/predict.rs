@@ -39,12 +39,12 @@ impl Predict {
         let files = images(&self.images)?;
         let order = (0..files.len() as u32).collect();
         let items = Item::unlabelled(&files);
-        let options = LoaderOptions { workers: self.compute.threads, ..LoaderOptions::evaluation() };
+        let options = LoaderOptions::evaluation().on(classifier.device());
         let mut failed = Failed::default();
         for batch in Loader::new(items, classifier.transforms(), order, self.batch_size, &options)? {
-            let batch = batch?;
-            failed.report(batch.failed);
-            let predictions = classifier.predict_pixels(batch.pixels, &batch.lighting)?;
+            let mut batch = batch?;
+            failed.report(std::mem::take(&mut batch.failed));
+            let predictions = classifier.predict_batch(&batch)?;
             for (prediction, index) in predictions.iter().zip(batch.indices) {
                 let file = files[index as usize].display().to_string();
                 let named = |class: usize| (&classifier.classes()[class], prediction.probabilities[class]);

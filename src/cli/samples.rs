@@ -6,9 +6,8 @@ use clap::Args;
 use image::imageops;
 use serde_json::json;
 use unfreeze::{
-    Device, Error, Result, Tensor,
+    Device, Error, Result,
     data::{Batch, Loader, LoaderOptions, RgbImage, Split, Transforms, save_png, shuffled},
-    ops::augment::normalise,
 };
 
 use super::options::{DataSource, Failed, Mode, TransformFlags, check_output, count, open_data};
@@ -118,8 +117,7 @@ impl Samples {
 /// The pictures of a batch as the network receives them, but not normalised, and their numbers.
 fn tiles(batch: Batch, transforms: &Transforms, device: &Device) -> Result<impl Iterator<Item = (RgbImage, u32)>> {
     let size = transforms.size;
-    let pixels = Tensor::new(batch.pixels, [batch.labels.len(), size, size, 3], device)?;
-    let seen = normalise(&pixels, &batch.lighting, [0.0; 3], [1.0; 3])?.to_vec::<f32>()?;
+    let seen = batch.upload(&transforms.clone().normalise([0.0; 3], [1.0; 3]), device)?.to_vec::<f32>()?;
     let tile = move |number: usize| {
         let values = &seen[number * size * size * 3..][..size * size * 3];
         let mut tile = RgbImage::new(size as u32, size as u32);

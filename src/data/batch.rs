@@ -1,6 +1,8 @@
 //! What a loader yields, and how it is asked.
 
-use super::Skipped;
+use super::{Prepared, Skipped, Transforms};
+use crate::ops::augment::{Patch, augment};
+use crate::{Device, Result, Tensor};
 
 /// How a [`Loader`](super::Loader) goes through a split.
 #[derive(Clone, Debug)]
@@ -19,11 +21,22 @@ pub struct LoaderOptions {
     pub prefetch: usize,
     /// Makes an image that cannot be decoded an error. Default: false, it is left out of its batch.
     pub strict: bool,
+    /// Leaves the lookup of a view's pixels to the device: for GPUs. Default: false, the threads that decode finish it.
+    pub patches: bool,
 }
 
 impl Default for LoaderOptions {
     fn default() -> Self {
-        Self { seed: 0, epoch: 0, shuffle: false, augment: false, workers: 0, prefetch: 2, strict: false }
+        Self {
+            seed: 0,
+            epoch: 0,
+            shuffle: false,
+            augment: false,
+            workers: 0,
+            prefetch: 2,
+            strict: false,
+            patches: false,
+        }
     }
 }
 
@@ -37,13 +50,18 @@ impl LoaderOptions {
     pub fn evaluation() -> Self {
         Self::default()
     }
+
+    /// With as many threads as `device` has, and the work shared with it as suits it.
+    pub fn on(self, device: &Device) -> Self {
+        Self { workers: device.threads(), patches: matches!(device, Device::Cuda(_)), ..self }
+    }
 }
 
 /// Samples that go through the network together, `n` of them.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Batch {
-    /// Red, green, blue bytes, `[n, size, size, 3]`.
-    pub pixels: Vec<u8>,
+    /// Pixels of each sample; finished pictures, unless [`LoaderOptions::patches`] asked otherwise.
+    pub patches: Vec<Patch>,
     /// Gain and offset of each sample's [`Lighting`](super::Lighting).
     pub lighting: Vec<[f32; 2]>,
     /// Class of each sample; 0 where it is not known.
@@ -63,5 +81,21 @@ impl Batch {
     /// True if every sample of the batch failed.
     pub fn is_empty(&self) -> bool {
         self.labels.is_empty()
+    }
+
+    /// Adds a sample.
+    pub fn push(&mut self, sample: Prepared, label: u32, index: u32) {
+        self.patches.push(sample.patch);
+        self.lighting.push([sample.lighting.gain, sample.lighting.offset]);
+        self.labels.push(label);
+        self.indices.push(index);
+    }
+
+    /// The input of a network on `device`, `[n, size, size, 3]`: lit, and normalised as `transforms` says.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`](crate::Error::OutOfMemory).
+    pub fn upload(&self, transforms: &Transforms, device: &Device) -> Result<Tensor> {
+        augment(&self.patches, &self.lighting, transforms.mean, transforms.std, device)
     }
 }

@@ -2,12 +2,12 @@
 
 use std::{fmt, str::FromStr};
 
-use image::RgbImage;
 use serde::{Deserialize, Serialize};
 
-use super::resize::{Window, resize};
-use super::warp::Canvas;
+use super::resize::Window;
+use super::warp::{Canvas, squash};
 use crate::Result;
+use crate::ops::augment::Patch;
 use crate::random::Random;
 
 /// How often [`Crop::GoogleNet`] draws a rectangle before it gives up.
@@ -42,9 +42,9 @@ impl Crop {
     }
 
     /// Takes the square from `canvas`.
-    pub(super) fn take(self, canvas: &Canvas, size: u32, random: &mut Random) -> Result<RgbImage> {
+    pub(super) fn take(self, canvas: &Canvas, size: u32, random: &mut Random) -> Result<Patch> {
         let (width, height) = canvas.size();
-        let square = |x, y| canvas.crop(Window { x, y, width: size, height: size });
+        let square = |x, y| canvas.patch(Window { x, y, width: size, height: size });
         match self {
             Crop::Random => {
                 let mut start = |side: u32| (f64::from(random.uniform(0.0, 1.0)) * f64::from(side - size)) as u32;
@@ -55,7 +55,7 @@ impl Crop {
             Crop::None => canvas.squashed(size),
             Crop::GoogleNet => {
                 let part = canvas.crop(rectangle(width, height, random))?;
-                resize(&part, size, size)
+                squash(&part, size)
             }
         }
     }
@@ -114,7 +114,7 @@ impl FromStr for Crop {
 mod tests {
     use super::*;
     use crate::data::tests::noise;
-    use crate::data::{Transforms, View};
+    use crate::data::{Transforms, View, resize};
 
     #[test]
     fn text_forms_read_back() {

@@ -8,12 +8,12 @@ use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 
-use super::{Batch, Item, LoaderOptions, Sample, Skipped, Transforms, View, batches, decode};
+use super::{Batch, Item, LoaderOptions, Prepared, Skipped, Transforms, View, batches, decode};
 use crate::random::Random;
 use crate::{Error, Result};
 
 /// What a worker hands back for a position of the order; the outer error is a panic.
-type Outcome = (usize, thread::Result<Result<Sample>>);
+type Outcome = (usize, thread::Result<Result<Prepared>>);
 
 /// An iterator over [`Batch`]es, decoded ahead by threads of its own.
 ///
@@ -28,13 +28,13 @@ pub struct Loader {
     issued: VecDeque<Range<usize>>,
     outcomes: Receiver<Outcome>,
     /// Outcomes that arrived before their turn.
-    early: HashMap<usize, thread::Result<Result<Sample>>>,
+    early: HashMap<usize, thread::Result<Result<Prepared>>>,
     workers: Vec<JoinHandle<()>>,
     strict: bool,
 }
 
 /// Turns a sample's number and file into its pixels.
-type Load = dyn Fn(u32, &Item) -> Result<Sample> + Send + Sync;
+type Load = dyn Fn(u32, &Item) -> Result<Prepared> + Send + Sync;
 
 /// What the workers share.
 struct Source {
@@ -83,14 +83,15 @@ impl Loader {
         options: &LoaderOptions,
     ) -> Result<Self> {
         transforms.validate()?;
-        let transforms = transforms.clone();
+        let (transforms, patches) = (transforms.clone(), options.patches);
         let augment = options.augment.then_some((options.seed, options.epoch));
         let load = move |index: u32, item: &Item| {
             let view = match augment {
                 Some((seed, epoch)) => View::Random(Random::stream(seed, "augment", &[epoch, u64::from(index)])),
                 None => View::Clean,
             };
-            transforms.apply(&decode(&item.path)?, view)
+            let prepared = transforms.prepare(&decode(&item.path)?, view)?;
+            Ok(if patches { prepared } else { Prepared { patch: prepared.patch.finish(), ..prepared } })
         };
         Self::start(items, order, batch_size, options, Box::new(load))
     }
@@ -150,7 +151,7 @@ impl Loader {
         }
     }
 
-    fn outcome(&mut self, position: usize) -> Result<Result<Sample>> {
+    fn outcome(&mut self, position: usize) -> Result<Result<Prepared>> {
         let panicked = |path| Error::data(path, "decoding ended in an internal error; please report it with this file");
         let path = || &self.source.item(position).1.path;
         loop {
@@ -164,20 +165,11 @@ impl Loader {
 
     fn assemble(&mut self, range: Range<usize>) -> Result<Batch> {
         let mut batch = Batch::default();
-        let count = range.len();
         for position in range {
             let outcome = self.outcome(position)?;
             let (index, item) = self.source.item(position);
             match outcome {
-                Ok(sample) => {
-                    if batch.is_empty() {
-                        batch.pixels.reserve_exact(count * sample.pixels.len());
-                    }
-                    batch.pixels.extend_from_slice(&sample.pixels);
-                    batch.lighting.push([sample.lighting.gain, sample.lighting.offset]);
-                    batch.labels.push(item.label);
-                    batch.indices.push(index);
-                }
+                Ok(sample) => batch.push(sample, item.label, index),
                 Err(error) if self.strict => return Err(error),
                 Err(error) => batch.failed.push(Skipped::new(&item.path, &error)),
             }
@@ -228,6 +220,7 @@ impl Drop for Loader {
 mod tests {
     use super::*;
     use crate::data::Lighting;
+    use crate::ops::augment::Patch;
     use std::sync::atomic::AtomicUsize;
 
     fn start(n: u32, workers: usize, load: Box<Load>) -> Loader {
@@ -236,8 +229,8 @@ mod tests {
         Loader::start(items, (0..n).collect(), 4, &options, load).unwrap()
     }
 
-    fn sample(index: u32) -> Sample {
-        Sample { pixels: vec![index as u8; 3], lighting: Lighting::NONE }
+    fn sample(index: u32) -> Prepared {
+        Prepared { patch: Patch::whole(vec![index as u8; 3], 1, 1), lighting: Lighting::NONE }
     }
 
     #[test]

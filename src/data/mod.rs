@@ -1,6 +1,7 @@
 //! Images on disk to batches in memory: folders, decoding, transforms, loader.
 //!
-//! Pixels leave here as bytes, `[N, H, W, 3]`; lighting and normalisation are the device's work.
+//! Pixels leave here as bytes: finished pictures, or the patches in which a GPU looks them up. Lighting and
+//! normalisation are the device's work.
 
 mod augment;
 mod batch;
@@ -30,7 +31,7 @@ pub use loader::Loader;
 pub use order::{batches, shuffled};
 pub use resize::{resize, short_side};
 pub use split::Holdout;
-pub use transforms::{Lighting, Sample, Transforms, View};
+pub use transforms::{Lighting, Prepared, Sample, Transforms, View};
 
 use crate::{Error, Result};
 

@@ -8,6 +8,7 @@ use super::crop::Crop;
 use super::resize::short_side_dimensions;
 use super::warp::Canvas;
 use crate::checkpoint::Weights;
+use crate::ops::augment::Patch;
 use crate::random::Random;
 use crate::{Error, Result};
 
@@ -146,6 +147,14 @@ impl Transforms {
     /// its scaled side cannot be counted, or that the whole of it does not fit where pixels are to be blurred, cut out
     /// or squashed.
     pub fn apply(&self, image: &RgbImage, view: View) -> Result<Sample> {
+        Ok(self.prepare(image, view)?.finish())
+    }
+
+    /// As [`apply`](Self::apply), up to the lookup of each pixel, which is left to the device.
+    ///
+    /// # Errors
+    /// As [`apply`](Self::apply).
+    pub fn prepare(&self, image: &RgbImage, view: View) -> Result<Prepared> {
         self.validate()?;
         let size = self.size as u32;
         let scaled = |short: u32| short_side_dimensions(image.dimensions(), short);
@@ -166,7 +175,7 @@ impl Transforms {
                 (canvas, lighting, self.crop, random.part("crop", 0))
             }
         };
-        Ok(Sample { pixels: crop.take(&canvas, size, &mut random)?.into_raw(), lighting })
+        Ok(Prepared { patch: crop.take(&canvas, size, &mut random)?, lighting })
     }
 
     /// Of a training image, in pixels.
@@ -192,6 +201,22 @@ pub struct Sample {
     pub pixels: Vec<u8>,
     /// What the device does to them before normalising.
     pub lighting: Lighting,
+}
+
+/// A view of an image whose pixels are still to be looked up in a part of that image.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Prepared {
+    /// That part, and where the pixels lie.
+    pub patch: Patch,
+    /// What the device does to them before normalising.
+    pub lighting: Lighting,
+}
+
+impl Prepared {
+    /// Looks the pixels up.
+    pub fn finish(self) -> Sample {
+        Sample { pixels: self.patch.finish().into_pixels(), lighting: self.lighting }
+    }
 }
 
 /// A change of brightness and contrast: x → clip(`gain` · x + `offset`, 0, 1) for x in units of 1.

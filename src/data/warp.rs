@@ -1,12 +1,13 @@
 //! Rotation, flips, zoom and crop as one inverse mapping: each pixel of the crop looks up where it comes from, and only
-//! the part of the scaled image that they reach is ever computed.
+//! the part of the scaled image that they reach is ever computed. The lookups themselves are [`Patch`]'s.
 
 use std::borrow::Cow;
 
 use image::{RgbImage, imageops};
 
 use super::resize::{Window, resize, resize_window};
-use crate::Result;
+use crate::ops::augment::{Patch, Placement, Steps, reflect};
+use crate::{Error, Result};
 
 /// An image that is scaled, padded by reflection and then changed, in turn: what is asked for is noted down, and
 /// computed once pixels are wanted.
@@ -107,26 +108,33 @@ impl<'a> Canvas<'a> {
 
     /// The pixels in `window`, which must lie on the canvas.
     pub fn crop(&self, window: Window) -> Result<RgbImage> {
+        let pixels = self.patch(window)?.finish().into_pixels();
+        // A patch makes as many as its extents ask for.
+        RgbImage::from_raw(window.width, window.height, pixels).ok_or_else(|| Error::setting("crop", "is incomplete"))
+    }
+
+    /// What the pixels in `window`, which must lie on the canvas, are looked up in.
+    pub fn patch(&self, window: Window) -> Result<Patch> {
         let mirror = Affine { xx: -1.0, x0: f64::from(self.size.0 - 1), ..Affine::IDENTITY };
+        let (width, height) = (window.width, window.height);
         if self.pad == 0 && self.map == Affine::IDENTITY {
-            return self.scaled_part(window);
+            return Ok(Patch::whole(self.scaled_part(window)?.into_raw(), width, height));
         }
         if self.pad == 0 && self.map == mirror {
             // A flipped crop from the right equals a crop of the flipped image from the left.
-            let mut crop = self.scaled_part(Window { x: self.size.0 - window.x - window.width, ..window })?;
-            imageops::flip_horizontal_in_place(&mut crop);
-            return Ok(crop);
+            let from = Window { x: self.size.0 - window.x - width, ..window };
+            return Ok(Patch::mirrored(self.scaled_part(from)?.into_raw(), width, height));
         }
         self.mapped(window)
     }
 
     /// The whole, squashed to a square.
-    pub fn squashed(&self, size: u32) -> Result<RgbImage> {
+    pub fn squashed(&self, size: u32) -> Result<Patch> {
         if self.pad == 0 && self.map == Affine::IDENTITY {
             // In one step, whatever it was to be scaled to: two would lose detail.
-            return resize(&self.image, size, size);
+            return squash(&self.image, size);
         }
-        resize(&self.crop(self.whole())?, size, size)
+        squash(&self.crop(self.whole())?, size)
     }
 
     fn whole(&self) -> Window {
@@ -141,28 +149,31 @@ impl<'a> Canvas<'a> {
         resize_window(&self.image, self.scaled, window)
     }
 
-    fn mapped(&self, window: Window) -> Result<RgbImage> {
+    fn mapped(&self, window: Window) -> Result<Patch> {
+        let (width, height) = self.scaled;
+        if width.max(height).saturating_add(2 * self.pad) > Placement::MAX_SIDE {
+            let message = format!("a side of an image scaled to {width}×{height} is too long to turn or pad");
+            return Err(Error::setting("resize", message));
+        }
         // A rectangle's image under an affine map is bounded by the images of its corners.
         let (left, top) = (f64::from(window.x), f64::from(window.y));
         let (right, bottom) = (left + f64::from(window.width - 1), top + f64::from(window.height - 1));
         let corners = [(left, top), (right, top), (left, bottom), (right, bottom)].map(|(x, y)| self.map.at(x, y));
-        let (x, width) = reached(corners.map(|c| c.0), self.scaled.0, self.pad);
-        let (y, height) = reached(corners.map(|c| c.1), self.scaled.1, self.pad);
-        let source = self.scaled_part(Window { x, y, width, height })?;
-        let source = Reflected { pixels: &source, origin: (x, y), scaled: self.scaled, pad: self.pad };
+        let (x, across) = reached(corners.map(|c| c.0), width, self.pad);
+        let (y, down) = reached(corners.map(|c| c.1), height, self.pad);
+        let part = self.scaled_part(Window { x, y, width: across, height: down })?;
 
-        let mut crop = RgbImage::new(window.width, window.height);
-        let (dx, dy) = (fixed(self.map.xx), fixed(self.map.yx));
-        for (j, row) in crop.chunks_exact_mut(3 * window.width as usize).enumerate() {
-            let (x, y) = self.map.at(left, top + j as f64);
-            let (mut x, mut y) = (fixed(x), fixed(y));
-            for pixel in row.chunks_exact_mut(3) {
-                pixel.copy_from_slice(&source.sample(x, y));
-                (x, y) = (x + dx, y + dy);
-            }
-        }
-        Ok(crop)
+        let Affine { xx, xy, yx, yy, .. } = self.map;
+        let steps = Steps { start: corners[0].into(), across: [xx, yx], down: [xy, yy] };
+        let extents = [window.width, window.height];
+        let placement = Placement::new(extents, steps, [x, y], [width, height], self.pad);
+        Ok(Patch::new(part.into_raw(), across, placement))
     }
+}
+
+/// `image` resized to a square, whatever its aspect.
+pub(super) fn squash(image: &RgbImage, size: u32) -> Result<Patch> {
+    Ok(Patch::whole(resize(image, size, size)?.into_raw(), size, size))
 }
 
 /// (x, y) → (xx · x + xy · y + x0, yx · x + yy · y + y0), where whole numbers are the centres of pixels.
@@ -197,28 +208,6 @@ impl Affine {
     }
 }
 
-/// A coordinate with 32 bits after the point: floor and remainder are a shift and a mask, where floating point
-/// would call a function for each pixel.
-fn fixed(x: f64) -> i64 {
-    (x * (1u64 << 32) as f64).round() as i64
-}
-
-/// Position of index `i` on a side of `len` pixels continued as in OpenCV's `BORDER_REFLECT`: `cba|abc|cba`.
-fn reflect(i: i64, len: u32) -> u32 {
-    let len = i64::from(len);
-    if (0..len).contains(&i) {
-        return i as u32;
-    }
-    let i = i.rem_euclid(2 * len);
-    i.min(2 * len - 1 - i) as u32
-}
-
-/// Position of index `i` of a canvas on the image of `len` pixels in it: the canvas is continued by reflection, and so
-/// is the image on the `pad` pixels beside it.
-fn on_image(i: i64, len: u32, pad: u32) -> u32 {
-    reflect(i64::from(reflect(i, len + 2 * pad)) - i64::from(pad), len)
-}
-
 /// Start and length of the pixels that bilinear lookups between the extremes of `at` on the canvas reach on a side of
 /// the image, with a pixel to spare for the rounding of coordinates.
 fn reached(at: [f64; 4], len: u32, pad: u32) -> (u32, u32) {
@@ -240,37 +229,6 @@ fn reflected_range(low: i64, high: i64, len: u32) -> (u32, u32) {
     let start = if low < 0 { 0 } else { ends.0.min(ends.1) };
     let end = if high >= side { len - 1 } else { ends.0.max(ends.1) };
     (start, end)
-}
-
-/// A part of a scaled image, continued by reflection at the borders of the whole.
-struct Reflected<'a> {
-    pixels: &'a RgbImage,
-    origin: (u32, u32),
-    scaled: (u32, u32),
-    pad: u32,
-}
-
-impl Reflected<'_> {
-    /// The bilinear value at the [`fixed`] (x, y), where whole numbers are the centres of pixels of the whole.
-    fn sample(&self, x: i64, y: i64) -> [u8; 3] {
-        let column = |i: i64| 3 * (on_image(i, self.scaled.0, self.pad) - self.origin.0) as usize;
-        let row =
-            |j: i64| 3 * (on_image(j, self.scaled.1, self.pad) - self.origin.1) as usize * self.pixels.width() as usize;
-        let (left, right) = (column(x >> 32), column((x >> 32) + 1));
-        let (top, bottom) = (row(y >> 32), row((y >> 32) + 1));
-
-        let raw = self.pixels.as_raw();
-        let pixel = |row: usize, column: usize| &raw[row + column..row + column + 3];
-        let (a, b, c, d) = (pixel(top, left), pixel(top, right), pixel(bottom, left), pixel(bottom, right));
-        // Weights of 12 bits: 8 + 12 + 12 fill 32 bits, and are off by less than a tenth of a grey level.
-        let weight = |x: i64| ((x >> 20) & 0xFFF) as u32;
-        let mix = |a: u32, b: u32, t: u32| a * (4096 - t) + b * t;
-        std::array::from_fn(|k| {
-            let upper = mix(a[k].into(), b[k].into(), weight(x));
-            let lower = mix(c[k].into(), d[k].into(), weight(x));
-            ((mix(upper, lower, weight(y)) + (1 << 23)) >> 24) as u8
-        })
-    }
 }
 
 #[cfg(test)]

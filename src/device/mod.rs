@@ -33,13 +33,11 @@ impl Device {
     /// # Errors
     /// [`Error::Setting`] for more than 1024 threads; [`Error::Device`] if the operating system refuses them.
     pub fn cpu(threads: usize) -> Result<Self> {
-        if threads > MAX_THREADS {
-            return Err(Error::setting("threads", format!("{threads} are more than {MAX_THREADS}; 0 is one per core")));
-        }
+        check_threads(threads)?;
         Ok(Device::Cpu(Arc::new(CpuDevice::new(threads)?)))
     }
 
-    /// The best device of this machine, with a host thread per core.
+    /// The best device of this machine, with a host thread per core: a GPU if one can be used, else the processor.
     ///
     /// # Errors
     /// [`Error::Device`] if the operating system refuses the threads.
@@ -50,14 +48,25 @@ impl Device {
     /// Opens the device that `name` asks for, with `threads` host threads (0: one per core).
     ///
     /// # Errors
-    /// [`Error::Device`] if it is not available on this machine or in this build.
+    /// [`Error::Device`] if it is not available on this machine or in this build, saying why and what to do;
+    /// [`Error::Setting`] for more than 1024 threads.
     pub fn open(name: DeviceName, threads: usize) -> Result<Self> {
+        Device::open_with_note(name, threads).map(|(device, _)| device)
+    }
+
+    /// As [`Device::open`]; and why `auto` took the processor, where there seems to be a GPU.
+    ///
+    /// # Errors
+    /// As of [`Device::open`].
+    pub fn open_with_note(name: DeviceName, threads: usize) -> Result<(Self, Option<String>)> {
+        check_threads(threads)?;
         match name {
-            DeviceName::Auto | DeviceName::Cpu => Device::cpu(threads),
-            DeviceName::Cuda(_) => Err(Error::Device {
-                device: name.to_string(),
-                message: "this version has no GPU engine; use --device cpu or auto".into(),
-            }),
+            DeviceName::Cpu => Ok((Device::cpu(threads)?, None)),
+            DeviceName::Cuda(ordinal) => Ok((Device::Cuda(Arc::new(CudaDevice::open(ordinal, threads)?)), None)),
+            DeviceName::Auto => match CudaDevice::first(threads) {
+                Ok(cuda) => Ok((Device::Cuda(Arc::new(cuda)), None)),
+                Err(problem) => Ok((Device::cpu(threads)?, problem)),
+            },
         }
     }
 
@@ -113,6 +122,13 @@ impl Device {
     pub fn install<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
         self.host().install(work)
     }
+}
+
+fn check_threads(threads: usize) -> Result<()> {
+    if threads <= MAX_THREADS {
+        return Ok(());
+    }
+    Err(Error::setting("threads", format!("{threads} are more than {MAX_THREADS}; 0 is one per core")))
 }
 
 impl fmt::Display for Device {

@@ -5,12 +5,13 @@ use std::path::Path;
 use super::{
     Evaluation, ModelFile,
     evaluation::{Tally, best},
+    feed::{Fed, Feed},
 };
 use crate::{
-    Device, Result, Tensor,
-    data::{Loader, RgbImage, Skipped, Transforms, View, decode},
+    Device, Result,
+    data::{Batch, Loader, RgbImage, Skipped, Transforms, View, decode},
     nn::Model,
-    ops::{augment::normalise, loss::softmax},
+    ops::loss::softmax,
 };
 
 /// Classifies images. `&self` everywhere and `Send + Sync`: many threads may share one.
@@ -72,14 +73,19 @@ impl Classifier {
         &self.transforms
     }
 
+    /// What it computes on.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
     /// Classifies one image.
     ///
     /// # Errors
     /// [`Error::Setting`](crate::Error::Setting) if the image has no pixels.
     pub fn predict(&self, image: &RgbImage) -> Result<Prediction> {
-        let sample = self.transforms.apply(image, View::Clean)?;
-        let lighting = [[sample.lighting.gain, sample.lighting.offset]];
-        let mut predictions = self.predict_pixels(sample.pixels, &lighting)?;
+        let mut batch = Batch::default();
+        batch.push(self.transforms.prepare(image, View::Clean)?, 0, 0);
+        let mut predictions = self.predict_batch(&batch)?;
         Ok(predictions.remove(0))
     }
 
@@ -97,34 +103,34 @@ impl Classifier {
     /// [`Error::Data`](crate::Error::Data) if none can be; in strict mode the error of the first.
     pub fn evaluate(&self, loader: Loader, mut failed: impl FnMut(&Skipped)) -> Result<Evaluation> {
         let mut tally = Tally::default();
-        for batch in loader {
-            let batch = batch?;
+        let mut feed = Feed::new(loader, &self.transforms, &self.device);
+        while let Some(fed) = feed.next() {
+            let Fed { batch, images } = fed?;
             batch.failed.iter().for_each(&mut failed);
-            if !batch.is_empty() {
-                let logits = self.logits(batch.pixels, &batch.lighting)?;
+            if let Some(images) = images {
+                let logits = self.model.logits(&images)?;
+                drop(images);
+                feed.prefetch();
                 tally.add(logits, batch.labels, batch.indices)?;
             }
         }
         tally.finish("the images")
     }
 
-    /// Classifies prepared pixels, bytes `[N, size, size, 3]`, with gain and offset per image.
+    /// Classifies the samples of a batch, in order.
     ///
     /// # Errors
-    /// [`Error::Shape`](crate::Error::Shape) if the number of bytes does not fit.
-    pub fn predict_pixels(&self, pixels: Vec<u8>, lighting: &[[f32; 2]]) -> Result<Vec<Prediction>> {
-        let probabilities = softmax(&self.logits(pixels, lighting)?)?.to_vec::<f32>()?;
+    /// [`Error::Shape`](crate::Error::Shape) if they are too small for the model; [`Error::Device`](crate::Error::Device).
+    pub fn predict_batch(&self, batch: &Batch) -> Result<Vec<Prediction>> {
+        if batch.is_empty() {
+            return Ok(Vec::new());
+        }
+        let logits = self.model.logits(&batch.upload(&self.transforms, &self.device)?)?;
+        let probabilities = softmax(&logits)?.to_vec::<f32>()?;
         let prediction = |row: &[f32]| {
             let best = best(row);
             Prediction { class: self.classes[best].clone(), probability: row[best], probabilities: row.to_vec() }
         };
         Ok(probabilities.chunks_exact(self.classes.len()).map(prediction).collect())
-    }
-
-    fn logits(&self, pixels: Vec<u8>, lighting: &[[f32; 2]]) -> Result<Tensor> {
-        let size = self.transforms.size;
-        let pixels = Tensor::new(pixels, [lighting.len(), size, size, 3], &self.device)?;
-        let images = normalise(&pixels, lighting, self.transforms.mean, self.transforms.std)?;
-        self.model.logits(&images)
     }
 }

@@ -2,11 +2,11 @@
 
 use std::path::Path;
 
-use super::{Event, Learner};
+use super::{Event, Learner, feed::Fed};
 use crate::{
     Error, Result, Tensor,
     autograd::{Tape, Var},
-    data::Split,
+    data::{LoaderOptions, Split},
     nn::Pass,
     ops::loss::{CrossEntropy, Target, cross_entropy, softmax},
 };
@@ -48,13 +48,16 @@ impl Learner {
         } else {
             self.check_memory(self.data.batch_size.min(total), false)?;
             let mut done = 0;
-            for batch in self.data.loader(split, &self.clean_views())? {
+            let mut feed = self.feed(split, LoaderOptions::evaluation())?;
+            while let Some(fed) = feed.next() {
                 self.cancel.check()?;
-                let mut batch = batch?;
+                let Fed { batch, images } = fed?;
                 done += batch.len() + batch.failed.len();
                 self.report_failures(&batch)?;
-                if !batch.is_empty() {
-                    let logits = self.model.logits(&self.upload(&mut batch)?)?;
+                if let Some(images) = images {
+                    let logits = self.model.logits(&images)?;
+                    drop(images);
+                    feed.prefetch();
                     tally.add(logits, batch.labels, batch.indices)?;
                 }
                 self.tell(&Event::Validating { done, total })?;

@@ -240,6 +240,8 @@ impl Learner {
             let lr = find.lr(step);
             let lrs: Vec<f32> = ratios.iter().map(|ratio| ratio * lr).collect();
             let loss = self.step(&input, labels, &lrs, weight_decays, &mut optimizer)?;
+            source.prefetch();
+            let loss = loss.scalar()?;
             let smoothed = average.add(loss);
             if !smoothed.is_finite() {
                 if step == 0 {

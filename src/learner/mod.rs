@@ -5,6 +5,7 @@ mod classifier;
 mod control;
 mod diverged;
 mod evaluation;
+mod feed;
 mod fit;
 mod history;
 mod lr_find;

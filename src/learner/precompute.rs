@@ -2,14 +2,13 @@
 
 use std::sync::Arc;
 
-use super::{Event, Learner};
+use super::{Event, Learner, feed::Fed};
 use crate::{
-    Result, Tensor,
+    Result,
     autograd::Var,
     cache::{Activations, Key, KeyBuilder},
     data::{Batch, LoaderOptions, Split},
     nn::Pass,
-    ops::augment::normalise,
 };
 
 impl Learner {
@@ -26,14 +25,16 @@ impl Learner {
         self.check_memory(self.data.batch_size.min(total), false)?;
         let mut activations = Activations::default();
         let mut done = 0;
-        for batch in self.data.loader(split, &self.clean_views())? {
+        let mut feed = self.feed(split, LoaderOptions::evaluation())?;
+        while let Some(fed) = feed.next() {
             self.cancel.check()?;
-            let mut batch = batch?;
+            let Fed { batch, images } = fed?;
             done += batch.len() + batch.failed.len();
             self.report_failures(&batch)?;
-            if !batch.is_empty() {
-                let images = Var::constant(self.upload(&mut batch)?);
+            if let Some(images) = images.map(Var::constant) {
                 let features = self.model.features(&mut Pass::evaluation(), &images)?;
+                drop(images);
+                feed.prefetch();
                 activations.push(features.value(), &batch.labels, &batch.indices)?;
             }
             self.tell(&Event::Caching { split, done, total })?;
@@ -64,19 +65,6 @@ impl Learner {
             key.text(&item.label.to_string());
         }
         Ok(key.finish())
-    }
-
-    /// How a split is read for evaluation: with as many threads as compute.
-    pub(super) fn clean_views(&self) -> LoaderOptions {
-        LoaderOptions { workers: self.device.threads(), ..LoaderOptions::evaluation() }
-    }
-
-    /// A batch's pixels, which it gives up, as normalised images on the device.
-    pub(super) fn upload(&self, batch: &mut Batch) -> Result<Tensor> {
-        let transforms = self.transforms();
-        let size = transforms.size;
-        let pixels = Tensor::new(std::mem::take(&mut batch.pixels), [batch.len(), size, size, 3], &self.device)?;
-        normalise(&pixels, &batch.lighting, transforms.mean, transforms.std)
     }
 
     /// Tells of files that could not be decoded, each once.

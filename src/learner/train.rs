@@ -2,12 +2,17 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Instant};
 
-use super::{EpochRecord, Event, Fit, Learner, diverged::Place, resume::Left};
+use super::{
+    EpochRecord, Event, Fit, Learner,
+    diverged::Place,
+    feed::{Fed, Feed},
+    resume::Left,
+};
 use crate::{
-    Error, Result, Tensor,
+    Device, Error, Result, Tensor,
     autograd::Var,
     cache::Activations,
-    data::{Loader, LoaderOptions, Split, batches, shuffled},
+    data::{LoaderOptions, Split, batches, shuffled},
     nn::Pass,
     ops::loss::{Target, cross_entropy},
     optim::{Optimizer, Schedule},
@@ -23,7 +28,7 @@ pub(super) enum Input {
 
 /// Where an epoch's batches come from.
 pub(super) enum Source {
-    Images(Loader),
+    Images(Box<Feed>),
     Cache { activations: Arc<Activations>, batches: std::vec::IntoIter<Vec<u32>> },
 }
 
@@ -41,8 +46,9 @@ impl Learner {
     /// Trains as `fit` says and returns the records of its epochs. Each epoch ends with a validation.
     ///
     /// # Errors
-    /// [`Error::Setting`] for rates that do not fit the layer groups, a fit of no epochs or batches of one sample; [`Error::Diverged`] if the
-    /// loss is no longer finite; [`Error::Cancelled`]; errors of files. Epochs finished before stay in the history.
+    /// [`Error::Setting`] for rates that do not fit the layer groups, a fit of no epochs or batches of one sample;
+    /// [`Error::Diverged`] if the loss is no longer finite: parameters are those of the step before, but on a GPU that
+    /// step has spoiled them; [`Error::Cancelled`]; errors of files. Epochs finished before stay in the history.
     pub fn fit(&mut self, fit: Fit) -> Result<&[EpochRecord]> {
         let epochs = fit.total_epochs()?;
         self.check_batch_size()?;
@@ -106,6 +112,8 @@ impl Learner {
             lrs = state.lrs.iter().map(|lr| (f64::from(*lr) * factor) as f32).collect();
             let samples = labels.len();
             let loss = self.step(&input, labels, &lrs, &state.weight_decays, &mut state.optimizer)?;
+            source.prefetch();
+            let loss = loss.scalar()?;
             if !loss.is_finite() {
                 let cause = self.cause(&input)?;
                 return Err(Place { fit, epoch, step }.error("loss", loss, cause));
@@ -150,9 +158,8 @@ impl Learner {
     /// The batches of an epoch, whose number decides their order and views.
     pub(super) fn source(&mut self, epoch: u64) -> Result<Source> {
         if !self.uses_cache() {
-            let workers = self.device.threads();
-            let options = LoaderOptions { workers, ..LoaderOptions::training(self.seed, epoch) };
-            return Ok(Source::Images(self.data.loader(Split::Train, &options)?));
+            let feed = self.feed(Split::Train, LoaderOptions::training(self.seed, epoch))?;
+            return Ok(Source::Images(Box::new(feed)));
         }
         let activations = self.activations(Split::Train)?;
         let order = shuffled(activations.rows() as u32, self.seed, epoch);
@@ -169,19 +176,21 @@ impl Learner {
                 let (features, labels) = activations.gather(&rows, &self.device)?;
                 Ok(Some((Input::Features(features), labels)))
             }
-            Source::Images(loader) => {
-                let Some(mut batch) = loader.next().transpose()? else { return Ok(None) };
+            Source::Images(feed) => {
+                let Some(Fed { batch, images }) = feed.next().transpose()? else { return Ok(None) };
                 self.report_failures(&batch)?;
-                if batch.len() < 2 {
-                    return Ok(None);
-                }
-                Ok(Some((Input::Images(self.upload(&mut batch)?), batch.labels)))
+                let images = images.filter(|_| batch.len() > 1);
+                Ok(images.map(|images| (Input::Images(images), batch.labels)))
             }
         }
     }
 
     /// Why the loss of the last step, on `input`, is not finite.
     pub(super) fn cause(&self, input: &Input) -> Result<Option<String>> {
+        if let Device::Cuda(_) = self.device {
+            // That step has changed the parameters: they no longer tell.
+            return Ok(None);
+        }
         match (self.not_finite(), input) {
             (None, Input::Images(images)) => {
                 // As in that step: it changed nothing but the counter.
@@ -192,8 +201,9 @@ impl Learner {
         }
     }
 
-    /// Forward, backward, optimizer; the loss of the batch. A forward pass changes nothing: gradients and batch
-    /// statistics are applied together at the end.
+    /// Forward, backward, optimizer; the loss of the batch, a scalar. A forward pass changes nothing: gradients and batch
+    /// statistics are applied together at the end, and not at all if the loss is not finite; but a GPU, which has not
+    /// computed the loss when this returns, applies them in any case.
     pub(super) fn step(
         &mut self,
         input: &Input,
@@ -201,7 +211,7 @@ impl Learner {
         lrs: &[f32],
         weight_decays: &[f32],
         optimizer: &mut Optimizer,
-    ) -> Result<f32> {
+    ) -> Result<Tensor> {
         let mut pass = Pass::training(self.seed, self.steps);
         self.steps += 1;
         if !self.state.is_head_only() {
@@ -215,8 +225,13 @@ impl Learner {
         let count = labels.len();
         let target = Target::Labels(Tensor::new(labels, [count], &self.device)?);
         let loss = cross_entropy(&mut pass.tape, &logits, &target, &self.loss)?;
-        let value = loss.value().scalar()?;
-        if !value.is_finite() {
+        let value = loss.value().clone();
+        let diverged = match self.device {
+            Device::Cpu(_) => !value.scalar()?.is_finite(),
+            // To ask would be to wait for it.
+            Device::Cuda(_) => false,
+        };
+        if diverged {
             return Ok(value);
         }
         let statistics = pass.take_statistics();
@@ -230,8 +245,16 @@ impl Learner {
 impl Source {
     pub(super) fn len(&self) -> usize {
         match self {
-            Source::Images(loader) => loader.len(),
+            Source::Images(feed) => feed.len(),
             Source::Cache { batches, .. } => batches.len(),
+        }
+    }
+
+    /// Gets the next batch ready, to be called while the device is at work.
+    pub(super) fn prefetch(&mut self) {
+        match self {
+            Source::Images(feed) => feed.prefetch(),
+            Source::Cache { .. } => {}
         }
     }
 }

@@ -1,14 +1,25 @@
 //! Every kernel file of the engine, for what compiles or lists them all.
 
-use super::{conv, linear};
-use crate::device::cuda::Source;
+use super::{augment, batchnorm, conv, dropout, elementwise, gather, linear, loss, optimizer, pool, reduce, shortcut};
+use crate::{device::cuda::Source, tensor};
 
 /// One source per file of `kernels/`.
 pub const SOURCES: &[&Source] = &[
+    &augment::cuda::SOURCE,
+    &batchnorm::cuda::SOURCE,
     &conv::cuda::FORWARD_SOURCE,
     &conv::cuda::INPUT_GRAD_SOURCE,
     &conv::cuda::MERGE_SOURCE,
     &conv::cuda::WEIGHT_GRAD_SOURCE,
     &conv::naive::SOURCE,
+    &dropout::cuda::SOURCE,
+    &elementwise::cuda::SOURCE,
+    &gather::cuda::SOURCE,
     &linear::cuda::SOURCE,
+    &loss::cuda::SOURCE,
+    &optimizer::cuda::SOURCE,
+    &pool::cuda::SOURCE,
+    &reduce::cuda::SOURCE,
+    &shortcut::cuda::SOURCE,
+    &tensor::cuda::SOURCE,
 ];

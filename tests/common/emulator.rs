@@ -175,16 +175,14 @@ impl Driver for Emulator {
 
 /// An emulated GPU of its own, and its driver; `None`, said loudly, where there is no NVRTC to compile for it.
 pub fn emulated(settings: Settings) -> Option<(Device, Arc<Emulator>)> {
-    let compiler = match Compiler::new() {
-        Ok(compiler) => compiler,
-        Err(error) => {
-            let required = env::var_os("UNFREEZE_REQUIRE_NVRTC").is_some_and(|value| value == "1");
-            assert!(!required, "UNFREEZE_REQUIRE_NVRTC is set, but: {error}");
-            static TOLD: OnceLock<()> = OnceLock::new();
-            TOLD.get_or_init(|| eprintln!("\nSKIPPED: tests of GPU kernels: {error}\n"));
-            return None;
-        }
-    };
+    let compiler = Compiler::new();
+    if let Err(error) = compiler.find_nvrtc(None) {
+        let required = env::var_os("UNFREEZE_REQUIRE_NVRTC").is_some_and(|value| value == "1");
+        assert!(!required, "UNFREEZE_REQUIRE_NVRTC is set, but: {error}");
+        static TOLD: OnceLock<()> = OnceLock::new();
+        TOLD.get_or_init(|| eprintln!("\nSKIPPED: tests of GPU kernels: {error}\n"));
+        return None;
+    }
     let driver = Arc::new(Emulator::new(settings));
     let device = CudaDevice::new("emulated", driver.clone(), compiler, 2).expect("two threads");
     Some((Device::Cuda(Arc::new(device)), driver))

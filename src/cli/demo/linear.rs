@@ -5,7 +5,6 @@ use unfreeze::{
     autograd::{Parameter, ParameterGradients, Role, Tape, Var},
     data::{ImageData, LoaderOptions, Split},
     ops::{
-        augment::normalise,
         linear,
         loss::{CrossEntropy, Target, cross_entropy},
         optimizer::{SgdStep, sgd},
@@ -41,11 +40,10 @@ struct Pixels {
 impl Pixels {
     fn read(data: &ImageData, split: Split, device: &Device) -> Result<Self> {
         let count = data.items(split).len();
-        let mut loader = data.clone().batch_size(count).loader(split, &LoaderOptions::evaluation())?;
+        let mut loader = data.clone().batch_size(count).loader(split, &LoaderOptions::evaluation().on(device))?;
         let batch = loader.next().ok_or_else(|| Error::data(data.root(), "holds no pictures"))??;
         let (size, images) = (data.transforms.size, batch.len());
-        let pixels = Tensor::new(batch.pixels, [images, size, size, 3], device)?;
-        let values = normalise(&pixels, &batch.lighting, data.transforms.mean, data.transforms.std)?;
+        let values = batch.upload(&data.transforms, device)?;
         Ok(Self { values: values.reshape([images, size * size * 3])?, labels: batch.labels })
     }
 

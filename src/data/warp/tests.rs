@@ -2,6 +2,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::data::tests::noise;
+use crate::ops::augment::on_image;
 
 fn mirrored(mut i: i64, len: i64) -> i64 {
     while !(0..len).contains(&i) {

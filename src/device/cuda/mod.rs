@@ -1,15 +1,33 @@
 //! The GPU engine's device layer: a [`Driver`], the memory dealt out on it, the kernels compiled and loaded for it.
 
 mod arena;
+mod cache;
+mod codes;
 mod compile;
 mod driver;
+#[cfg(feature = "cuda")]
+mod hardware;
+mod locate;
+mod nvrtc;
 mod params;
+mod prebuilt;
+mod probe;
+mod resources;
 mod source;
 
+pub use cache::{CACHE_VARIABLE, kernel_cache};
+pub use codes::Code;
 pub use compile::Compiler;
 pub use driver::{Attributes, Driver, FunctionId, Image, ImageKind, Launch, MemoryInfo, ModuleId, Properties};
+#[cfg(feature = "cuda")]
+pub use hardware::Hardware;
+pub use locate::{NVRTC_VARIABLE, all_nvrtc, find_nvrtc};
+pub use nvrtc::{Compiled, Nvrtc, Program};
 pub use params::Layout;
 pub(crate) use params::{Field, Params, kernel_params};
+pub use prebuilt::{KERNELS_VARIABLE, Prebuilt};
+pub use probe::{CAPABILITY_NEEDED, DRIVER_NEEDED, Gpu, Unavailable, gpus, version};
+pub use resources::Resources;
 pub(crate) use source::Kernel;
 pub use source::{F32_ARCHS, HEADERS, Source};
 
@@ -62,6 +80,43 @@ impl CudaDevice {
             loaded: Mutex::default(),
             free_slots: Mutex::new((0..SLOTS).collect()),
         })
+    }
+
+    /// The GPU number `ordinal` of this machine.
+    ///
+    /// # Errors
+    /// [`Error::Device`] or [`Error::Data`], saying why it cannot be used and what to do: no driver or an old one, no
+    /// such GPU, an old one, nothing to compile kernels with.
+    pub fn open(ordinal: usize, threads: usize) -> Result<Self> {
+        let found = gpus().and_then(|gpus| {
+            let count = gpus.len();
+            gpus.into_iter().nth(ordinal).ok_or(Unavailable::NoSuchDevice { ordinal, count })
+        });
+        Self::on(&found.map_err(|reason| reason.into_error(format!("cuda:{ordinal}")))?, threads)
+    }
+
+    /// The first GPU that can be used.
+    ///
+    /// # Errors
+    /// Why not, where there seems to be one that something keeps from being used; `None` where there is none.
+    pub(super) fn first(threads: usize) -> Result<Self, Option<String>> {
+        let gpus = gpus().map_err(|reason| reason.is_a_problem().then(|| reason.to_string()))?;
+        let mut problem = None;
+        for gpu in &gpus {
+            match Self::on(gpu, threads) {
+                Ok(device) => return Ok(device),
+                Err(error) => problem = problem.or(Some(error.to_string())),
+            }
+        }
+        Err(problem)
+    }
+
+    fn on(gpu: &Gpu, threads: usize) -> Result<Self> {
+        let name = format!("cuda:{}", gpu.ordinal);
+        gpu.check().map_err(|reason| reason.into_error(&name))?;
+        let compiler = Compiler::new();
+        compiler.check(gpu)?;
+        Self::new(name, hardware(gpu)?, compiler, threads)
     }
 
     /// The name, such as `cuda:0`.
@@ -187,6 +242,19 @@ impl CudaDevice {
     pub(crate) fn error(&self, message: impl Into<String>) -> Error {
         Error::Device { device: self.name.clone(), message: message.into() }
     }
+}
+
+/// The driver of a GPU.
+#[cfg(feature = "cuda")]
+fn hardware(gpu: &Gpu) -> Result<Arc<dyn Driver>> {
+    Ok(Arc::new(Hardware::open(gpu)?))
+}
+
+/// The driver of a GPU, which this build does not have.
+#[cfg(not(feature = "cuda"))]
+fn hardware(gpu: &Gpu) -> Result<Arc<dyn Driver>> {
+    let message = "this program was built without the cargo feature `cuda`; use --device cpu".into();
+    Err(Error::Device { device: format!("cuda:{}", gpu.ordinal), message })
 }
 
 /// A block of a GPU's memory; given back when dropped.

@@ -33,7 +33,8 @@ impl Layout {
     pub(crate) fn assertions(&self) -> String {
         let name = self.name;
         let offsets = self.fields.iter().map(|(field, offset)| {
-            format!("static_assert(__builtin_offsetof({name}, {field}) == {offset}, \"{name}.{field}\");\n")
+            // NVRTC has no offsetof; this is what the CUDA toolkit's headers make of it.
+            format!("static_assert(__INTADDR__(&((({name}*)0)->{field})) == {offset}, \"{name}.{field}\");\n")
         });
         std::iter::once(format!("static_assert(sizeof({name}) == {}, \"size of {name}\");\n", self.size))
             .chain(offsets)
@@ -56,7 +57,7 @@ macro_rules! field {
     )*};
 }
 
-field!(u64, u32, i32, f32);
+field!(u64, i64, u32, i32, f32);
 
 impl<T: Field, const N: usize> Field for [T; N] {
     fn write(&self, bytes: &mut [u8]) {
@@ -64,8 +65,8 @@ impl<T: Field, const N: usize> Field for [T; N] {
     }
 }
 
-/// Declares the Rust side of a kernel's parameter struct. Fields are `u64` (addresses), `u32`, `i32`, `f32`, or arrays
-/// of them.
+/// Declares the Rust side of a kernel's parameter struct. Fields are `u64` (addresses), `i64`, `u32`, `i32`, `f32`, or
+/// arrays of them.
 macro_rules! kernel_params {
     ($(#[$meta:meta])* $visibility:vis struct $name:ident { $($(#[$field_meta:meta])* $field:ident: $type:ty,)* }) => {
         $(#[$meta])*
@@ -110,6 +111,6 @@ mod tests {
             example.to_bytes().chunks_exact(4).map(|word| u32::from_le_bytes(word.try_into().unwrap())).collect();
         assert_eq!(words, [1, 0, 2, 0x3F80_0000, 3, 4, 5, 0, 6, 0]);
         let text = Example::LAYOUT.assertions();
-        assert!(text.contains("sizeof(Example) == 40") && text.contains("offsetof(Example, output) == 32"), "{text}");
+        assert!(text.contains("sizeof(Example) == 40") && text.contains("(((Example*)0)->output)) == 32"), "{text}");
     }
 }

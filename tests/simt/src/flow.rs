@@ -1,0 +1,362 @@
+//! What follows from control flow: which registers are surely written before they are read, which can share a place.
+//!
+//! PTX names a new register for nearly every value; sharing places keeps a warp's registers in the CPU's cache.
+
+use std::collections::HashMap;
+
+use crate::code::{Class, Inst, Op, SINK, TRUE};
+use crate::fault::ParseError;
+use crate::module::{Entry, SourceLine, Traits};
+use crate::ptx::body::{Body, round_up};
+use crate::ptx::module::{Param, SHARED_BASE};
+
+/// More threads' memory than this is surely a mistake.
+const MOST_LOCAL: i64 = 1 << 20;
+
+pub(crate) fn finish(
+    body: Body,
+    name: &str,
+    params: Vec<Param>,
+    threads: Option<(u32, bool)>,
+    files: &HashMap<u32, String>,
+) -> Result<Entry, ParseError> {
+    let constants = body.constants();
+    let (counts, shared_end, dynamic_align) = (body.registers, body.shared_end, body.dynamic_align);
+    let local_bytes = body.local_bytes;
+    if local_bytes > MOST_LOCAL {
+        return Err(ParseError::new(body.line, format!("`{name}`: {local_bytes} bytes of memory for each thread")));
+    }
+    let Body { mut code, lines: raw_lines, .. } = body;
+    let mut numbers: Vec<_> = files.keys().copied().collect();
+    numbers.sort_unstable();
+    let names = numbers.iter().map(|n| files[n].clone()).collect();
+    let lines = raw_lines.into_iter().map(|(line, (file, source))| {
+        let file = numbers.iter().position(|&n| n == file);
+        (line, file.map(|file| SourceLine { file: file as u32, line: source }))
+    });
+    let lines = lines.collect();
+    let mut flow = Flow::new(&mut code, counts);
+    let fixed: Vec<(Class, u32)> = constants.iter().map(|&(class, reg, _)| (class, reg)).collect();
+    flow.find_unwritten(&fixed);
+    let places = flow.share(&fixed);
+    let rename = |class: Class, reg: &mut u32| *reg = places.map[class as usize][*reg as usize];
+    for inst in &mut code {
+        inst.operands(&mut |class, _, reg| rename(class, reg));
+    }
+    let constants = constants.into_iter().map(|(class, mut reg, constant)| {
+        rename(class, &mut reg);
+        (class, reg, constant)
+    });
+    let constants = constants.collect();
+    let param_bytes = params.iter().fold(0, |at, p| round_up(at, p.align as i64) + p.bytes as i64) as usize;
+    Ok(Entry {
+        traits: traits(&code),
+        code,
+        lines,
+        files: names,
+        param_bytes,
+        registers: places.counts,
+        tracked: places.tracked,
+        constants,
+        dynamic_base: round_up(shared_end, dynamic_align) as u32,
+        static_shared: (shared_end - SHARED_BASE) as usize,
+        local_bytes: local_bytes as usize,
+        threads,
+    })
+}
+
+fn traits(code: &[Inst]) -> Traits {
+    use crate::code::{AtomOp, AtomType, Space};
+    let mut traits = Traits { shared_granule: 4, global_granule: 4, ordered: false };
+    for inst in code {
+        let (space, width) = match &inst.op {
+            Op::Load(a) | Op::Store(a) => {
+                traits.ordered |= a.order.strong && a.space != Space::Shared;
+                (a.space, a.width)
+            }
+            Op::Atomic(a) => {
+                let whole = matches!(a.ty, AtomType::U32 | AtomType::S32);
+                let commutes = whole && !matches!(a.op, AtomOp::Exch | AtomOp::Cas | AtomOp::Inc | AtomOp::Dec);
+                traits.ordered |= a.space != Space::Shared && (a.d.is_some() || !commutes);
+                let half = matches!(a.ty, AtomType::F16 | AtomType::Bf16 | AtomType::B16);
+                (a.space, if half { 2 } else { 4 })
+            }
+            _ => continue,
+        };
+        if matches!(space, Space::Shared | Space::Generic) {
+            traits.shared_granule = traits.shared_granule.min(width);
+        }
+        if !matches!(space, Space::Shared | Space::Local | Space::Param) {
+            traits.global_granule = traits.global_granule.min(width);
+        }
+    }
+    traits
+}
+
+/// New places of registers.
+struct Places {
+    map: [Vec<u32>; 3],
+    counts: [usize; 3],
+    tracked: [Vec<bool>; 3],
+}
+
+type Bits = Vec<u64>;
+
+fn has(bits: &Bits, i: usize) -> bool {
+    bits[i / 64] >> (i % 64) & 1 == 1
+}
+
+fn set(bits: &mut Bits, i: usize) {
+    bits[i / 64] |= 1 << (i % 64);
+}
+
+fn unset(bits: &mut Bits, i: usize) {
+    bits[i / 64] &= !(1 << (i % 64));
+}
+
+/// Basic blocks and the operands of every instruction.
+struct Flow<'c> {
+    code: &'c mut [Inst],
+    counts: [u32; 3],
+    /// First and last instruction of each block, and the blocks that follow it.
+    blocks: Vec<(usize, usize, Vec<usize>)>,
+    /// Registers read and written, numbered over all classes.
+    reads: Vec<Vec<usize>>,
+    writes: Vec<Vec<usize>>,
+    tracked: Bits,
+}
+
+impl<'c> Flow<'c> {
+    fn new(code: &'c mut [Inst], counts: [u32; 3]) -> Self {
+        let first = [0, counts[0] as usize, (counts[0] + counts[1]) as usize];
+        let total = first[2] + counts[2] as usize;
+        let (mut reads, mut writes) = (Vec::new(), Vec::new());
+        for inst in code.iter_mut() {
+            let (mut read, mut written) = (Vec::new(), Vec::new());
+            inst.operands(&mut |class, write, reg| {
+                let list = if write { &mut written } else { &mut read };
+                list.push(first[class as usize] + *reg as usize);
+            });
+            reads.push(read);
+            writes.push(written);
+        }
+        let mut leaders = vec![false; code.len() + 1];
+        leaders[0] = true;
+        for (pc, inst) in code.iter().enumerate() {
+            match &inst.op {
+                Op::Bra { target } => leaders[*target as usize] = true,
+                Op::BraTable { targets, .. } => targets.iter().for_each(|&t| leaders[t as usize] = true),
+                Op::Exit | Op::Trap => {}
+                _ => continue,
+            }
+            leaders[pc + 1] = true;
+        }
+        let starts: Vec<usize> = (0..code.len()).filter(|&pc| leaders[pc]).collect();
+        let block_of = |pc: usize| starts.partition_point(|&s| s <= pc) - 1;
+        let blocks = starts.iter().enumerate().map(|(i, &start)| {
+            let last = starts.get(i + 1).map_or(code.len(), |&next| next) - 1;
+            let inst = &code[last];
+            let falls = inst.guard != TRUE || inst.flip;
+            let mut next: Vec<usize> = match &inst.op {
+                Op::Bra { target } => vec![block_of(*target as usize)],
+                Op::BraTable { targets, .. } => targets.iter().map(|&t| block_of(t as usize)).collect(),
+                _ => Vec::new(),
+            };
+            let ends = matches!(inst.op, Op::Bra { .. } | Op::BraTable { .. } | Op::Exit | Op::Trap);
+            if (falls || !ends) && last + 1 < code.len() {
+                next.push(block_of(last + 1));
+            }
+            (start, last, next)
+        });
+        let blocks = blocks.collect();
+        Flow { blocks, code, counts, reads, writes, tracked: vec![0; total.div_ceil(64)] }
+    }
+
+    fn index(&self, class: Class, reg: u32) -> usize {
+        let counts = self.counts.map(|c| c as usize);
+        reg as usize + [0, counts[0], counts[0] + counts[1]][class as usize]
+    }
+
+    /// Whether a write leaves the register's old value in some lanes.
+    fn partial(&self, pc: usize) -> bool {
+        self.code[pc].guard != TRUE || self.code[pc].flip
+    }
+
+    /// Moves hand an unwritten state on instead of being a use.
+    fn moves(&self, pc: usize) -> bool {
+        moves(&self.code[pc].op)
+    }
+
+    /// Marks instructions that may read registers nothing has written; their registers are watched as the code runs.
+    fn find_unwritten(&mut self, fixed: &[(Class, u32)]) {
+        let words = self.tracked.len();
+        let mut at_entry = vec![0u64; words];
+        set(&mut at_entry, self.index(Class::Pred, TRUE));
+        fixed.iter().for_each(|&(class, reg)| set(&mut at_entry, self.index(class, reg)));
+        let mut inputs: Vec<Option<Bits>> = vec![None; self.blocks.len()];
+        inputs[0] = Some(at_entry);
+        let mut work = vec![0];
+        while let Some(block) = work.pop() {
+            let (start, last, next) = &self.blocks[block];
+            let Some(mut state) = inputs[block].clone() else { continue };
+            for pc in *start..=*last {
+                self.assign(pc, &mut state);
+            }
+            for &next in next {
+                match &mut inputs[next] {
+                    Some(old) => {
+                        let met: Bits = old.iter().zip(&state).map(|(a, b)| a & b).collect();
+                        if met != *old {
+                            *old = met;
+                            work.push(next);
+                        }
+                    }
+                    empty => {
+                        *empty = Some(state.clone());
+                        work.push(next);
+                    }
+                }
+            }
+        }
+        let mut doubtful = vec![false; self.code.len()];
+        for (block, (start, last, _)) in self.blocks.iter().enumerate() {
+            let Some(mut state) = inputs[block].clone() else { continue };
+            for pc in *start..=*last {
+                for &read in &self.reads[pc] {
+                    if !has(&state, read) {
+                        set(&mut self.tracked, read);
+                        doubtful[pc] = true;
+                    }
+                }
+                self.assign(pc, &mut state);
+            }
+        }
+        for (pc, doubtful) in doubtful.into_iter().enumerate() {
+            let writes = self.writes[pc].iter().any(|&w| has(&self.tracked, w));
+            self.code[pc].tracked = doubtful || writes;
+        }
+    }
+
+    fn assign(&self, pc: usize, state: &mut Bits) {
+        let written = !self.moves(pc) || self.reads[pc].iter().all(|&r| has(state, r));
+        for &write in &self.writes[pc] {
+            if written && !self.partial(pc) {
+                set(state, write);
+            } else if !written {
+                unset(state, write);
+            }
+        }
+    }
+
+    /// Gives registers places by the intervals in which they are live.
+    fn share(&self, fixed: &[(Class, u32)]) -> Places {
+        let words = self.tracked.len();
+        let mut live_in: Vec<Bits> = vec![vec![0; words]; self.blocks.len()];
+        let mut changed = true;
+        while changed {
+            changed = false;
+            for block in (0..self.blocks.len()).rev() {
+                let (start, last, _) = &self.blocks[block];
+                let mut live = self.live_out(block, &live_in);
+                for pc in (*start..=*last).rev() {
+                    if !self.partial(pc) {
+                        self.writes[pc].iter().for_each(|&w| unset(&mut live, w));
+                    }
+                    self.reads[pc].iter().for_each(|&r| set(&mut live, r));
+                }
+                if live != live_in[block] {
+                    live_in[block] = live;
+                    changed = true;
+                }
+            }
+        }
+        let total: usize = self.counts.iter().map(|&c| c as usize).sum();
+        let mut spans: Vec<Option<(usize, usize)>> = vec![None; total];
+        let mut extend = |reg: usize, pc: usize| {
+            let span = spans[reg].get_or_insert((pc, pc));
+            *span = (span.0.min(pc), span.1.max(pc));
+        };
+        for (block, (start, last, _)) in self.blocks.iter().enumerate() {
+            for (bits, pc) in [(&live_in[block], *start), (&self.live_out(block, &live_in), *last)] {
+                for (word, &bits) in bits.iter().enumerate() {
+                    let mut bits = bits;
+                    while bits != 0 {
+                        extend(word * 64 + bits.trailing_zeros() as usize, pc);
+                        bits &= bits - 1;
+                    }
+                }
+            }
+            for pc in *start..=*last {
+                self.reads[pc].iter().chain(&self.writes[pc]).for_each(|&reg| extend(reg, pc));
+            }
+        }
+        self.place(fixed, &spans)
+    }
+
+    fn live_out(&self, block: usize, live_in: &[Bits]) -> Bits {
+        let mut live = vec![0; self.tracked.len()];
+        for &next in &self.blocks[block].2 {
+            live.iter_mut().zip(&live_in[next]).for_each(|(a, b)| *a |= b);
+        }
+        live
+    }
+
+    fn place(&self, fixed: &[(Class, u32)], spans: &[Option<(usize, usize)>]) -> Places {
+        let mut places = Places { map: Default::default(), counts: [0; 3], tracked: Default::default() };
+        for class in [Class::Pred, Class::Word, Class::Long] {
+            let count = self.counts[class as usize] as usize;
+            let mut map = vec![u32::MAX; count];
+            let reserved = if class == Class::Pred { SINK + 1 } else { 1 };
+            (0..reserved).for_each(|reg| map[reg as usize] = reg);
+            let mut next = reserved;
+            let mut own = |map: &mut Vec<u32>, reg: u32| {
+                map[reg as usize] = next;
+                next += 1;
+            };
+            fixed.iter().filter(|f| f.0 == class).for_each(|&(_, reg)| own(&mut map, reg));
+            for reg in 0..count as u32 {
+                if map[reg as usize] == u32::MAX && has(&self.tracked, self.index(class, reg)) {
+                    own(&mut map, reg);
+                }
+            }
+            let mut open: Vec<(usize, usize, u32)> = (0..count as u32)
+                .filter(|&reg| map[reg as usize] == u32::MAX)
+                .filter_map(|reg| spans[self.index(class, reg)].map(|(from, to)| (from, to, reg)))
+                .collect();
+            open.sort_unstable();
+            let mut busy = std::collections::BinaryHeap::new();
+            let mut free = Vec::new();
+            for (from, to, reg) in open {
+                // A place is free again at the instruction that reads its last value: operands are read first.
+                while let Some(&(std::cmp::Reverse(end), place)) = busy.peek() {
+                    if end > from {
+                        break;
+                    }
+                    busy.pop();
+                    free.push(place);
+                }
+                let place = free.pop().unwrap_or_else(|| {
+                    next += 1;
+                    next - 1
+                });
+                map[reg as usize] = place;
+                busy.push((std::cmp::Reverse(to), place));
+            }
+            let mut tracked = vec![false; next as usize];
+            for (reg, &place) in map.iter().enumerate() {
+                if place != u32::MAX && has(&self.tracked, self.index(class, reg as u32)) {
+                    tracked[place as usize] = true;
+                }
+            }
+            places.map[class as usize] = map;
+            places.counts[class as usize] = next as usize;
+            places.tracked[class as usize] = tracked;
+        }
+        places
+    }
+}
+
+/// Operations that only move values: an unwritten register stays unwritten, and is no error yet.
+pub(crate) fn moves(op: &Op) -> bool {
+    matches!(op, Op::Mov32 { .. } | Op::Mov64 { .. } | Op::Pack { .. } | Op::Unpack { .. })
+}

@@ -1,0 +1,19 @@
+#![doc = include_str!("../README.md")]
+#![deny(missing_docs)]
+#![forbid(unsafe_code)]
+
+mod code;
+mod counters;
+mod fault;
+mod flow;
+mod gpu;
+mod lower;
+mod machine;
+mod memory;
+mod module;
+mod ptx;
+
+pub use counters::Counters;
+pub use fault::{Fault, FaultKind, ParseError};
+pub use gpu::{AsyncCopies, Config, Gpu, Launch};
+pub use module::Module;

@@ -1,0 +1,104 @@
+//! A loaded PTX module.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::code::{Class, Inst};
+use crate::fault::ParseError;
+use crate::ptx;
+
+/// A parsed and lowered PTX module.
+///
+/// Loading is strict: what this crate does not understand is a [`ParseError`], never skipped.
+#[derive(Debug)]
+pub struct Module {
+    pub(crate) id: u64,
+    pub(crate) vars: Vec<ModuleVar>,
+    entries: Vec<(String, Entry)>,
+}
+
+/// A `.global` or `.const` variable.
+#[derive(Clone, Debug)]
+pub(crate) struct ModuleVar {
+    pub name: String,
+    pub align: usize,
+    pub contents: Vec<u8>,
+    pub constant: bool,
+}
+
+/// A value that a register holds from the start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Constant {
+    Bits(u64),
+    /// The first byte of dynamic shared memory, plus an offset.
+    DynamicShared(i64),
+    /// A module variable's address, plus an offset.
+    Module(usize, i64),
+}
+
+/// A kernel, ready to run.
+#[derive(Debug)]
+pub(crate) struct Entry {
+    pub code: Vec<Inst>,
+    /// For each instruction: its PTX line and its source position.
+    pub lines: Vec<(u32, Option<SourceLine>)>,
+    pub files: Vec<String>,
+    pub param_bytes: usize,
+    /// Numbers of registers: predicates, 32-bit, 64-bit.
+    pub registers: [usize; 3],
+    /// Registers whose written lanes are watched.
+    pub tracked: [Vec<bool>; 3],
+    pub constants: Vec<(Class, u32, Constant)>,
+    /// Shared memory's first dynamic address: statically declared memory ends at or before it.
+    pub dynamic_base: u32,
+    pub static_shared: usize,
+    pub local_bytes: usize,
+    /// Largest block, and whether blocks must have exactly that many threads.
+    pub threads: Option<(u32, bool)>,
+    pub traits: Traits,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct SourceLine {
+    /// Index into `Entry::files`.
+    pub file: u32,
+    pub line: u32,
+}
+
+/// What a kernel contains, as far as it decides how it is run.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Traits {
+    /// Bytes of the narrowest access to shared memory (1, 2 or 4): the granule of its shadow.
+    pub shared_granule: u32,
+    pub global_granule: u32,
+    /// Results may depend on the order of blocks: run them on one thread.
+    pub ordered: bool,
+}
+
+static NEXT: AtomicU64 = AtomicU64::new(1);
+
+impl Module {
+    /// Reads a module.
+    pub fn parse(ptx: &str) -> Result<Module, ParseError> {
+        let parsed = ptx::module::parse(ptx)?;
+        Ok(Module { id: NEXT.fetch_add(1, Ordering::Relaxed), vars: parsed.vars, entries: parsed.entries })
+    }
+
+    /// The names of its kernels.
+    pub fn entries(&self) -> impl Iterator<Item = &str> {
+        self.entries.iter().map(|(name, _)| name.as_str())
+    }
+
+    /// The size of a kernel's parameters in bytes.
+    pub fn param_bytes(&self, entry: &str) -> Option<usize> {
+        self.entry(entry).map(|e| e.param_bytes)
+    }
+
+    /// The bytes of statically declared shared memory of a kernel.
+    pub fn static_shared(&self, entry: &str) -> Option<usize> {
+        self.entry(entry).map(|e| e.static_shared)
+    }
+
+    pub(crate) fn entry(&self, name: &str) -> Option<&Entry> {
+        self.entries.iter().find(|(n, _)| n == name).map(|(_, e)| e)
+    }
+}

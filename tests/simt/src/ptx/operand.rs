@@ -1,0 +1,63 @@
+//! Operands as they are written, with names resolved.
+
+use crate::code::{Address, Place};
+
+/// Where a variable lives.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Var {
+    /// Statically sized shared memory, at this shared address.
+    Shared(i64),
+    /// `extern .shared`: behind the static part.
+    DynamicShared,
+    /// A parameter of the entry, at this offset.
+    Param(i64),
+    /// Memory of one thread, at this offset: `.local`, and parameters of calls.
+    Local(i64),
+    /// A variable of the module, by its index.
+    Module(usize),
+}
+
+/// An operand of an instruction.
+#[derive(Clone, Debug)]
+pub(crate) enum Operand {
+    Reg(Place, RegType),
+    /// A predicate with `!`.
+    NotPred(u32),
+    Int(i64),
+    F32(u32),
+    F64(u64),
+    Special(crate::code::Special),
+    /// A variable's address, plus an offset.
+    Symbol(Var, i64),
+    Vector(Vec<Operand>),
+    /// `[address]`.
+    Memory(Address, Option<Var>),
+    /// `a|b`.
+    Pair(Box<Operand>, Box<Operand>),
+    /// A label, or a name that is not known.
+    Name(String),
+    Sink,
+}
+
+/// The declared width of a register in bits; 1 for predicates.
+pub(crate) type RegType = u32;
+
+impl Operand {
+    pub fn describe(&self) -> String {
+        match self {
+            Operand::Reg(_, 1) => "a predicate register".into(),
+            Operand::Reg(_, bits) => format!("a {bits}-bit register"),
+            Operand::NotPred(_) => "a negated predicate".into(),
+            Operand::Int(value) => format!("the integer {value}"),
+            Operand::F32(bits) => format!("the f32 {}", f32::from_bits(*bits)),
+            Operand::F64(bits) => format!("the f64 {}", f64::from_bits(*bits)),
+            Operand::Special(special) => format!("the special register {special:?}"),
+            Operand::Symbol(..) => "the address of a variable".into(),
+            Operand::Vector(parts) => format!("a vector of {}", parts.len()),
+            Operand::Memory(..) => "an address in brackets".into(),
+            Operand::Pair(..) => "a pair".into(),
+            Operand::Name(name) => format!("`{name}`, which is not declared"),
+            Operand::Sink => "`_`".into(),
+        }
+    }
+}
