@@ -6,7 +6,7 @@ use std::collections::HashMap;
 
 use crate::code::{Class, Inst, Op, SINK, TRUE};
 use crate::fault::ParseError;
-use crate::module::{Entry, SourceLine, Traits};
+use crate::module::{Entry, Line, SourceLine, Traits};
 use crate::ptx::body::{Body, round_up};
 use crate::ptx::module::{Param, SHARED_BASE};
 
@@ -30,9 +30,14 @@ pub(crate) fn finish(
     let mut numbers: Vec<_> = files.keys().copied().collect();
     numbers.sort_unstable();
     let names = numbers.iter().map(|n| files[n].clone()).collect();
-    let lines = raw_lines.into_iter().map(|(line, (file, source))| {
-        let file = numbers.iter().position(|&n| n == file);
-        (line, file.map(|file| SourceLine { file: file as u32, line: source }))
+    let place = |file: u32, line: u32| {
+        let file = numbers.iter().position(|&n| n == file)?;
+        Some(SourceLine { file: file as u32, line })
+    };
+    let lines = raw_lines.into_iter().map(|(line, loc)| Line {
+        ptx: line,
+        source: place(loc.file, loc.line),
+        caller: loc.caller.and_then(|(file, line)| place(file, line)),
     });
     let lines = lines.collect();
     let mut flow = Flow::new(&mut code, counts);

@@ -39,8 +39,8 @@ pub(crate) enum Constant {
 #[derive(Debug)]
 pub(crate) struct Entry {
     pub code: Vec<Inst>,
-    /// For each instruction: its PTX line and its source position.
-    pub lines: Vec<(u32, Option<SourceLine>)>,
+    /// For each instruction: where it comes from.
+    pub lines: Vec<Line>,
     pub files: Vec<String>,
     pub param_bytes: usize,
     /// Numbers of registers: predicates, 32-bit, 64-bit.
@@ -55,6 +55,15 @@ pub(crate) struct Entry {
     /// Largest block, and whether blocks must have exactly that many threads.
     pub threads: Option<(u32, bool)>,
     pub traits: Traits,
+}
+
+/// Where an instruction comes from.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Line {
+    pub ptx: u32,
+    pub source: Option<SourceLine>,
+    /// The call, where the instruction is from an inlined function.
+    pub caller: Option<SourceLine>,
 }
 
 #[derive(Clone, Copy, Debug)]

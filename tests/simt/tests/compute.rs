@@ -11,7 +11,7 @@ const ARCHS: &[&str] = &["sm_75", "sm_80", "sm_90a", "sm_120"];
 fn matmul() {
     let (m, n, k) = (45usize, 37usize, 50usize);
     let (a, b) = (numbers(m * k, 1), numbers(k * n, 2));
-    for (arch, module) in kernels("compute", ARCHS) {
+    for (arch, module) in kernels("compute", ARCHS).iter() {
         let mut all = Vec::new();
         for (seed, threads) in [(0, 1), (1, 1), (7, 2), (8, 3)] {
             let gpu = Gpu::new(Config { seed, threads, ..Config::default() });
@@ -20,7 +20,7 @@ fn matmul() {
             let params = Params::default().u64(da).u64(db).u64(dc).u32(m as u32).u32(n as u32).u32(k as u32).u32(0);
             let grid = [n.div_ceil(16) as u32, m.div_ceil(16) as u32, 1];
             let launch = Launch { grid, block: [256, 1, 1], dynamic_shared: 0, cooperative: false };
-            let counters = gpu.launch(&module, "matmul", &launch, &params.0).unwrap_or_else(|e| panic!("{arch}: {e}"));
+            let counters = gpu.launch(module, "matmul", &launch, &params.0).unwrap_or_else(|e| panic!("{arch}: {e}"));
             let c = download(&gpu, dc, m * n).unwrap();
             for i in 0..m {
                 for j in 0..n {
@@ -37,12 +37,12 @@ fn matmul() {
 #[test]
 fn reduce() {
     let x = numbers(5000, 3);
-    for (arch, module) in kernels("compute", ARCHS) {
+    for (arch, module) in kernels("compute", ARCHS).iter() {
         for seed in 0..4 {
             let gpu = Gpu::new(config(seed));
             let (dx, out) = (upload(&gpu, "x", &x), gpu.alloc(20, "out").unwrap());
             let params = Params::default().u64(dx).u64(out).u32(5000);
-            common::launch(&gpu, &module, "reduce", 5, 256, params).unwrap_or_else(|e| panic!("{arch}: {e}"));
+            common::launch(&gpu, module, "reduce", 5, 256, params).unwrap_or_else(|e| panic!("{arch}: {e}"));
             for (i, sum) in download(&gpu, out, 5).unwrap().into_iter().enumerate() {
                 let right: f64 = x[i * 1024..5000.min((i + 1) * 1024)].iter().map(|&v| f64::from(v)).sum();
                 assert!((f64::from(sum) - right).abs() < 1e-4, "{arch}: {sum} for {right}");
@@ -54,11 +54,11 @@ fn reduce() {
 #[test]
 fn saxpy() {
     let (x, y) = (numbers(1000, 4), numbers(1000, 5));
-    for (_, module) in kernels("compute", ARCHS) {
+    for (_, module) in kernels("compute", ARCHS).iter() {
         let gpu = Gpu::new(config(0));
         let (dx, dy) = (upload(&gpu, "x", &x), upload(&gpu, "y", &y));
         let params = Params::default().u64(dx).u64(dy).f32(2.5).u32(1000);
-        let counters = common::launch(&gpu, &module, "saxpy", 8, 128, params).unwrap();
+        let counters = common::launch(&gpu, module, "saxpy", 8, 128, params).unwrap();
         let out = download(&gpu, dy, 1000).unwrap();
         assert!((0..1000).all(|i| out[i] == 2.5f32.mul_add(x[i], y[i])));
         // 1000 floats are 125 sectors; each of the two loads and the store touches each once.
@@ -71,11 +71,11 @@ fn saxpy() {
 fn mixed() {
     let n = 300;
     let x = numbers(n, 6);
-    for (arch, module) in kernels("compute", ARCHS) {
+    for (arch, module) in kernels("compute", ARCHS).iter() {
         let gpu = Gpu::new(config(2));
         let (dx, out) = (upload(&gpu, "x", &x), gpu.alloc(4 * n, "out").unwrap());
         let params = Params::default().u64(dx).u64(out).u32(n as u32);
-        common::launch(&gpu, &module, "mixed", 3, 128, params).unwrap_or_else(|e| panic!("{arch}: {e}"));
+        common::launch(&gpu, module, "mixed", 3, 128, params).unwrap_or_else(|e| panic!("{arch}: {e}"));
         for (i, got) in download(&gpu, out, n).unwrap().into_iter().enumerate() {
             let table = [1f32, 2., 3., 4.];
             let y = (i % 5) as f32;
@@ -100,10 +100,10 @@ fn mixed() {
 
 #[test]
 fn random64() {
-    for (_, module) in kernels("compute", ARCHS) {
+    for (_, module) in kernels("compute", ARCHS).iter() {
         let gpu = Gpu::new(config(0));
         let out = gpu.alloc(8 * 64, "out").unwrap();
-        common::launch(&gpu, &module, "random64", 2, 32, Params::default().u64(42).u64(out)).unwrap();
+        common::launch(&gpu, module, "random64", 2, 32, Params::default().u64(42).u64(out)).unwrap();
         let words = download_u32(&gpu, out, 128).unwrap();
         for i in 0..64u64 {
             let mut z = 42u64.wrapping_add((i + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15));

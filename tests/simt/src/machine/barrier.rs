@@ -14,6 +14,8 @@ pub(crate) struct Barrier {
     /// Threads to wait for: as many as the instruction says, or all of the block.
     expected: Option<u32>,
     arrived: u32,
+    /// Lanes of each warp that arrived.
+    present: Vec<u32>,
     /// Warps that arrived, with what they wait for.
     waiting: Vec<Waiting>,
     /// The instruction of the first arrival.
@@ -71,6 +73,7 @@ pub(crate) fn run(block: &mut Block, warp: &mut Warp, sync: &mut Order, bar: &Ba
     if barrier.arrived == 0 {
         *barrier = Barrier { expected: count, pc: here, all: true, ..Barrier::default() };
         barrier.known = vec![0; block.warps.len()];
+        barrier.present = vec![0; block.warps.len()];
     } else if barrier.expected != count {
         let first = position(block.context, barrier.pc);
         let text = format!("barrier {id} for {count:?} threads, where {first} waits at it for {:?}", barrier.expected);
@@ -82,6 +85,15 @@ pub(crate) fn run(block: &mut Block, warp: &mut Warp, sync: &mut Order, bar: &Ba
         );
         return trouble(FaultKind::Divergence, lane, text);
     }
+    if barrier.present[warp.index] & m != 0 {
+        let text = format!(
+            "arrives at barrier {id} again before it has completed: {} of {} threads were there",
+            barrier.arrived,
+            barrier.expected.unwrap_or(total)
+        );
+        return trouble(FaultKind::Divergence, lane, text);
+    }
+    barrier.present[warp.index] |= m;
     // A counted barrier counts warps as 32 threads, like the device.
     barrier.arrived += if count.is_some() && bar.aligned { 32 } else { m.count_ones() };
     if let Some((p, flip)) = bar.p {

@@ -109,7 +109,9 @@ fn check_last_write(
         if does == "writes" {
             return Ok(());
         }
-        let text = format!("reads byte {byte} of shared memory, which no thread of the block has written");
+        let text = format!(
+            "reads byte {byte} of shared memory, which no thread of the block has written: never, or not yet because a barrier is missing"
+        );
         return trouble(FaultKind::UninitialisedMemory, lane, text);
     }
     let in_warp = thread as usize / 32 == warp.index;

@@ -35,12 +35,14 @@ fn advice(kind: FaultKind) -> &'static str {
     }
 }
 
-/// `kernel.cu:12` and the PTX line of an instruction.
+/// The source line of an instruction, its call if it was inlined, and its PTX line.
 pub(crate) fn position(context: &Context, pc: usize) -> String {
-    let (line, source) = context.entry.lines.get(pc).copied().unwrap_or_default();
-    match source {
-        Some(at) => format!("{}:{} (PTX line {line})", context.entry.files[at.file as usize], at.line),
-        None => format!("PTX line {line}"),
+    let line = context.entry.lines.get(pc).copied().unwrap_or_default();
+    let name = |at: crate::module::SourceLine| format!("{}:{}", context.entry.files[at.file as usize], at.line);
+    match (line.source.map(name), line.caller.map(name)) {
+        (Some(source), Some(caller)) => format!("{source} called at {caller} (PTX line {})", line.ptx),
+        (Some(source), None) => format!("{source} (PTX line {})", line.ptx),
+        (None, _) => format!("PTX line {}", line.ptx),
     }
 }
 

@@ -52,6 +52,9 @@ pub(crate) struct Warp {
     /// Groups of asynchronous copies that each lane has committed.
     pub committed: [u32; LANES],
     pub strong_reads: u32,
+    /// Groups that spin: the next turn goes to another one.
+    rotate: bool,
+    turns: usize,
 }
 
 /// What an instruction leaves to the loop.
@@ -89,8 +92,8 @@ impl Warp {
         self.groups.iter().any(|g| g.state == State::Converge) && self.groups.iter().all(|g| g.state == State::Converge)
     }
 
-    /// Merges groups at the same instruction and takes the one to run: the lowest, or another in rotation.
-    fn pick(&mut self, rotate: bool) -> Option<Group> {
+    /// Merges groups at the same instruction and takes the one to run: the lowest, or each in turn.
+    fn pick(&mut self) -> Option<Group> {
         let groups = &mut self.groups;
         let mut i = 0;
         while i < groups.len() {
@@ -109,10 +112,15 @@ impl Warp {
             }
             i += 1;
         }
-        let ready = groups.iter().enumerate().filter(|(_, g)| g.state == State::Ready);
-        let chosen = if rotate { ready.max_by_key(|(_, g)| g.pc) } else { ready.min_by_key(|(_, g)| g.pc) };
-        let index = chosen?.0;
-        Some(groups.swap_remove(index))
+        groups.sort_unstable_by_key(|g| g.pc);
+        let ready: Vec<usize> = (0..groups.len()).filter(|&i| groups[i].state == State::Ready).collect();
+        let index = if std::mem::take(&mut self.rotate) {
+            self.turns += 1;
+            ready.get(self.turns % ready.len().max(1))
+        } else {
+            ready.first()
+        };
+        Some(groups.swap_remove(*index?))
     }
 
     /// The lowest instruction at which the running group may meet another.
@@ -152,9 +160,8 @@ impl pulp::WithSimd for Turn<'_, '_> {
 fn execute(block: &mut Block, warp: &mut Warp, sync: &mut Order, slice: u64) -> Step {
     let code: &[Inst] = &block.context.entry.code;
     let mut left = slice;
-    let mut rotate = false;
     loop {
-        let Some(group) = warp.pick(rotate) else {
+        let Some(group) = warp.pick() else {
             return match warp.groups.iter().find(|g| g.state == State::Converge) {
                 Some(group) if warp.stranded() => {
                     warp.pc = group.pc as usize;
@@ -163,12 +170,12 @@ fn execute(block: &mut Block, warp: &mut Warp, sync: &mut Order, slice: u64) -> 
                 _ => Ok(()),
             };
         };
-        rotate = false;
         let (mut pc, mut mask) = (group.pc, group.mask);
         let mut meeting = warp.next_meeting(pc);
         let mut turn = 0;
         loop {
             if left == 0 || warp.strong_reads > SPIN_READS {
+                warp.rotate = warp.strong_reads > SPIN_READS;
                 warp.groups.push(Group { pc, mask, state: State::Ready });
                 return Ok(());
             }
@@ -196,8 +203,8 @@ fn execute(block: &mut Block, warp: &mut Warp, sync: &mut Order, slice: u64) -> 
                         continue;
                     }
                     turn += u32::from(back);
-                    rotate = turn > GROUP_SLICE;
-                    if !rotate && pc < meeting && !(back && warp.lower_ready(pc)) {
+                    warp.rotate = turn > GROUP_SLICE;
+                    if !warp.rotate && pc < meeting && !(back && warp.lower_ready(pc)) {
                         meeting = warp.next_meeting(pc);
                         if pc < meeting {
                             continue;

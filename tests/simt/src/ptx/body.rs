@@ -21,6 +21,15 @@ pub(crate) const PARAM_WINDOW: i64 = 0x0400_0000_0000_0000;
 /// Calls nest at most this deep; recursion cannot be run in place.
 const DEEPEST_CALL: usize = 64;
 
+/// A position in the source: numbers of `.file` (0 if there is none) and lines.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Loc {
+    pub file: u32,
+    pub line: u32,
+    /// Where the function was inlined.
+    pub caller: Option<(u32, u32)>,
+}
+
 #[derive(Default)]
 struct Scope {
     regs: HashMap<String, (Place, RegType)>,
@@ -45,14 +54,14 @@ pub(crate) struct Body<'a, 't> {
     globals: &'t Globals<'a, 't>,
     scopes: Vec<Scope>,
     pub code: Vec<Inst>,
-    /// PTX line and `.loc` (file, line; 0 if none) of each instruction.
-    pub lines: Vec<(u32, (u32, u32))>,
+    /// PTX line and `.loc` of each instruction.
+    pub lines: Vec<(u32, Loc)>,
     pub registers: [u32; 3],
     constants: HashMap<(Class, Constant), u32>,
     pub shared_end: i64,
     pub dynamic_align: i64,
     pub local_bytes: i64,
-    loc: (u32, u32),
+    loc: Loc,
     /// Where `ret` goes in an inlined function: jumps to be patched.
     returns: Vec<Vec<usize>>,
     pub line: u32,
@@ -73,7 +82,7 @@ impl<'a, 't> Body<'a, 't> {
             shared_end: globals.static_shared,
             dynamic_align: globals.dynamic_align,
             local_bytes: 0,
-            loc: (0, 0),
+            loc: Loc::default(),
             returns: Vec::new(),
             line: 0,
             guard: (TRUE, false),
@@ -192,8 +201,15 @@ impl<'a, 't> Body<'a, 't> {
                 cursor.expect(b';')
             }
             ".loc" => {
-                self.loc = (cursor.integer()? as u32, cursor.integer()? as u32);
-                cursor.skip_line();
+                // `.loc file line column, function_name name, inlined_at file line column`
+                let line = cursor.last_line();
+                self.loc = Loc { file: cursor.integer()? as u32, line: cursor.integer()? as u32, caller: None };
+                cursor.integer()?;
+                while cursor.peek().is_some() && cursor.line() == line {
+                    if cursor.next()? == Tok::Word("inlined_at") {
+                        self.loc.caller = Some((cursor.integer()? as u32, cursor.integer()? as u32));
+                    }
+                }
                 Ok(())
             }
             ".pragma" => {

@@ -92,9 +92,14 @@ impl<'a, 't> Cursor<'a, 't> {
         Ok(())
     }
 
-    /// Skips to the end of the line: `.file`, `.loc` and DWARF have no terminator.
+    /// The line of the token just read.
+    pub fn last_line(&self) -> u32 {
+        self.tokens.get(self.at.wrapping_sub(1)).map_or(1, |t| t.line)
+    }
+
+    /// Skips to the end of the line of the token just read: `.file`, `.loc` and DWARF have no terminator.
     pub fn skip_line(&mut self) {
-        let line = self.line();
+        let line = self.last_line();
         while self.at < self.tokens.len() && self.tokens[self.at].line == line {
             self.at += 1;
         }

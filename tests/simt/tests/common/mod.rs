@@ -1,10 +1,11 @@
 //! NVRTC for tests: compiles CUDA to PTX where the library can be found; and running kernels on slices.
 #![allow(dead_code)]
 
+use std::collections::BTreeMap;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::OnceLock;
+use std::sync::{Arc, Mutex, OnceLock};
 
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW, Symbol};
 use simt::{Config, Counters, Fault, Gpu, Launch, Module};
@@ -118,7 +119,9 @@ impl Nvrtc {
             assert_eq!(result, 0, "NVRTC: {log}");
             let ptx = text(c"nvrtcGetPTXSize", c"nvrtcGetPTX", program);
             self.function::<Destroy>(c"nvrtcDestroyProgram")(&mut program);
-            ptx
+            // NVRTC puts the current folder before the name.
+            let folder = std::env::current_dir().expect("no current folder").display().to_string();
+            ptx.replace(&format!("{folder}/"), "")
         }
     }
 }
@@ -126,7 +129,13 @@ impl Nvrtc {
 /// The PTX of `tests/kernels/<name>.cu`: the checked-in one, and those that NVRTC makes now for `archs`.
 ///
 /// With `SIMT_WRITE_PTX=1` the checked-in one is written anew.
-pub fn kernels(name: &str, archs: &[&str]) -> Vec<(String, Module)> {
+pub fn kernels(name: &str, archs: &[&str]) -> Arc<Vec<(String, Module)>> {
+    static CACHE: Mutex<BTreeMap<String, Arc<Vec<(String, Module)>>>> = Mutex::new(BTreeMap::new());
+    let mut cache = CACHE.lock().unwrap_or_else(|e| e.into_inner());
+    cache.entry(name.into()).or_insert_with(|| Arc::new(compile_kernels(name, archs))).clone()
+}
+
+fn compile_kernels(name: &str, archs: &[&str]) -> Vec<(String, Module)> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/kernels");
     let source = std::fs::read_to_string(folder.join(format!("{name}.cu"))).expect("no such kernel file");
     let stored = folder.join(format!("{name}.ptx"));
