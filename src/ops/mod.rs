@@ -15,7 +15,7 @@ pub mod pool;
 pub mod reduce;
 pub mod shortcut;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 
 use crate::{Error, Result, Shape, Tensor, device::CudaDevice, tensor::Element};
 

@@ -27,6 +27,11 @@ pub fn cpu(threads: usize) -> Device {
     Device::cpu(threads).expect("threads")
 }
 
+/// Every device that operations are tested on.
+pub fn devices() -> Vec<Device> {
+    vec![cpu(2)]
+}
+
 /// Standard normal values, a function of `seed` and `name` alone.
 pub fn normal(seed: u64, name: &str, shape: impl Into<Shape>, device: &Device) -> Tensor {
     let shape = shape.into();

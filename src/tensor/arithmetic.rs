@@ -61,3 +61,94 @@ impl Tensor {
         Tensor::new(elements, self.shape(), self.device())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::testing::{bits, cpu, devices, normal, on};
+
+    #[test]
+    fn sums_and_fills_of_any_length_are_the_same_bits_everywhere() -> Result<()> {
+        for len in [0, 1, 3, 4, 1024, 1030, 2 * CHUNK + 1] {
+            let [a, b] = ["a", "b"].map(|name| normal(1, name, [len], &cpu(1)));
+            let expected: Vec<u32> =
+                a.to_vec::<f32>()?.iter().zip(b.to_vec::<f32>()?).map(|(a, b)| (a + b).to_bits()).collect();
+            for device in devices() {
+                let (before, mut sum) = (on(&device, &a), on(&device, &a));
+                sum.add_assign(&on(&device, &b))?;
+                assert!(bits(&sum) == expected && bits(&before) == bits(&a), "{len} on {device}");
+                let mut twice = before.clone();
+                twice.add_assign(&before)?;
+                assert!(bits(&before) == bits(&a), "a clone changed on {device}");
+                let full = Tensor::full([len], -0.3, &device)?;
+                assert!(bits(&full).iter().all(|bits| *bits == (-0.3f32).to_bits()), "{len} on {device}");
+                assert!(sum.add_assign(&Tensor::zeros([len, 1], &device)?).is_err());
+            }
+        }
+        Ok(())
+    }
+
+    /// Values of every exponent, with mantissas that round down, up, and are ties; both zeros, infinities.
+    fn hard() -> Vec<f32> {
+        let mantissas = [0u32, 1, 0x7FFF, 0x8000, 0x8001, 0x1_8000, 0x1000, 0x3000, 0x1001, 0x7F_FFFF, 0x7F_8000];
+        let exponents = (0..255u32).flat_map(|exponent| mantissas.map(|mantissa| exponent << 23 | mantissa));
+        let positive = exponents.chain([0x7F80_0000]);
+        positive.flat_map(|bits| [bits, bits | 1 << 31]).map(f32::from_bits).collect()
+    }
+
+    #[test]
+    fn casts_round_as_the_half_crate_does() -> Result<()> {
+        let values = hard();
+        let len = values.len();
+        for device in devices() {
+            let x = Tensor::new(values.clone(), [len], &device)?;
+            let (brain, half) = (x.cast(DType::BF16)?, x.cast(DType::F16)?);
+            let expected: Vec<u16> = values.iter().map(|x| bf16::from_f32(*x).to_bits()).collect();
+            assert!(brain.to_vec::<bf16>()?.iter().map(|x| x.to_bits()).eq(expected), "bf16 on {device}");
+            let expected: Vec<u16> = values.iter().map(|x| f16::from_f32(*x).to_bits()).collect();
+            assert!(half.to_vec::<f16>()?.iter().map(|x| x.to_bits()).eq(expected), "f16 on {device}");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn every_half_width_float_and_byte_comes_back() -> Result<()> {
+        for device in devices() {
+            let brains: Vec<bf16> = (0..=u16::MAX).map(bf16::from_bits).collect();
+            let halves: Vec<f16> = (0..=u16::MAX).map(f16::from_bits).collect();
+            let same =
+                |wide: f32, expected: f32| wide.to_bits() == expected.to_bits() || wide.is_nan() && expected.is_nan();
+            let wide = Tensor::new(brains.clone(), [1 << 16], &device)?.cast(DType::F32)?;
+            let mut pairs = wide.to_vec::<f32>()?.into_iter().zip(&brains);
+            assert!(pairs.all(|(wide, brain)| same(wide, brain.to_f32())), "bf16 on {device}");
+            let again = wide.cast(DType::BF16)?.to_vec::<bf16>()?;
+            assert!(again.iter().zip(&brains).all(|(a, b)| same(a.to_f32(), b.to_f32())), "bf16 on {device}");
+            let wide = Tensor::new(halves.clone(), [1 << 16], &device)?.cast(DType::F32)?;
+            let mut pairs = wide.to_vec::<f32>()?.into_iter().zip(&halves);
+            assert!(pairs.all(|(wide, half)| same(wide, half.to_f32())), "f16 on {device}");
+            let again = wide.cast(DType::F16)?.to_vec::<f16>()?;
+            assert!(again.iter().zip(&halves).all(|(a, b)| same(a.to_f32(), b.to_f32())), "f16 on {device}");
+            let bytes = Tensor::new((0..=u8::MAX).collect(), [256], &device)?.cast(DType::F32)?.to_vec::<f32>()?;
+            assert!(bytes.iter().enumerate().all(|(byte, wide)| *wide == byte as f32), "bytes on {device}");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_nan_stays_one_and_other_casts_are_errors() -> Result<()> {
+        for device in devices() {
+            // Payloads that would carry into the sign, or vanish.
+            let nans = [0x7FFF_FFFFu32, 0xFFFF_FFFF, 0x7F80_0001, 0xFF80_0001, 0x7FC0_0000].map(f32::from_bits);
+            let x = Tensor::new(nans.to_vec(), [5], &device)?;
+            for dtype in [DType::BF16, DType::F16] {
+                let back = x.cast(dtype)?.cast(DType::F32)?.to_vec::<f32>()?;
+                assert!(back.iter().all(|x| x.is_nan()), "{dtype:?} on {device}");
+            }
+            assert_eq!(x.cast(DType::F32)?.dtype(), DType::F32);
+            let error = x.cast(DType::U8).expect_err("no such conversion").to_string();
+            assert!(error.contains("from F32 to U8"), "{error}");
+            assert_eq!(Tensor::zeros([0, 2], &device)?.cast(DType::BF16)?.dims(), [0, 2]);
+        }
+        Ok(())
+    }
+}

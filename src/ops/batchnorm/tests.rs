@@ -2,9 +2,9 @@ use proptest::prelude::*;
 
 use super::{Affine, Fused, Moments, batchnorm, fold};
 use crate::{
-    Result, Tensor,
+    Device, Result, Tensor,
     autograd::{Tape, Var},
-    ops::testing::{F32, assert_close, assert_close_to, bits, cases, check_op, cpu, norm, normal, wide},
+    ops::testing::{F32, assert_close, assert_close_to, bits, cases, check_op, cpu, devices, norm, normal, on, wide},
 };
 
 const EPS: f32 = 1e-5;
@@ -76,10 +76,9 @@ fn check(x: &Tensor) -> Result<()> {
 }
 
 /// Normal values times `deviation` plus `mean`.
-fn spread(rows: usize, channels: usize, mean: f32, deviation: f32) -> Result<Tensor> {
-    let device = cpu(2);
-    let values = normal(rows as u64, "x", [rows, channels], &device).to_vec::<f32>()?;
-    Tensor::new(values.iter().map(|value| value * deviation + mean).collect(), [rows, channels], &device)
+fn spread(rows: usize, channels: usize, mean: f32, deviation: f32, device: &Device) -> Result<Tensor> {
+    let values = normal(rows as u64, "x", [rows, channels], &cpu(1)).to_vec::<f32>()?;
+    Tensor::new(values.iter().map(|value| value * deviation + mean).collect(), [rows, channels], device)
 }
 
 proptest! {
@@ -87,12 +86,16 @@ proptest! {
 
     #[test]
     fn maps_match_the_reference_and_its_numeric_gradient(n in 1..4usize, h in 1..4usize, w in 3..5usize, c in 1..5usize) {
-        check(&normal(n as u64, "x", [n, h, w, c], &cpu(2)))?;
+        for device in devices() {
+            check(&normal(n as u64, "x", [n, h, w, c], &device))?;
+        }
     }
 
     #[test]
     fn vectors_match_the_reference_and_its_numeric_gradient(rows in 3..20usize, c in 1..6usize) {
-        check(&normal(rows as u64, "x", [rows, c], &cpu(2)))?;
+        for device in devices() {
+            check(&normal(rows as u64, "x", [rows, c], &device))?;
+        }
     }
 
     #[test]
@@ -101,60 +104,117 @@ proptest! {
         c in 1..5usize,
         (mean, deviation) in prop_oneof![Just((0.0, 1.0)), Just((1e3, 1.0)), Just((-30.0, 0.01)), Just((1e4, 100.0))],
     ) {
-        let x = spread(rows, c, mean, deviation)?;
-        let moments = Moments::of(&x)?;
-        let [exact_mean, exact_variance] = reference_moments(&wide(&x), c);
-        for channel in 0..c {
-            let (mean, variance) = (wide(&moments.mean)[channel], wide(&moments.variance)[channel]);
-            let (exact, sigma) = (exact_mean[channel], exact_variance[channel].sqrt());
-            // Half a unit in the last place is lost in storing the mean.
-            let bound = 1e-5 * sigma + exact.abs() * f64::from(f32::EPSILON) / 2.0;
-            prop_assert!((mean - exact).abs() <= bound, "mean {mean}, exact {exact}, bound {bound:e}");
-            let error = (variance / exact_variance[channel] - 1.0).abs();
-            prop_assert!(error <= 1e-5, "variance {variance}, relative error {error:e}");
+        for device in devices() {
+            let x = spread(rows, c, mean, deviation, &device)?;
+            let moments = Moments::of(&x)?;
+            let [exact_mean, exact_variance] = reference_moments(&wide(&x), c);
+            for channel in 0..c {
+                let (mean, variance) = (wide(&moments.mean)[channel], wide(&moments.variance)[channel]);
+                let (exact, sigma) = (exact_mean[channel], exact_variance[channel].sqrt());
+                // Half a unit in the last place is lost in storing the mean.
+                let bound = 1e-5 * sigma + exact.abs() * f64::from(f32::EPSILON) / 2.0;
+                prop_assert!((mean - exact).abs() <= bound, "{device}: mean {mean}, exact {exact}, bound {bound:e}");
+                let error = (variance / exact_variance[channel] - 1.0).abs();
+                prop_assert!(error <= 1e-5, "{device}: variance {variance}, relative error {error:e}");
+            }
         }
     }
 
     #[test]
     fn running_statistics_move_by_the_unbiased_variance(rows in 2..9usize, c in 1..5usize, momentum in 0f32..1.0) {
-        let x = spread(rows, c, 3.0, 2.0)?;
-        let (_, running) = others(&x)?;
-        let moments = Moments::of(&x)?;
-        let (mut mean, mut variance) = (running.mean.clone(), running.variance.clone());
-        moments.update_running(momentum, &mut mean, &mut variance)?;
-        let [exact_mean, exact_variance] = reference_moments(&wide(&x), c);
-        let unbiased: Vec<f64> =
-            exact_variance.iter().map(|variance| variance * rows as f64 / (rows as f64 - 1.0)).collect();
-        let momentum = f64::from(momentum);
-        for (what, after, before, new) in [
-            ("mean", &mean, &running.mean, &exact_mean),
-            ("variance", &variance, &running.variance, &unbiased),
-        ] {
-            let blend = |(before, new): (f64, &f64)| (1.0 - momentum) * before + momentum * new;
-            let expected: Vec<f64> = wide(before).into_iter().zip(new).map(blend).collect();
-            // The two terms may cancel.
-            let scale = norm(&wide(before)).max(norm(new));
-            assert_close_to(what, after, &expected, scale, F32);
+        for device in devices() {
+            let x = spread(rows, c, 3.0, 2.0, &device)?;
+            let (_, running) = others(&x)?;
+            let moments = Moments::of(&x)?;
+            let (mut mean, mut variance) = (running.mean.clone(), running.variance.clone());
+            moments.update_running(momentum, &mut mean, &mut variance)?;
+            let [exact_mean, exact_variance] = reference_moments(&wide(&x), c);
+            let unbiased: Vec<f64> =
+                exact_variance.iter().map(|variance| variance * rows as f64 / (rows as f64 - 1.0)).collect();
+            let momentum = f64::from(momentum);
+            for (what, after, before, new) in [
+                ("mean", &mean, &running.mean, &exact_mean),
+                ("variance", &variance, &running.variance, &unbiased),
+            ] {
+                let blend = |(before, new): (f64, &f64)| (1.0 - momentum) * before + momentum * new;
+                let expected: Vec<f64> = wide(before).into_iter().zip(new).map(blend).collect();
+                // The two terms may cancel.
+                let scale = norm(&wide(before)).max(norm(new));
+                assert_close_to(what, after, &expected, scale, F32);
+            }
         }
     }
 }
 
 #[test]
 fn many_rows_match_the_reference_and_its_numeric_gradient() -> Result<()> {
-    check(&spread(3 * 256 + 17, 2, 0.5, 1.5)?)
+    devices().iter().try_for_each(|device| check(&spread(3 * 256 + 17, 2, 0.5, 1.5, device)?))
 }
 
 #[test]
 fn a_fold_is_the_batchnorm_with_running_statistics() -> Result<()> {
-    let x = spread(30, 5, 0.0, 1.0)?;
-    let (others, running) = others(&x)?;
-    let (factor, offset) = fold(&others[0], &others[1], &running.mean, &running.variance, EPS)?;
-    let (x, factor, offset) = (wide(&x), wide(&factor), wide(&offset));
-    let folded: Vec<f64> = x.iter().enumerate().map(|(at, x)| x * factor[at % 5] + offset[at % 5]).collect();
-    let inputs = [x, wide(&others[0]), wide(&others[1])];
-    let expected = reference(&inputs, Some(&[wide(&running.mean), wide(&running.variance)]), false);
-    let folded = Tensor::new(folded.iter().map(|value| *value as f32).collect(), [30, 5], &cpu(1))?;
-    assert_close("fold", &folded, &expected, F32);
+    for device in devices() {
+        let x = spread(30, 5, 0.0, 1.0, &device)?;
+        let (others, running) = others(&x)?;
+        let (factor, offset) = fold(&others[0], &others[1], &running.mean, &running.variance, EPS)?;
+        let (x, factor, offset) = (wide(&x), wide(&factor), wide(&offset));
+        let folded: Vec<f64> = x.iter().enumerate().map(|(at, x)| x * factor[at % 5] + offset[at % 5]).collect();
+        let inputs = [x, wide(&others[0]), wide(&others[1])];
+        let expected = reference(&inputs, Some(&[wide(&running.mean), wide(&running.variance)]), false);
+        let folded = Tensor::new(folded.iter().map(|value| *value as f32).collect(), [30, 5], &cpu(1))?;
+        assert_close("fold", &folded, &expected, F32);
+    }
+    Ok(())
+}
+
+#[test]
+fn tiles_and_vectors_of_any_raggedness_agree_with_the_processor() -> Result<()> {
+    // Rows around the GPU's tiles of 128, channels around its groups of 16 and of 64.
+    for (rows, c) in [(127, 64), (128, 60), (129, 68), (256, 4), (257, 17), (33 * 128 + 1, 16), (2, 130)] {
+        let results = |device: &Device| -> Result<Vec<Tensor>> {
+            let x = spread(rows, c, -2.0, 1.5, device)?;
+            let (others, _) = others(&x)?;
+            let mut tape = Tape::new();
+            let leaves = [&[x.clone()][..], &others].concat();
+            let vars: Vec<Var> =
+                leaves.into_iter().enumerate().map(|(at, value)| tape.leaf(&at.to_string(), value)).collect();
+            let output = on_tape(&mut tape, &vars, None, true)?;
+            let seed = normal(2, "seed", x.shape(), device);
+            let moments = Moments::of(&x)?;
+            let grads = tape.backward_from(&output, seed)?.into_values();
+            Ok([output.into_value(), moments.mean, moments.variance].into_iter().chain(grads).collect())
+        };
+        let expected = results(&cpu(1))?;
+        for device in devices() {
+            for (at, (actual, expected)) in results(&device)?.iter().zip(&expected).enumerate() {
+                // The gradients' sums over thousands of rows may cancel.
+                let expected = wide(expected);
+                let scale = norm(&expected).max((rows as f64).sqrt());
+                assert_close_to(&format!("{rows} x {c} on {device}, tensor {at}"), actual, &expected, scale, F32);
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn what_is_folded_and_what_runs_along_are_the_same_bits_everywhere() -> Result<()> {
+    let results = |device: &Device| -> Result<Vec<Vec<u32>>> {
+        // Moments of the processor, so that these two operations alone are compared.
+        let x = spread(9, 300, 1.0, 2.0, &cpu(1))?;
+        let moments = Moments::of(&x)?;
+        let moments =
+            Moments { mean: on(device, &moments.mean), variance: on(device, &moments.variance), rows: moments.rows };
+        let (others, running) = others(&on(device, &x))?;
+        let (factor, offset) = fold(&others[0], &others[1], &running.mean, &running.variance, EPS)?;
+        let (mut mean, mut variance) = (running.mean.clone(), running.variance.clone());
+        moments.update_running(0.3, &mut mean, &mut variance)?;
+        Ok([factor, offset, mean, variance].iter().map(bits).collect())
+    };
+    let expected = results(&cpu(1))?;
+    for device in devices() {
+        assert!(results(&device)? == expected, "{device}");
+    }
     Ok(())
 }
 
@@ -179,49 +239,71 @@ fn results_do_not_depend_on_the_number_of_threads() -> Result<()> {
 
 #[test]
 fn a_residual_that_is_the_input_itself_gets_both_gradients() -> Result<()> {
-    let x = normal(4, "x", [6, 3], &cpu(1));
-    let others = others(&x)?.0;
-    check_op(
-        "batchnorm + identity",
-        &[x, others[0].clone(), others[1].clone()],
-        |tape, vars| on_tape(tape, &[vars, &vars[..1]].concat(), None, true),
-        |inputs| reference(&[inputs, &inputs[..1]].concat(), None, true),
-    )
+    devices().iter().try_for_each(|device| {
+        let x = normal(4, "x", [6, 3], device);
+        let others = others(&x)?.0;
+        check_op(
+            "batchnorm + identity",
+            &[x, others[0].clone(), others[1].clone()],
+            |tape, vars| on_tape(tape, &[vars, &vars[..1]].concat(), None, true),
+            |inputs| reference(&[inputs, &inputs[..1]].concat(), None, true),
+        )
+    })
 }
 
 #[test]
 fn a_nan_passes_the_relu() -> Result<()> {
-    let x = Tensor::full([2, 1], f32::NAN, &cpu(1)).unwrap();
-    let (others, running) = others(&x)?;
-    let vars: Vec<Var> = [x, others[0].clone(), others[1].clone()].map(Var::constant).to_vec();
-    assert!(on_tape(&mut Tape::new(), &vars, Some(&running), true)?.value().scalar()?.is_nan());
+    for device in devices() {
+        for channels in [1, 4] {
+            let x = Tensor::full([2, channels], f32::NAN, &device)?;
+            let (others, running) = others(&x)?;
+            let vars: Vec<Var> = [x, others[0].clone(), others[1].clone()].map(Var::constant).to_vec();
+            let output = on_tape(&mut Tape::new(), &vars, Some(&running), true)?;
+            assert!(output.value().to_vec::<f32>()?.iter().all(|y| y.is_nan()), "{device}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn an_empty_batch_with_running_statistics_stays_empty() -> Result<()> {
+    for device in devices() {
+        let x = Tensor::zeros([0, 3], &device)?;
+        let (others, running) = others(&x)?;
+        let mut tape = Tape::new();
+        let vars = [tape.leaf("x", x), Var::constant(others[0].clone()), Var::constant(others[1].clone())];
+        let output = on_tape(&mut tape, &vars, Some(&running), true)?;
+        assert_eq!(output.value().dims(), [0, 3]);
+        assert_eq!(tape.backward(&output)?["x"].dims(), [0, 3]);
+    }
     Ok(())
 }
 
 #[test]
 fn too_few_rows_and_extents_that_do_not_fit_are_errors() -> Result<()> {
-    let device = cpu(1);
-    for dims in [[1, 4], [0, 4]] {
-        let error = Moments::of(&Tensor::zeros(dims, &device).unwrap()).expect_err("no variance").to_string();
-        assert!(error.contains("more than one value per channel"), "{error}");
+    for device in devices() {
+        for dims in [[1, 4], [0, 4]] {
+            let error = Moments::of(&Tensor::zeros(dims, &device).unwrap()).expect_err("no variance").to_string();
+            assert!(error.contains("more than one value per channel"), "{error}");
+        }
+        assert!(Moments::of(&Tensor::zeros([1, 1, 1, 8], &device).unwrap()).is_err());
+        assert!(Moments::of(&Tensor::zeros([4, 0], &device).unwrap()).is_err());
+        let x = spread(4, 3, 0.0, 1.0, &device)?;
+        let wrong = spread(4, 2, 0.0, 1.0, &device)?;
+        let ((fitting, running), (not, not_running)) = (others(&x)?, others(&wrong)?);
+        let attempt = |scale: &Tensor, shift: &Tensor, residual: &Tensor, running: &Moments| {
+            let vars = [&x, scale, shift, residual].map(|tensor| Var::constant(tensor.clone()));
+            on_tape(&mut Tape::new(), &vars, Some(running), false).is_ok()
+        };
+        assert!(attempt(&fitting[0], &fitting[1], &fitting[2], &running));
+        assert!(!attempt(&not[0], &fitting[1], &fitting[2], &running));
+        assert!(!attempt(&fitting[0], &not[1], &fitting[2], &running));
+        assert!(!attempt(&fitting[0], &fitting[1], &not[2], &running));
+        assert!(!attempt(&fitting[0], &fitting[1], &fitting[2], &not_running));
+        assert!(!attempt(&not[0], &not[1], &fitting[2], &not_running));
+        let moments = Moments::of(&x)?;
+        let (mut mean, mut variance) = (not_running.mean.clone(), running.variance.clone());
+        assert!(moments.update_running(0.1, &mut mean, &mut variance).is_err());
     }
-    assert!(Moments::of(&Tensor::zeros([1, 1, 1, 8], &device).unwrap()).is_err());
-    assert!(Moments::of(&Tensor::zeros([4, 0], &device).unwrap()).is_err());
-    let x = spread(4, 3, 0.0, 1.0)?;
-    let wrong = spread(4, 2, 0.0, 1.0)?;
-    let ((fitting, running), (not, not_running)) = (others(&x)?, others(&wrong)?);
-    let attempt = |scale: &Tensor, shift: &Tensor, residual: &Tensor, running: &Moments| {
-        let vars = [&x, scale, shift, residual].map(|tensor| Var::constant(tensor.clone()));
-        on_tape(&mut Tape::new(), &vars, Some(running), false).is_ok()
-    };
-    assert!(attempt(&fitting[0], &fitting[1], &fitting[2], &running));
-    assert!(!attempt(&not[0], &fitting[1], &fitting[2], &running));
-    assert!(!attempt(&fitting[0], &not[1], &fitting[2], &running));
-    assert!(!attempt(&fitting[0], &fitting[1], &not[2], &running));
-    assert!(!attempt(&fitting[0], &fitting[1], &fitting[2], &not_running));
-    assert!(!attempt(&not[0], &not[1], &fitting[2], &not_running));
-    let moments = Moments::of(&x)?;
-    let (mut mean, mut variance) = (not_running.mean.clone(), running.variance.clone());
-    assert!(moments.update_running(0.1, &mut mean, &mut variance).is_err());
     Ok(())
 }

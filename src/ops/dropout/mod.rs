@@ -54,55 +54,70 @@ fn apply_mask(input: &Tensor, p: f32, random: &Random) -> Result<Tensor> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::testing::{check_op, cpu, normal};
+    use crate::ops::testing::{bits, check_op, cpu, devices, normal, on};
 
     #[test]
     fn drops_the_stated_share_and_masks_the_gradient_alike() -> Result<()> {
-        let device = Device::cpu(2)?;
-        let random = Random::stream(5, "dropout", &[7]);
-        let mut tape = Tape::new();
-        let x = tape.leaf("x", Tensor::full([100, 1000], 2.0, &device).unwrap());
-        let y = dropout(&mut tape, &x, 0.25, &random)?;
-        let output = y.value().to_vec::<f32>()?;
-        let dropped = output.iter().filter(|y| **y == 0.0).count() as f64 / output.len() as f64;
-        assert!((dropped - 0.25).abs() < 0.01, "{dropped}");
-        assert!(output.iter().all(|y| *y == 0.0 || (y - 2.0 / 0.75).abs() < 1e-6));
-        let grads = tape.backward(&y)?;
-        for (grad, y) in grads["x"].to_vec::<f32>()?.iter().zip(&output) {
-            assert_eq!(*grad, y / 2.0);
+        for device in devices() {
+            let random = Random::stream(5, "dropout", &[7]);
+            let mut tape = Tape::new();
+            let x = tape.leaf("x", Tensor::full([100, 1000], 2.0, &device).unwrap());
+            let y = dropout(&mut tape, &x, 0.25, &random)?;
+            let output = y.value().to_vec::<f32>()?;
+            let dropped = output.iter().filter(|y| **y == 0.0).count() as f64 / output.len() as f64;
+            assert!((dropped - 0.25).abs() < 0.01, "{dropped}");
+            assert!(output.iter().all(|y| *y == 0.0 || (y - 2.0 / 0.75).abs() < 1e-6));
+            let grads = tape.backward(&y)?;
+            for (grad, y) in grads["x"].to_vec::<f32>()?.iter().zip(&output) {
+                assert_eq!(*grad, y / 2.0);
+            }
         }
         Ok(())
     }
 
     #[test]
     fn the_gradient_is_the_numeric_one() -> Result<()> {
-        let (device, random) = (cpu(2), Random::stream(5, "dropout", &[7]));
-        // More than one chunk would take the numeric gradient too long; the test above has several.
-        let x = normal(1, "x", [13, 7], &device);
-        let p = 0.3;
+        let (random, p) = (Random::stream(5, "dropout", &[7]), 0.3);
         let kept = |at: usize| random.at(at as u64) >= p;
-        check_op(
-            "dropout",
-            &[x],
-            |tape, vars| dropout(tape, &vars[0], p, &random),
-            |inputs| {
-                let scale = |(at, x): (usize, &f64)| if kept(at) { x / (1.0 - f64::from(p)) } else { 0.0 };
-                inputs[0].iter().enumerate().map(scale).collect()
-            },
-        )
+        devices().iter().try_for_each(|device| {
+            // More than one chunk would take the numeric gradient too long; the test above has several.
+            let x = normal(1, "x", [13, 7], device);
+            check_op(
+                "dropout",
+                &[x],
+                |tape, vars| dropout(tape, &vars[0], p, &random),
+                |inputs| {
+                    let scale = |(at, x): (usize, &f64)| if kept(at) { x / (1.0 - f64::from(p)) } else { 0.0 };
+                    inputs[0].iter().enumerate().map(scale).collect()
+                },
+            )
+        })
+    }
+
+    #[test]
+    fn masks_are_the_same_bits_everywhere() -> Result<()> {
+        for len in [0, 1, 3, 1024, 1027, 2 * CHUNK + 1] {
+            let (x, random) = (normal(1, "x", [len], &cpu(1)), Random::stream(9, "dropout", &[len as u64]));
+            let expected = bits(&apply_mask(&x, 0.4, &random)?);
+            for device in devices() {
+                assert!(bits(&apply_mask(&on(&device, &x), 0.4, &random)?) == expected, "{len} on {device}");
+            }
+        }
+        Ok(())
     }
 
     #[test]
     fn another_stream_drops_others_and_bad_probabilities_are_errors() -> Result<()> {
-        let device = Device::cpu(1)?;
-        let x = Var::constant(Tensor::full([64], 1.0, &device).unwrap());
-        let mask = |number| -> Result<Vec<f32>> {
-            dropout(&mut Tape::new(), &x, 0.5, &Random::stream(1, "d", &[number]))?.value().to_vec()
-        };
-        assert_eq!(mask(0)?, mask(0)?);
-        assert_ne!(mask(0)?, mask(1)?);
-        for p in [-0.1, 1.0, f32::NAN] {
-            assert!(dropout(&mut Tape::new(), &x, p, &Random::stream(1, "d", &[])).is_err());
+        for device in devices() {
+            let x = Var::constant(Tensor::full([64], 1.0, &device).unwrap());
+            let mask = |number| -> Result<Vec<f32>> {
+                dropout(&mut Tape::new(), &x, 0.5, &Random::stream(1, "d", &[number]))?.value().to_vec()
+            };
+            assert_eq!(mask(0)?, mask(0)?);
+            assert_ne!(mask(0)?, mask(1)?);
+            for p in [-0.1, 1.0, f32::NAN] {
+                assert!(dropout(&mut Tape::new(), &x, p, &Random::stream(1, "d", &[])).is_err());
+            }
         }
         Ok(())
     }

@@ -79,42 +79,70 @@ fn zip(cpu: &CpuDevice, left: &Tensor, right: &Tensor, f: impl Fn(f32, f32) -> f
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::testing::{check_op, cpu, normal};
+    use crate::ops::testing::{bits, check_op, cpu, devices, normal, on};
 
     #[test]
     fn relu_of_a_sum() -> Result<()> {
-        let device = Device::cpu(1)?;
-        let mut tape = Tape::new();
-        let a = tape.leaf("a", Tensor::new(vec![1., -2., 3.], [3], &device)?);
-        let b = tape.leaf("b", Tensor::new(vec![1., 1., -4.], [3], &device)?);
-        let sum = add(&mut tape, &a, &b)?;
-        let y = relu(&mut tape, &sum)?;
-        assert_eq!(y.value().to_vec::<f32>()?, [2., 0., 0.]);
-        let grads = tape.backward(&y)?;
-        assert_eq!(grads["a"].to_vec::<f32>()?, [1., 0., 0.]); // d relu(a + b) / da = 1 where a + b > 0
-        assert_eq!(grads["b"].to_vec::<f32>()?, [1., 0., 0.]);
+        for device in devices() {
+            let mut tape = Tape::new();
+            let a = tape.leaf("a", Tensor::new(vec![1., -2., 3.], [3], &device)?);
+            let b = tape.leaf("b", Tensor::new(vec![1., 1., -4.], [3], &device)?);
+            let sum = add(&mut tape, &a, &b)?;
+            let y = relu(&mut tape, &sum)?;
+            assert_eq!(y.value().to_vec::<f32>()?, [2., 0., 0.]);
+            let grads = tape.backward(&y)?;
+            assert_eq!(grads["a"].to_vec::<f32>()?, [1., 0., 0.]); // d relu(a + b) / da = 1 where a + b > 0
+            assert_eq!(grads["b"].to_vec::<f32>()?, [1., 0., 0.]);
+        }
         Ok(())
     }
 
     #[test]
     fn the_gradients_are_numeric_ones() -> Result<()> {
-        let inputs = ["a", "b"].map(|name| normal(1, name, [5, 7, 3], &cpu(2)));
-        check_op(
-            "relu",
-            &inputs[..1],
-            |tape, vars| relu(tape, &vars[0]),
-            |inputs| inputs[0].iter().map(|x| x.max(0.0)).collect(),
-        )?;
-        let sum = |inputs: &[Vec<f64>]| inputs[0].iter().zip(&inputs[1]).map(|(a, b)| a + b).collect();
-        check_op("add", &inputs, |tape, vars| add(tape, &vars[0], &vars[1]), sum)?;
-        let double = |inputs: &[Vec<f64>]| inputs[0].iter().map(|a| a + a).collect();
-        check_op("add to itself", &inputs[..1], |tape, vars| add(tape, &vars[0], &vars[0]), double)
+        devices().iter().try_for_each(|device| {
+            let inputs = ["a", "b"].map(|name| normal(1, name, [5, 7, 3], device));
+            check_op(
+                "relu",
+                &inputs[..1],
+                |tape, vars| relu(tape, &vars[0]),
+                |inputs| inputs[0].iter().map(|x| x.max(0.0)).collect(),
+            )?;
+            let sum = |inputs: &[Vec<f64>]| inputs[0].iter().zip(&inputs[1]).map(|(a, b)| a + b).collect();
+            check_op("add", &inputs, |tape, vars| add(tape, &vars[0], &vars[1]), sum)?;
+            let double = |inputs: &[Vec<f64>]| inputs[0].iter().map(|a| a + a).collect();
+            check_op("add to itself", &inputs[..1], |tape, vars| add(tape, &vars[0], &vars[0]), double)
+        })
     }
 
     #[test]
-    fn relu_keeps_nan() -> Result<()> {
-        let x = Var::constant(Tensor::new(vec![f32::NAN], [1], &Device::cpu(1)?)?);
-        assert!(relu(&mut Tape::new(), &x)?.value().scalar()?.is_nan());
+    fn lengths_of_any_raggedness_give_the_same_bits_everywhere() -> Result<()> {
+        let results = |len: usize, device: &Device| -> Result<Vec<Vec<u32>>> {
+            let [a, b] = ["a", "b"].map(|name| on(device, &normal(1, name, [len], &cpu(1))));
+            let mut tape = Tape::new();
+            let (x, y) = (tape.leaf("x", a.clone()), tape.leaf("y", b));
+            let sum = add(&mut tape, &x, &y)?;
+            let output = relu(&mut tape, &sum)?;
+            let scaled = scale(&a, &Tensor::full([], -1.7, device)?)?;
+            let grads = tape.backward_from(&output, scaled.clone())?;
+            Ok([output.value(), &scaled, &grads["x"], &grads["y"]].map(bits).to_vec())
+        };
+        for len in [0, 1, 2, 3, 4, 5, 1023, 1024, 1025, 4099] {
+            let expected = results(len, &cpu(1))?;
+            for device in devices() {
+                assert!(results(len, &device)? == expected, "{len} on {device}");
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn relu_keeps_nan_and_what_is_not_one_number_scales_nothing() -> Result<()> {
+        for device in devices() {
+            let x = Var::constant(Tensor::new(vec![f32::NAN; 5], [5], &device)?);
+            let y = relu(&mut Tape::new(), &x)?.into_value();
+            assert!(y.to_vec::<f32>()?.iter().all(|y| y.is_nan()));
+            assert!(scale(&y, &y).is_err());
+        }
         Ok(())
     }
 }

@@ -42,3 +42,64 @@ fn typed<T: Element>(matrix: &Tensor, rows: &Tensor, [count, width]: [usize; 2],
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::testing::{bits, devices, normal};
+
+    #[test]
+    fn rows_of_any_width_and_type() -> Result<()> {
+        for device in devices() {
+            let rows = [4u32, 0, 4, 6, 2];
+            let numbers = Tensor::new(rows.to_vec(), [5], &device)?;
+            // Units of 16, 4, 2 and 1 bytes; more than a block of them.
+            for width in [1usize, 2, 3, 4, 8, 260, 1028] {
+                let picked = |values: &[f32]| -> Vec<f32> {
+                    rows.iter().flat_map(|row| &values[*row as usize * width..][..width]).copied().collect()
+                };
+                let matrix = normal(1, "matrix", [7, width], &device);
+                let expected = picked(&matrix.to_vec::<f32>()?);
+                let gathered = gather(&matrix, &numbers)?;
+                assert_eq!((gathered.dims(), gathered.to_vec::<f32>()?), (&[5, width][..], expected), "{device}");
+                for dtype in [DType::BF16, DType::F16] {
+                    let half = matrix.cast(dtype)?;
+                    let expected = picked(&half.cast(DType::F32)?.to_vec::<f32>()?);
+                    let gathered = gather(&half, &numbers)?.cast(DType::F32)?;
+                    assert_eq!(gathered.to_vec::<f32>()?, expected, "{dtype:?} of {width} on {device}");
+                }
+                let bytes: Vec<u8> = (0..7 * width).map(|at| at as u8).collect();
+                let expected = picked(&bytes.iter().map(|byte| f32::from(*byte)).collect::<Vec<_>>());
+                let gathered = gather(&Tensor::new(bytes, [7, width], &device)?, &numbers)?.cast(DType::F32)?;
+                assert_eq!(gathered.to_vec::<f32>()?, expected, "bytes on {device}");
+            }
+            let labels = Tensor::new((10..17u32).collect(), [7], &device)?;
+            assert_eq!(gather(&labels, &numbers)?.to_vec::<u32>()?, [14, 10, 14, 16, 12]);
+            let none = Tensor::new(Vec::<u32>::new(), [0], &device)?;
+            assert_eq!(gather(&labels, &none)?.dims(), [0]);
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_row_that_does_not_exist_passes_for_nothing() -> Result<()> {
+        for device in devices() {
+            let matrix = Tensor::zeros([3, 5], &device)?;
+            for row in [3, u32::MAX] {
+                match (gather(&matrix, &Tensor::new(vec![1, row], [2], &device)?), &device) {
+                    (Err(error), Device::Cpu(_)) => assert!(error.to_string().contains(&format!("row {row} of 3"))),
+                    (Ok(gathered), Device::Cuda(_)) => {
+                        assert_eq!(bits(&gathered), [[0; 5], [u32::MAX; 5]].concat());
+                        assert!(gathered.to_vec::<f32>()?[5..].iter().all(|value| value.is_nan()));
+                    }
+                    (outcome, device) => panic!("{outcome:?} on {device}"),
+                }
+            }
+            let rows = Tensor::new(vec![0u32], [1], &device)?;
+            assert!(gather(&Tensor::zeros([1, 1, 1], &device)?, &rows).is_err());
+            assert!(gather(&matrix, &Tensor::zeros([1], &device)?).is_err(), "rows that are floats");
+            assert!(gather(&matrix, &rows.reshape([1, 1])?).is_err());
+        }
+        Ok(())
+    }
+}

@@ -1,10 +1,10 @@
 use proptest::prelude::*;
 
-use super::{CrossEntropy, Target, cross_entropy, log_softmax, log_softmax_forward, softmax};
+use super::{CrossEntropy, Target, correct, cross_entropy, log_softmax, log_softmax_forward, softmax};
 use crate::{
     Device, Error, Result, Tensor,
     autograd::{Tape, Var},
-    ops::testing::{F32, assert_close, assert_close_to, cases, check_op, cpu, normal, wide},
+    ops::testing::{F32, assert_close, assert_close_to, bits, cases, check_op, cpu, devices, normal, on, wide},
     random::Random,
 };
 
@@ -82,85 +82,176 @@ proptest! {
 
     #[test]
     fn every_combination_of_options_matches_the_reference(n in 1..9usize, classes in 1..8usize, smoothing in 0f32..=1.0) {
-        let logits = normal(classes as u64, "logits", [n, classes], &cpu(1));
-        for (smooth, soft, weighted) in (0..8).map(|bits| (bits & 1 > 0, bits & 2 > 0, bits & 4 > 0)) {
-            check(&logits, if smooth { smoothing } else { 0.0 }, soft, weighted)?;
+        for device in devices() {
+            let logits = normal(classes as u64, "logits", [n, classes], &device);
+            for (smooth, soft, weighted) in (0..8).map(|bits| (bits & 1 > 0, bits & 2 > 0, bits & 4 > 0)) {
+                check(&logits, if smooth { smoothing } else { 0.0 }, soft, weighted)?;
+            }
         }
     }
 
     #[test]
     fn log_softmax_matches_the_reference(n in 1..9usize, classes in 1..12usize) {
-        let logits = normal(classes as u64, "logits", [n, classes], &cpu(1));
-        check_op("log softmax", std::slice::from_ref(&logits), |tape, vars| log_softmax(tape, &vars[0]),
-            |inputs| reference_log_softmax(&inputs[0], classes))?;
-        let probabilities: Vec<f64> = reference_log_softmax(&wide(&logits), classes).iter().map(|v| v.exp()).collect();
-        assert_close("softmax", &softmax(&logits)?, &probabilities, F32);
+        for device in devices() {
+            let logits = normal(classes as u64, "logits", [n, classes], &device);
+            check_op("log softmax", std::slice::from_ref(&logits), |tape, vars| log_softmax(tape, &vars[0]),
+                |inputs| reference_log_softmax(&inputs[0], classes))?;
+            let probabilities: Vec<f64> =
+                reference_log_softmax(&wide(&logits), classes).iter().map(|v| v.exp()).collect();
+            assert_close("softmax", &softmax(&logits)?, &probabilities, F32);
+        }
     }
 }
 
 #[test]
 fn extreme_logits_stay_finite_and_exact() -> Result<()> {
-    let device = cpu(1);
-    let values = vec![1e4, -1e4, 0., -1e4, -1e4, -1e4, 1e4, 1e4 - 1., -1e4, 88., 89., -104.];
-    let logits = Tensor::new(values, [4, 3], &device)?;
-    let exact = reference_log_softmax(&wide(&logits), 3);
-    assert_close("log softmax", &log_softmax_forward(&logits)?, &exact, F32);
-    let labels = vec![1, 2, 0, 1];
-    let losses: f64 = labels.iter().enumerate().map(|(row, label)| -exact[row * 3 + *label as usize]).sum();
-    let target = Target::Labels(Tensor::new(labels.clone(), [4], &device)?);
-    let mut tape = Tape::new();
-    let x = tape.leaf("x", logits);
-    let loss = cross_entropy(&mut tape, &x, &target, &CrossEntropy::default())?;
-    assert_close("loss", loss.value(), &[losses / 4.0], F32);
-    let grad: Vec<f64> = exact
-        .iter()
-        .enumerate()
-        .map(|(at, log_p)| (log_p.exp() - f64::from(u8::from(labels[at / 3] == (at % 3) as u32))) / 4.0)
-        .collect();
-    assert_close_to("gradient", &tape.backward(&loss)?["x"], &grad, 1.0, F32);
+    for device in devices() {
+        let values = vec![1e4, -1e4, 0., -1e4, -1e4, -1e4, 1e4, 1e4 - 1., -1e4, 88., 89., -104.];
+        let logits = Tensor::new(values, [4, 3], &device)?;
+        let exact = reference_log_softmax(&wide(&logits), 3);
+        assert_close("log softmax", &log_softmax_forward(&logits)?, &exact, F32);
+        let labels = vec![1, 2, 0, 1];
+        let losses: f64 = labels.iter().enumerate().map(|(row, label)| -exact[row * 3 + *label as usize]).sum();
+        let target = Target::Labels(Tensor::new(labels.clone(), [4], &device)?);
+        let mut tape = Tape::new();
+        let x = tape.leaf("x", logits);
+        let loss = cross_entropy(&mut tape, &x, &target, &CrossEntropy::default())?;
+        assert_close("loss", loss.value(), &[losses / 4.0], F32);
+        let grad: Vec<f64> = exact
+            .iter()
+            .enumerate()
+            .map(|(at, log_p)| (log_p.exp() - f64::from(u8::from(labels[at / 3] == (at % 3) as u32))) / 4.0)
+            .collect();
+        assert_close_to("gradient", &tape.backward(&loss)?["x"], &grad, 1.0, F32);
+    }
     Ok(())
 }
 
 #[test]
 fn an_impossible_class_with_no_weight_adds_nothing() -> Result<()> {
-    let device = cpu(1);
-    let logits = Var::constant(Tensor::new(vec![0., f32::NEG_INFINITY], [1, 2], &device)?);
-    let target = Target::Soft(Tensor::new(vec![1., 0.], [1, 2], &device)?);
-    let loss = cross_entropy(&mut Tape::new(), &logits, &target, &CrossEntropy::default())?;
-    assert_eq!(loss.value().scalar()?, 0.0);
-    let nan = Var::constant(Tensor::new(vec![0., f32::NAN], [1, 2], &device)?);
-    let loss = cross_entropy(&mut Tape::new(), &nan, &target, &CrossEntropy::default())?;
-    assert!(loss.value().scalar()?.is_nan());
+    for device in devices() {
+        let logits = Var::constant(Tensor::new(vec![0., f32::NEG_INFINITY], [1, 2], &device)?);
+        let target = Target::Soft(Tensor::new(vec![1., 0.], [1, 2], &device)?);
+        let loss = cross_entropy(&mut Tape::new(), &logits, &target, &CrossEntropy::default())?;
+        assert_eq!(loss.value().scalar()?, 0.0);
+        let nan = Var::constant(Tensor::new(vec![0., f32::NAN], [1, 2], &device)?);
+        let loss = cross_entropy(&mut Tape::new(), &nan, &target, &CrossEntropy::default())?;
+        assert!(loss.value().scalar()?.is_nan());
+    }
+    Ok(())
+}
+
+#[test]
+fn many_rows_and_many_classes_agree_with_the_processor() -> Result<()> {
+    for (n, classes) in [(1, 33), (7, 64), (9, 31), (300, 3), (17, 1)] {
+        let results = |device: &Device| -> Result<[Tensor; 3]> {
+            let logits = on(device, &normal(1, "logits", [n, classes], &cpu(1)));
+            let weights = (1..=classes).map(|class| 0.3 * class as f32).collect();
+            let class_weights = Some(Tensor::new(weights, [classes], device)?);
+            let options = CrossEntropy { label_smoothing: 0.1, class_weights };
+            let mut tape = Tape::new();
+            let x = tape.leaf("x", logits.clone());
+            let target = Target::Labels(labels(n, classes, device)?);
+            let loss = cross_entropy(&mut tape, &x, &target, &options)?;
+            let value = loss.value().clone();
+            Ok([value, tape.backward(&loss)?["x"].clone(), log_softmax_forward(&logits)?])
+        };
+        let expected = results(&cpu(1))?;
+        for device in devices() {
+            for (at, (actual, expected)) in results(&device)?.iter().zip(&expected).enumerate() {
+                let expected = wide(expected);
+                let scale = crate::ops::testing::norm(&expected).max(1.0);
+                assert_close_to(&format!("{n} x {classes} on {device}, tensor {at}"), actual, &expected, scale, F32);
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_row_does_not_depend_on_its_batch() -> Result<()> {
+    for device in devices() {
+        let all = normal(1, "logits", [13, 37], &device);
+        let alone = Tensor::new(all.to_vec::<f32>()?[11 * 37..12 * 37].to_vec(), [1, 37], &device)?;
+        assert!(bits(&softmax(&all)?)[11 * 37..12 * 37] == bits(&softmax(&alone)?), "{device}");
+    }
+    Ok(())
+}
+
+#[test]
+fn correct_rows_are_counted() -> Result<()> {
+    for device in devices() {
+        let nan = f32::NAN;
+        let rows = [[3., 1., 2.], [1., 3., 3.], [1., 3., 3.], [0., nan, 1.], [0., nan, 1.], [-1., -2., -0.5]];
+        let logits = Tensor::new(rows.concat(), [6, 3], &device)?;
+        // Right; right, the first of equals; wrong, the second; wrong with a NaN, twice; no such class.
+        let labels = Tensor::new(vec![0u32, 1, 2, 1, 2, 7], [6], &device)?;
+        assert_eq!(correct(&logits, &labels)?.to_vec::<u32>()?, [2], "{device}");
+        let many = normal(3, "logits", [29, 70], &device);
+        let values = many.to_vec::<f32>()?;
+        let largest = |row: &[f32]| (0..70).max_by(|a, b| row[*a].total_cmp(&row[*b])).expect("70 classes") as u32;
+        let mut labels: Vec<u32> = values.chunks(70).map(largest).collect();
+        labels[5] = (labels[5] + 1) % 70;
+        assert_eq!(correct(&many, &Tensor::new(labels, [29], &device)?)?.to_vec::<u32>()?, [28], "{device}");
+        let (empty, none) = (Tensor::zeros([0, 3], &device)?, Tensor::new(Vec::<u32>::new(), [0], &device)?);
+        assert_eq!(correct(&empty, &none)?.to_vec::<u32>()?, [0]);
+        assert!(correct(&logits, &none).is_err());
+    }
+    Ok(())
+}
+
+#[test]
+fn an_empty_batch_has_no_mean() -> Result<()> {
+    for device in devices() {
+        let logits = Var::constant(Tensor::zeros([0, 3], &device)?);
+        let target = Target::labels(Vec::new(), 3, &device)?;
+        let loss = cross_entropy(&mut Tape::new(), &logits, &target, &CrossEntropy::default())?;
+        assert!(loss.value().scalar()?.is_nan(), "{device}");
+        assert_eq!(softmax(logits.value())?.dims(), [0, 3]);
+    }
     Ok(())
 }
 
 #[test]
 fn labels_and_options_out_of_range_are_errors() -> Result<()> {
-    let device = cpu(1);
-    let logits = Var::constant(Tensor::zeros([3, 4], &device).unwrap());
-    let labels = |labels: Vec<u32>| -> Result<Target> {
-        let n = labels.len();
-        Ok(Target::Labels(Tensor::new(labels, [n], &device)?))
-    };
-    let attempt = |target: &Target, options: &CrossEntropy| cross_entropy(&mut Tape::new(), &logits, target, options);
-    let plain = CrossEntropy::default();
-    assert!(attempt(&labels(vec![0, 3, 1])?, &plain).is_ok());
-    for label in [4, u32::MAX] {
-        let error = attempt(&labels(vec![0, label, 1])?, &plain).expect_err("no such class").to_string();
-        assert!(error.contains(&format!("label {label} of sample 1")), "{error}");
-        let weighted = CrossEntropy { class_weights: Some(Tensor::full([4], 1.0, &device).unwrap()), ..plain.clone() };
-        assert!(attempt(&labels(vec![0, label, 1])?, &weighted).is_err());
+    for device in devices() {
+        let logits = Var::constant(Tensor::zeros([3, 4], &device).unwrap());
+        let labels = |labels: Vec<u32>| -> Result<Target> {
+            let n = labels.len();
+            Ok(Target::Labels(Tensor::new(labels, [n], &device)?))
+        };
+        let attempt =
+            |target: &Target, options: &CrossEntropy| cross_entropy(&mut Tape::new(), &logits, target, options);
+        let plain = CrossEntropy::default();
+        assert!(attempt(&labels(vec![0, 3, 1])?, &plain).is_ok());
+        for label in [4, u32::MAX] {
+            let found = Target::labels(vec![0, label, 1], 4, &device).expect_err("no such class").to_string();
+            assert!(found.contains(&format!("label {label} of sample 1")), "{found}");
+            let weighted =
+                CrossEntropy { class_weights: Some(Tensor::full([4], 1.0, &device).unwrap()), ..plain.clone() };
+            for options in [&plain, &weighted] {
+                match (attempt(&labels(vec![0, label, 1])?, options), &device) {
+                    (Err(error), Device::Cpu(_)) => assert_eq!(error.to_string(), found),
+                    // To find it there would be to wait.
+                    (Ok(loss), Device::Cuda(_)) => assert!(loss.value().scalar()?.is_nan()),
+                    (outcome, device) => panic!("{outcome:?} on {device}"),
+                }
+            }
+        }
+        assert!(attempt(&labels(vec![0, 1])?, &plain).is_err());
+        assert!(attempt(&Target::Soft(Tensor::zeros([3, 5], &device).unwrap()), &plain).is_err());
+        assert!(
+            attempt(&Target::Labels(Tensor::zeros([3], &device).unwrap()), &plain).is_err(),
+            "labels that are floats"
+        );
+        for label_smoothing in [-0.1, 1.1, f32::NAN] {
+            let options = CrossEntropy { label_smoothing, ..plain.clone() };
+            assert!(matches!(attempt(&labels(vec![0, 3, 1])?, &options), Err(Error::Setting { .. })));
+        }
+        let options = CrossEntropy { class_weights: Some(Tensor::full([3], 1.0, &device).unwrap()), ..plain };
+        assert!(attempt(&labels(vec![0, 3, 1])?, &options).is_err());
+        assert!(log_softmax_forward(&Tensor::zeros([4], &device).unwrap()).is_err());
+        assert!(softmax(&Tensor::zeros([4, 0], &device).unwrap()).is_err());
     }
-    assert!(attempt(&labels(vec![0, 1])?, &plain).is_err());
-    assert!(attempt(&Target::Soft(Tensor::zeros([3, 5], &device).unwrap()), &plain).is_err());
-    assert!(attempt(&Target::Labels(Tensor::zeros([3], &device).unwrap()), &plain).is_err(), "labels that are floats");
-    for label_smoothing in [-0.1, 1.1, f32::NAN] {
-        let options = CrossEntropy { label_smoothing, ..plain.clone() };
-        assert!(matches!(attempt(&labels(vec![0, 3, 1])?, &options), Err(Error::Setting { .. })));
-    }
-    let options = CrossEntropy { class_weights: Some(Tensor::full([3], 1.0, &device).unwrap()), ..plain };
-    assert!(attempt(&labels(vec![0, 3, 1])?, &options).is_err());
-    assert!(log_softmax_forward(&Tensor::zeros([4], &device).unwrap()).is_err());
-    assert!(softmax(&Tensor::zeros([4, 0], &device).unwrap()).is_err());
     Ok(())
 }

@@ -1,12 +1,17 @@
 use proptest::prelude::*;
 
-use super::{AdamWStep, SgdStep, adamw, sgd};
+use super::{Item, Rule, Table, step};
 use crate::{
-    Result, Tensor,
-    ops::testing::{F32, assert_close, assert_close_to, bits, cases, cpu, norm, normal, wide},
+    Device, Result, Tensor,
+    ops::testing::{F32, assert_close, assert_close_to, bits, cases, cpu, devices, norm, normal, on, wide},
 };
 
 const STEPS: u32 = 5;
+
+/// Zeros in the shape of `parameter`, as many as `rule` keeps.
+fn fresh(rule: Rule, parameter: &Tensor) -> Vec<Tensor> {
+    (0..rule.buffers()).map(|_| Tensor::zeros(parameter.shape(), parameter.device()).unwrap()).collect()
+}
 
 proptest! {
     #![proptest_config(cases(48))]
@@ -19,30 +24,31 @@ proptest! {
         weight_decay in prop_oneof![Just(0f32), 0f32..0.1],
         nesterov: bool,
     ) {
-        let device = cpu(2);
-        let mut p = normal(len as u64, "p", [len], &device);
-        let mut buffer = Tensor::zeros([len], &device).unwrap();
-        let mut exact = wide(&p);
-        // PyTorch's buffer starts as the first gradient.
-        let mut velocity: Option<Vec<f64>> = None;
-        let step = SgdStep { lr, momentum, weight_decay, nesterov };
-        let [lr, momentum, weight_decay] = [lr, momentum, weight_decay].map(f64::from);
-        for number in 0..STEPS {
-            let grad = normal(u64::from(number), "grad", [len], &device);
-            let decayed: Vec<f64> = wide(&grad).iter().zip(&exact).map(|(g, p)| g + weight_decay * p).collect();
-            let new: Vec<f64> = match &velocity {
-                None => decayed.clone(),
-                Some(old) => old.iter().zip(&decayed).map(|(old, g)| momentum * old + g).collect(),
-            };
-            for ((p, g), v) in exact.iter_mut().zip(&decayed).zip(&new) {
-                *p -= lr * if nesterov { g + momentum * v } else { *v };
+        for device in devices() {
+            let mut p = normal(len as u64, "p", [len], &device);
+            let rule = Rule::Sgd { momentum, nesterov };
+            let mut buffers = fresh(rule, &p);
+            let mut exact = wide(&p);
+            // PyTorch's buffer starts as the first gradient.
+            let mut velocity: Option<Vec<f64>> = None;
+            for number in 0..STEPS {
+                let grad = normal(u64::from(number), "grad", [len], &device);
+                let item = Item { parameter: &mut p, grad: &grad, buffers: &mut buffers, lr, weight_decay };
+                step(rule, &mut [item], &mut Table::default())?;
+                let [lr, momentum, weight_decay] = [lr, momentum, weight_decay].map(f64::from);
+                let decayed: Vec<f64> = wide(&grad).iter().zip(&exact).map(|(g, p)| g + weight_decay * p).collect();
+                let new: Vec<f64> = match &velocity {
+                    None => decayed.clone(),
+                    Some(old) => old.iter().zip(&decayed).map(|(old, g)| momentum * old + g).collect(),
+                };
+                for ((p, g), v) in exact.iter_mut().zip(&decayed).zip(&new) {
+                    *p -= lr * if nesterov { g + momentum * v } else { *v };
+                }
+                // Where steps undo one another the parameter may be small: at least 1 is what it began with.
+                assert_close_to("parameter", &p, &exact, norm(&exact).max(1.0), F32);
+                assert_close_to("buffer", &buffers[0], &new, norm(&new).max(1.0), F32);
+                velocity = Some(new);
             }
-            velocity = Some(new);
-            sgd(&mut p, &grad, &mut buffer, step)?;
-            // Where steps undo one another the parameter may be small: at least 1 is what it began with.
-            assert_close_to("parameter", &p, &exact, norm(&exact).max(1.0), F32);
-            let new = velocity.as_deref().expect("set above");
-            assert_close_to("buffer", &buffer, new, norm(new).max(1.0), F32);
         }
     }
 
@@ -55,72 +61,119 @@ proptest! {
         eps in prop_oneof![Just(1e-8f32), Just(1e-5), Just(1e-2)],
         weight_decay in prop_oneof![Just(0f32), 0f32..0.1],
     ) {
-        let device = cpu(2);
-        let mut p = normal(len as u64, "p", [len], &device);
-        let (mut mean, mut square) = (Tensor::zeros([len], &device).unwrap(), Tensor::zeros([len], &device).unwrap());
-        let mut exact = wide(&p);
-        let (mut m, mut v) = (vec![0f64; len], vec![0f64; len]);
-        for number in 1..=STEPS {
-            let grad = normal(u64::from(number), "grad", [len], &device);
-            adamw(&mut p, &grad, &mut mean, &mut square, AdamWStep { lr, beta1, beta2, eps, weight_decay, step: number })?;
-            let [lr, beta1, beta2, eps, weight_decay] = [lr, beta1, beta2, eps, weight_decay].map(f64::from);
-            for (at, g) in wide(&grad).into_iter().enumerate() {
-                m[at] = beta1 * m[at] + (1.0 - beta1) * g;
-                v[at] = beta2 * v[at] + (1.0 - beta2) * g * g;
-                let unbiased_m = m[at] / (1.0 - beta1.powi(number as i32));
-                let unbiased_v = v[at] / (1.0 - beta2.powi(number as i32));
-                exact[at] = exact[at] * (1.0 - lr * weight_decay) - lr * unbiased_m / (unbiased_v.sqrt() + eps);
+        for device in devices() {
+            let mut p = normal(len as u64, "p", [len], &device);
+            let mut buffers = fresh(Rule::AdamW { beta1, beta2, eps, step: 1 }, &p);
+            let mut exact = wide(&p);
+            let (mut m, mut v) = (vec![0f64; len], vec![0f64; len]);
+            for number in 1..=STEPS {
+                let grad = normal(u64::from(number), "grad", [len], &device);
+                let item = Item { parameter: &mut p, grad: &grad, buffers: &mut buffers, lr, weight_decay };
+                step(Rule::AdamW { beta1, beta2, eps, step: number }, &mut [item], &mut Table::default())?;
+                let [lr, beta1, beta2, eps, weight_decay] = [lr, beta1, beta2, eps, weight_decay].map(f64::from);
+                for (at, g) in wide(&grad).into_iter().enumerate() {
+                    m[at] = beta1 * m[at] + (1.0 - beta1) * g;
+                    v[at] = beta2 * v[at] + (1.0 - beta2) * g * g;
+                    let unbiased_m = m[at] / (1.0 - beta1.powi(number as i32));
+                    let unbiased_v = v[at] / (1.0 - beta2.powi(number as i32));
+                    exact[at] = exact[at] * (1.0 - lr * weight_decay) - lr * unbiased_m / (unbiased_v.sqrt() + eps);
+                }
+                assert_close_to("parameter", &p, &exact, norm(&exact).max(1.0), F32);
+                assert_close_to("mean", &buffers[0], &m, norm(&m).max(0.1), F32);
+                assert_close("mean square", &buffers[1], &v, F32);
             }
-            assert_close_to("parameter", &p, &exact, norm(&exact).max(1.0), F32);
-            assert_close_to("mean", &mean, &m, norm(&m).max(0.1), F32);
-            assert_close("mean square", &square, &v, F32);
         }
     }
 }
 
-const SGD: SgdStep = SgdStep { lr: 0.1, momentum: 0.9, weight_decay: 0.01, nesterov: true };
-const ADAMW: AdamWStep = AdamWStep { lr: 0.1, beta1: 0.9, beta2: 0.99, eps: 1e-5, weight_decay: 0.1, step: 1 };
+const RULES: [Rule; 3] = [
+    Rule::Sgd { momentum: 0.9, nesterov: true },
+    Rule::Sgd { momentum: 0.9, nesterov: false },
+    Rule::AdamW { beta1: 0.9, beta2: 0.99, eps: 1e-5, step: 3 },
+];
+
+/// Bits of parameters of these lengths and their buffers after steps with rates of their own.
+fn moved(rule: Rule, lengths: &[usize], device: &Device) -> Result<Vec<Vec<u32>>> {
+    let named = |name: &str, at: usize| on(device, &normal(at as u64, name, [lengths[at]], &cpu(1)));
+    let mut parameters: Vec<Tensor> = (0..lengths.len()).map(|at| named("p", at)).collect();
+    let mut buffers: Vec<Vec<Tensor>> = parameters.iter().map(|parameter| fresh(rule, parameter)).collect();
+    let mut table = Table::default();
+    for number in 0..3 {
+        let grads: Vec<Tensor> = (0..lengths.len()).map(|at| named(&format!("grad {number}"), at)).collect();
+        let rates = |at: usize| (0.1 / (at + number + 1) as f32, 0.01 * at as f32);
+        let all = parameters.iter_mut().zip(&mut buffers).zip(&grads).enumerate();
+        let mut items: Vec<Item> = all
+            .map(|(at, ((parameter, buffers), grad))| {
+                let (lr, weight_decay) = rates(at);
+                Item { parameter, grad, buffers, lr, weight_decay }
+            })
+            .collect();
+        step(rule, &mut items, &mut table)?;
+    }
+    Ok(parameters.iter().chain(buffers.iter().flatten()).map(bits).collect())
+}
 
 #[test]
-fn results_do_not_depend_on_the_number_of_threads() -> Result<()> {
-    let results = |threads: usize| -> Result<[Vec<u32>; 5]> {
-        let device = cpu(threads);
-        let len = 3 * crate::ops::CHUNK + 5;
-        let [mut p, grad] = ["p", "grad"].map(|name| normal(1, name, [len], &device));
-        let [mut buffer, mut mean, mut square] = [(); 3].map(|()| Tensor::zeros([len], &device).unwrap());
-        sgd(&mut p, &grad, &mut buffer, SGD)?;
-        let after_sgd = bits(&p);
-        adamw(&mut p, &grad, &mut mean, &mut square, ADAMW)?;
-        Ok([after_sgd, bits(&buffer), bits(&p), bits(&mean), bits(&square)])
-    };
-    let one = results(1)?;
-    assert!(one == results(2)? && one == results(3)?);
+fn parameters_of_any_length_get_the_same_bits_on_every_device_and_number_of_threads() -> Result<()> {
+    // Around blocks of 4096 elements, vectors of four, and none at all.
+    let lengths = [1, 4096, 4097, 0, 0, 3, 8192, 1030, 3 * crate::ops::CHUNK + 5, 2];
+    for rule in RULES {
+        let expected = moved(rule, &lengths, &cpu(1))?;
+        for device in devices().into_iter().chain([cpu(3)]) {
+            assert!(moved(rule, &lengths, &device)? == expected, "{rule:?} on {device}");
+        }
+        assert!(devices().iter().all(|device| moved(rule, &[], device).is_ok()));
+    }
     Ok(())
 }
 
 #[test]
 fn a_step_leaves_clones_alone() -> Result<()> {
-    let device = cpu(1);
-    let mut p = Tensor::full([3], 1.0, &device).unwrap();
-    let before = p.clone();
-    let mut buffer = Tensor::zeros([3], &device).unwrap();
-    sgd(&mut p, &Tensor::full([3], 1.0, &device).unwrap(), &mut buffer, SGD)?;
-    assert_eq!(before.to_vec::<f32>()?, [1.0; 3]);
-    assert_ne!(p.to_vec::<f32>()?, [1.0; 3]);
+    for device in devices() {
+        for rule in RULES {
+            let mut p = Tensor::full([3], 1.0, &device)?;
+            let before = p.clone();
+            let (grad, mut buffers) = (before.clone(), fresh(rule, &p));
+            let zeros = buffers.clone();
+            let item = Item { parameter: &mut p, grad: &grad, buffers: &mut buffers, lr: 0.1, weight_decay: 0.0 };
+            step(rule, &mut [item], &mut Table::default())?;
+            assert_eq!(before.to_vec::<f32>()?, [1.0; 3]);
+            assert_eq!(zeros[0].to_vec::<f32>()?, [0.0; 3]);
+            assert_ne!(p.to_vec::<f32>()?, [1.0; 3]);
+        }
+    }
     Ok(())
 }
 
 #[test]
-fn what_does_not_fit_is_an_error() {
-    let device = cpu(1);
-    let fitting = || Tensor::zeros([3], &device).unwrap();
-    let wrong = || Tensor::zeros([1, 3], &device).unwrap();
-    assert!(sgd(&mut fitting(), &wrong(), &mut fitting(), SGD).is_err());
-    assert!(sgd(&mut fitting(), &fitting(), &mut wrong(), SGD).is_err());
-    assert!(adamw(&mut fitting(), &wrong(), &mut fitting(), &mut fitting(), ADAMW).is_err());
-    assert!(adamw(&mut fitting(), &fitting(), &mut wrong(), &mut fitting(), ADAMW).is_err());
-    assert!(adamw(&mut fitting(), &fitting(), &mut fitting(), &mut wrong(), ADAMW).is_err());
-    let step = AdamWStep { step: 0, ..ADAMW };
-    let error = adamw(&mut fitting(), &fitting(), &mut fitting(), &mut fitting(), step).expect_err("no step 0");
-    assert!(error.to_string().contains("from 1"), "{error}");
+fn what_does_not_fit_is_an_error_and_moves_nothing() -> Result<()> {
+    for device in devices() {
+        let [fitting, wrong] = [Tensor::zeros([3], &device)?, Tensor::zeros([1, 3], &device)?];
+        let grad = Tensor::full([3], 1.0, &device)?;
+        for rule in RULES {
+            let fits = fresh(rule, &fitting);
+            let attempt = |grad: &Tensor, buffers: &[Tensor], rule: Rule| {
+                let (mut first, mut parameter) = (fitting.clone(), fitting.clone());
+                let [mut whole, mut buffers] = [fits.clone(), buffers.to_vec()];
+                let whole = Item { parameter: &mut first, grad, buffers: &mut whole, lr: 0.1, weight_decay: 0.0 };
+                let mut items = vec![whole];
+                let buffers = &mut buffers;
+                items.push(Item { parameter: &mut parameter, grad, buffers, lr: 0.1, weight_decay: 0.0 });
+                let outcome = step(rule, &mut items, &mut Table::default());
+                assert_eq!(outcome.is_err(), first.to_vec::<f32>().unwrap() == [0.0; 3]);
+                outcome
+            };
+            assert!(attempt(&grad, &fits, rule).is_ok());
+            assert!(attempt(&wrong, &fits, rule).is_err());
+            assert!(attempt(&grad, &[], rule).is_err());
+            assert!(attempt(&grad, &[&fits[..], &fits[..1]].concat(), rule).is_err());
+            let last = [&fits[1..], std::slice::from_ref(&wrong)].concat();
+            assert!(attempt(&grad, &last, rule).is_err());
+            if let Rule::AdamW { beta1, beta2, eps, .. } = rule {
+                let error = attempt(&grad, &fits, Rule::AdamW { beta1, beta2, eps, step: 0 }).expect_err("no step 0");
+                assert!(error.to_string().contains("from 1"), "{error}");
+            }
+        }
+    }
+    Ok(())
 }

@@ -4,7 +4,7 @@ use super::{Window, average_forward, average_pool, concat_forward, concat_pool, 
 use crate::{
     Result, Tensor,
     autograd::Tape,
-    ops::testing::{F32, assert_close, bits, cases, check_op, cpu, normal, wide},
+    ops::testing::{F32, assert_close, bits, cases, check_op, cpu, devices, normal, on, wide},
 };
 
 /// The largest element of each window, and its position.
@@ -57,22 +57,26 @@ proptest! {
         levels in prop_oneof![Just(1e6f32), Just(2.0)], // few levels make ties
     ) {
         let x = normal(dims[1] as u64, "x", dims, &cpu(2)).to_vec::<f32>()?;
-        let x = Tensor::new(x.iter().map(|x| (x * levels).round() / levels).collect(), dims, &cpu(2))?;
-        let (output, at) = max_forward(&x, window)?;
-        let expected = reference_max(&wide(&x), dims, window);
-        prop_assert_eq!(wide(&output), expected.iter().map(|(value, _)| *value).collect::<Vec<_>>());
-        prop_assert_eq!(at.to_vec::<u32>()?, expected.iter().map(|(_, at)| *at as u32).collect::<Vec<_>>());
+        for device in devices() {
+            let x = Tensor::new(x.iter().map(|x| (x * levels).round() / levels).collect(), dims, &device)?;
+            let (output, at) = max_forward(&x, window)?;
+            let expected = reference_max(&wide(&x), dims, window);
+            prop_assert_eq!(wide(&output), expected.iter().map(|(value, _)| *value).collect::<Vec<_>>());
+            prop_assert_eq!(at.to_vec::<u32>()?, expected.iter().map(|(_, at)| *at as u32).collect::<Vec<_>>());
+        }
     }
 
     #[test]
     fn the_gradients_are_numeric_ones((window, dims) in any_window()) {
-        let x = [normal(dims[2] as u64, "x", dims, &cpu(2))];
+        for device in devices() {
+        let x = [normal(dims[2] as u64, "x", dims, &device)];
         check_op("max pool", &x, |tape, vars| max_pool(tape, &vars[0], window),
             |inputs| reference_max(&inputs[0], dims, window).into_iter().map(|(value, _)| value).collect())?;
         check_op("average pool", &x, |tape, vars| average_pool(tape, &vars[0]),
             |inputs| reference_average(&inputs[0], dims))?;
         check_op("concat pool", &x, |tape, vars| concat_pool(tape, &vars[0]),
             |inputs| reference_concat(&inputs[0], dims))?;
+        }
     }
 }
 
@@ -80,71 +84,110 @@ proptest! {
 fn the_average_of_a_large_map() -> Result<()> {
     let dims = [2, 112, 112, 3];
     let x = normal(1, "x", dims, &cpu(2)).to_vec::<f32>()?;
-    let x = Tensor::new(x.iter().map(|x| x + 0.5).collect(), dims, &cpu(2))?;
-    assert_close("average", &average_forward(&x)?, &reference_average(&wide(&x), dims), F32);
-    assert_close("concat", &concat_forward(&x)?.0, &reference_concat(&wide(&x), dims), F32);
+    for device in devices() {
+        let x = Tensor::new(x.iter().map(|x| x + 0.5).collect(), dims, &device)?;
+        assert_close("average", &average_forward(&x)?, &reference_average(&wide(&x), dims), F32);
+        assert_close("concat", &concat_forward(&x)?.0, &reference_concat(&wide(&x), dims), F32);
+    }
+    Ok(())
+}
+
+/// Outputs and gradients of each pool.
+fn pooled(x: &Tensor) -> Result<[Vec<u32>; 6]> {
+    let mut outputs = Vec::new();
+    for pool in 0..3 {
+        let mut tape = Tape::new();
+        let x = tape.leaf("x", x.clone());
+        let y = match pool {
+            0 => max_pool(&mut tape, &x, Window::STEM)?,
+            1 => average_pool(&mut tape, &x)?,
+            _ => concat_pool(&mut tape, &x)?,
+        };
+        let seed = normal(2, "seed", y.value().shape(), y.value().device());
+        outputs.push(bits(y.value()));
+        outputs.push(bits(&tape.backward_from(&y, seed)?["x"]));
+    }
+    Ok(outputs.try_into().expect("three outputs, three gradients"))
+}
+
+#[test]
+fn all_but_averages_are_the_same_bits_everywhere() -> Result<()> {
+    // Channels around the GPU's groups of 16 and of 64, one by one and four at a time; more positions than lanes.
+    for dims in [[2, 9, 7, 64], [1, 3, 5, 68], [3, 6, 4, 17], [1, 1, 1, 4], [2, 33, 2, 3]] {
+        // Coarse values make ties.
+        let x = normal(1, "x", dims, &cpu(1)).to_vec::<f32>()?.iter().map(|x| (x * 2.0).round()).collect();
+        let x = Tensor::new(x, dims, &cpu(1))?;
+        let expected = pooled(&x)?;
+        for device in devices() {
+            let actual = pooled(&on(&device, &x))?;
+            assert!(actual[0] == expected[0] && actual[1] == expected[1], "max pool of {dims:?} on {device}");
+            assert!(actual[3] == expected[3], "gradient of the average of {dims:?} on {device}");
+            // Sums of so few halves are exact in any order, their quotients too.
+            assert!(actual[2] == expected[2] && actual[4] == expected[4], "pools of {dims:?} on {device}");
+            assert!(actual[5] == expected[5], "gradient of the concat pool of {dims:?} on {device}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn an_image_does_not_depend_on_its_batch() -> Result<()> {
+    let dims = [3, 7, 7, 20];
+    for device in devices() {
+        let all = normal(1, "x", dims, &device);
+        let alone = Tensor::new(all.to_vec::<f32>()?[2 * 980..].to_vec(), [1, 7, 7, 20], &device)?;
+        let together = bits(&concat_forward(&all)?.0);
+        assert!(together[2 * 40..] == bits(&concat_forward(&alone)?.0), "{device}");
+    }
     Ok(())
 }
 
 #[test]
 fn of_equals_the_first_gets_the_gradient() -> Result<()> {
-    let window = Window { size: 2, stride: 2, padding: 0 };
-    // −∞ everywhere is a tie as well, and must not send the gradient out of its window.
-    for value in [7.0, 0.0, f32::NEG_INFINITY] {
-        let mut tape = Tape::new();
-        let x = tape.leaf("x", Tensor::full([1, 4, 4, 1], value, &cpu(1)).unwrap());
-        let y = max_pool(&mut tape, &x, window)?;
-        assert_eq!(y.value().to_vec::<f32>()?, [value; 4]);
-        let grad = &tape.backward(&y)?["x"];
-        let first = [1., 0., 1., 0., 0., 0., 0., 0.];
-        assert_eq!(grad.to_vec::<f32>()?, [first, first].concat(), "{value}");
+    for device in devices() {
+        let window = Window { size: 2, stride: 2, padding: 0 };
+        // −∞ everywhere is a tie as well, and must not send the gradient out of its window.
+        for value in [7.0, 0.0, f32::NEG_INFINITY] {
+            let mut tape = Tape::new();
+            let x = tape.leaf("x", Tensor::full([1, 4, 4, 1], value, &device).unwrap());
+            let y = max_pool(&mut tape, &x, window)?;
+            assert_eq!(y.value().to_vec::<f32>()?, [value; 4]);
+            let grad = &tape.backward(&y)?["x"];
+            let first = [1., 0., 1., 0., 0., 0., 0., 0.];
+            assert_eq!(grad.to_vec::<f32>()?, [first, first].concat(), "{value}");
 
-        let mut tape = Tape::new();
-        let x = tape.leaf("x", Tensor::full([1, 2, 2, 1], value, &cpu(1)).unwrap());
-        let y = concat_pool(&mut tape, &x)?;
-        let grad = &tape.backward_from(&y, Tensor::new(vec![1., 4.], [1, 2], &cpu(1))?)?["x"];
-        assert_eq!(grad.to_vec::<f32>()?, [2., 1., 1., 1.]);
+            let mut tape = Tape::new();
+            let x = tape.leaf("x", Tensor::full([1, 2, 2, 1], value, &device).unwrap());
+            let y = concat_pool(&mut tape, &x)?;
+            let grad = &tape.backward_from(&y, Tensor::new(vec![1., 4.], [1, 2], &device)?)?["x"];
+            assert_eq!(grad.to_vec::<f32>()?, [2., 1., 1., 1.]);
+        }
     }
     Ok(())
 }
 
 #[test]
 fn a_nan_wins_wherever_it_stands() -> Result<()> {
-    let device = cpu(1);
-    for at in 0..4 {
-        let mut x = vec![1., 3., f32::INFINITY, 2.];
-        x[at] = f32::NAN;
-        let x = Tensor::new(x, [1, 2, 2, 1], &device)?;
-        let (output, position) = max_forward(&x, Window { size: 2, stride: 1, padding: 0 })?;
-        assert!(output.scalar()?.is_nan());
-        assert_eq!(position.to_vec::<u32>()?, [at as u32]);
-        let (output, position) = concat_forward(&x)?;
-        assert!(output.to_vec::<f32>()?.iter().all(|value| value.is_nan()));
-        assert_eq!(position.to_vec::<u32>()?, [at as u32]);
-        assert!(average_forward(&x)?.scalar()?.is_nan());
+    for device in devices() {
+        for at in 0..4 {
+            let mut x = vec![1., 3., f32::INFINITY, 2.];
+            x[at] = f32::NAN;
+            let x = Tensor::new(x, [1, 2, 2, 1], &device)?;
+            let (output, position) = max_forward(&x, Window { size: 2, stride: 1, padding: 0 })?;
+            assert!(output.scalar()?.is_nan());
+            assert_eq!(position.to_vec::<u32>()?, [at as u32]);
+            let (output, position) = concat_forward(&x)?;
+            assert!(output.to_vec::<f32>()?.iter().all(|value| value.is_nan()));
+            assert_eq!(position.to_vec::<u32>()?, [at as u32]);
+            assert!(average_forward(&x)?.scalar()?.is_nan());
+        }
     }
     Ok(())
 }
 
 #[test]
 fn results_do_not_depend_on_the_number_of_threads() -> Result<()> {
-    let results = |threads: usize| -> Result<[Vec<u32>; 6]> {
-        let x = normal(1, "x", [5, 15, 14, 9], &cpu(threads));
-        let mut outputs = Vec::new();
-        for pool in 0..3 {
-            let mut tape = Tape::new();
-            let x = tape.leaf("x", x.clone());
-            let y = match pool {
-                0 => max_pool(&mut tape, &x, Window::STEM)?,
-                1 => average_pool(&mut tape, &x)?,
-                _ => concat_pool(&mut tape, &x)?,
-            };
-            let seed = normal(2, "seed", y.value().shape(), y.value().device());
-            outputs.push(bits(y.value()));
-            outputs.push(bits(&tape.backward_from(&y, seed)?["x"]));
-        }
-        Ok(outputs.try_into().expect("three outputs, three gradients"))
-    };
+    let results = |threads: usize| pooled(&normal(1, "x", [5, 15, 14, 9], &cpu(threads)));
     let one = results(1)?;
     assert!(one == results(2)? && one == results(3)?);
     Ok(())
@@ -152,21 +195,22 @@ fn results_do_not_depend_on_the_number_of_threads() -> Result<()> {
 
 #[test]
 fn an_empty_batch_works_and_what_does_not_fit_is_an_error() -> Result<()> {
-    let device = cpu(1);
-    let empty = Tensor::zeros([0, 4, 4, 3], &device).unwrap();
-    assert_eq!(max_forward(&empty, Window::STEM)?.0.dims(), [0, 2, 2, 3]);
-    assert_eq!(average_forward(&empty)?.dims(), [0, 3]);
-    assert_eq!(concat_forward(&empty)?.0.dims(), [0, 6]);
-    let x = Tensor::zeros([1, 4, 4, 3], &device).unwrap();
-    for (size, stride, padding) in [(0, 1, 0), (3, 0, 1), (3, 1, 2), (5, 1, 0)] {
-        let window = Window { size, stride, padding };
-        assert!(max_forward(&x, window).is_err(), "{window:?}");
+    for device in devices() {
+        let empty = Tensor::zeros([0, 4, 4, 3], &device).unwrap();
+        assert_eq!(max_forward(&empty, Window::STEM)?.0.dims(), [0, 2, 2, 3]);
+        assert_eq!(average_forward(&empty)?.dims(), [0, 3]);
+        assert_eq!(concat_forward(&empty)?.0.dims(), [0, 6]);
+        let x = Tensor::zeros([1, 4, 4, 3], &device).unwrap();
+        for (size, stride, padding) in [(0, 1, 0), (3, 0, 1), (3, 1, 2), (5, 1, 0)] {
+            let window = Window { size, stride, padding };
+            assert!(max_forward(&x, window).is_err(), "{window:?}");
+        }
+        for dims in [[1, 0, 4, 3], [1, 4, 0, 3], [1, 4, 4, 0]] {
+            let x = Tensor::zeros(dims, &device).unwrap();
+            assert!(max_forward(&x, Window { size: 2, stride: 1, padding: 1 }).is_err(), "{dims:?}");
+            assert!(average_forward(&x).is_err() && concat_forward(&x).is_err(), "{dims:?}");
+        }
+        assert!(average_forward(&Tensor::zeros([4, 3], &device).unwrap()).is_err());
     }
-    for dims in [[1, 0, 4, 3], [1, 4, 0, 3], [1, 4, 4, 0]] {
-        let x = Tensor::zeros(dims, &device).unwrap();
-        assert!(max_forward(&x, Window { size: 2, stride: 1, padding: 1 }).is_err(), "{dims:?}");
-        assert!(average_forward(&x).is_err() && concat_forward(&x).is_err(), "{dims:?}");
-    }
-    assert!(average_forward(&Tensor::zeros([4, 3], &device).unwrap()).is_err());
     Ok(())
 }

@@ -50,3 +50,44 @@ impl Summary {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::testing::{cpu, devices, norm, normal, wide};
+
+    #[test]
+    fn the_sum_the_largest_and_what_is_not_finite() -> Result<()> {
+        for device in devices() {
+            // Around vectors of four and blocks of 16384.
+            for len in [0, 1, 3, 4, 1023, 16384, 16387, 40001] {
+                let mut values = normal(len as u64, "x", [len], &cpu(1)).to_vec::<f32>()?;
+                if let Some(last) = values.last_mut() {
+                    *last = -7.5;
+                }
+                let x = Tensor::new(values, [len], &device)?;
+                let (summary, exact) = (Summary::of(&x)?, wide(&x));
+                assert_eq!((summary.largest, summary.not_finite), (if len > 0 { 7.5 } else { 0.0 }, 0));
+                let error = (summary.sum - exact.iter().sum::<f64>()).abs();
+                assert!(error <= 1e-6 * norm(&exact), "{len} on {device}: {error:e}");
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn infinities_are_large_and_a_nan_is_not() -> Result<()> {
+        for device in devices() {
+            let mut values = vec![0.5; 600];
+            (values[599], values[7]) = (f32::NAN, -3.0);
+            let summary = Summary::of(&Tensor::new(values.clone(), [600], &device)?)?;
+            assert_eq!((summary.largest, summary.not_finite), (3.0, 1), "{device}");
+            (values[0], values[301]) = (f32::INFINITY, f32::NEG_INFINITY);
+            let summary = Summary::of(&Tensor::new(values, [600], &device)?)?;
+            assert_eq!((summary.largest, summary.not_finite), (f32::INFINITY, 3), "{device}");
+            assert!(summary.sum.is_nan());
+            assert!(Summary::of(&Tensor::new(vec![1u8], [1], &device)?).is_err());
+        }
+        Ok(())
+    }
+}

@@ -59,12 +59,12 @@ pub fn shortcut(tape: &mut Tape, input: &Var, stride: usize, channels: usize) ->
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::testing::{check_op, cpu, normal};
+    use crate::ops::testing::{check_op, devices, normal};
 
     #[test]
     fn the_gradient_is_the_numeric_one() -> Result<()> {
-        for ([n, h, w, c], stride, channels) in [([2usize, 5, 4, 3], 2, 6), ([3, 4, 7, 2], 3, 5), ([1, 2, 3, 4], 1, 4)]
-        {
+        let shapes = [([2usize, 5, 4, 3], 2, 6), ([3, 4, 7, 2], 3, 5), ([1, 2, 3, 4], 1, 4), ([1, 9, 9, 7], 2, 20)];
+        for ([n, h, w, c], stride, channels) in shapes {
             let (p, q, before) = (h.div_ceil(stride), w.div_ceil(stride), (channels - c) / 2);
             let reference = |x: &[f64]| {
                 let mut y = vec![0.0; n * p * q * channels];
@@ -76,28 +76,31 @@ mod tests {
                 }
                 y
             };
-            let x = normal(1, "x", [n, h, w, c], &cpu(1));
-            check_op(
-                "shortcut",
-                &[x],
-                |tape, vars| shortcut(tape, &vars[0], stride, channels),
-                |inputs| reference(&inputs[0]),
-            )?;
+            for device in devices() {
+                let x = normal(1, "x", [n, h, w, c], &device);
+                check_op(
+                    "shortcut",
+                    &[x],
+                    |tape, vars| shortcut(tape, &vars[0], stride, channels),
+                    |inputs| reference(&inputs[0]),
+                )?;
+            }
         }
         Ok(())
     }
 
     #[test]
     fn takes_every_second_pixel_and_pads_channels() -> Result<()> {
-        let device = Device::cpu(1)?;
-        let mut tape = Tape::new();
-        let x = tape.leaf("x", Tensor::new((1..=9).map(|v| v as f32).collect(), [1, 3, 3, 1], &device)?);
-        let y = shortcut(&mut tape, &x, 2, 3)?;
-        assert_eq!(y.value().dims(), [1, 2, 2, 3]);
-        assert_eq!(y.value().to_vec::<f32>()?, [0., 1., 0., 0., 3., 0., 0., 7., 0., 0., 9., 0.]);
-        let seed = Tensor::new((0..12).map(|v| v as f32).collect(), [1, 2, 2, 3], &device)?;
-        let grads = tape.backward_from(&y, seed)?;
-        assert_eq!(grads["x"].to_vec::<f32>()?, [1., 0., 4., 0., 0., 0., 7., 0., 10.]);
+        for device in devices() {
+            let mut tape = Tape::new();
+            let x = tape.leaf("x", Tensor::new((1..=9).map(|v| v as f32).collect(), [1, 3, 3, 1], &device)?);
+            let y = shortcut(&mut tape, &x, 2, 3)?;
+            assert_eq!(y.value().dims(), [1, 2, 2, 3]);
+            assert_eq!(y.value().to_vec::<f32>()?, [0., 1., 0., 0., 3., 0., 0., 7., 0., 0., 9., 0.]);
+            let seed = Tensor::new((0..12).map(|v| v as f32).collect(), [1, 2, 2, 3], &device)?;
+            let grads = tape.backward_from(&y, seed)?;
+            assert_eq!(grads["x"].to_vec::<f32>()?, [1., 0., 4., 0., 0., 0., 7., 0., 10.]);
+        }
         Ok(())
     }
 }
