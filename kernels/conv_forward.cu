@@ -52,7 +52,6 @@ struct Filters : AlongDepth<T, T::COLS> {
 template <class T>
 __device__ inline void write_moments(float (&values)[T::HEIGHT][4], u32 rows, u32 cols, float* mean, float* m2) {
     __shared__ float sums[T::THREAD_ROWS][T::COLS];
-    const u32 thread_row = threadIdx.x / T::THREAD_COLS;
     float centre[4] = {}, column[4];
     for (u32 pass = 0; pass < 3; ++pass) {
 #pragma unroll
@@ -63,7 +62,7 @@ __device__ inline void write_moments(float (&values)[T::HEIGHT][4], u32 rows, u3
                 const float distance = values[i][j] - centre[j];
                 if (T::row(i) < rows) sum += pass < 2 ? distance : distance * distance;
             }
-            sums[thread_row][T::col() + j] = sum;
+            sums[T::thread_row()][T::col() + j] = sum;
         }
         __syncthreads();
         // Every thread adds up its own columns, in the same order.
@@ -77,7 +76,7 @@ __device__ inline void write_moments(float (&values)[T::HEIGHT][4], u32 rows, u3
     }
 #pragma unroll
     for (u32 j = 0; j < 4; ++j)
-        if (thread_row == 0 && T::col() + j < cols) mean[T::col() + j] = centre[j], m2[T::col() + j] = column[j];
+        if (T::thread_row() == 0 && T::col() + j < cols) mean[T::col() + j] = centre[j], m2[T::col() + j] = column[j];
 }
 
 template <class T>

@@ -114,6 +114,15 @@ fn a_folder_without_kernels_is_named() {
     );
 }
 
+/// An NVRTC whose machine code the driver would refuse is not taken.
+#[test]
+fn a_compiler_newer_than_the_driver_is_named() {
+    let newer = unfreeze::device::cuda::all_nvrtc().into_iter().find(|nvrtc| nvrtc.version().0 > 12);
+    let (Some(nvrtc), Some(folder)) = (newer, driver(&["-DPARTS=3", "-DVERSION=12040"])) else { return };
+    let devices = unfreeze("devices", folder.path(), &[("UNFREEZE_NVRTC", nvrtc.path())]).succeeded();
+    assert!(devices.out.contains("too new for the driver") && devices.out.contains("nvrtc-cu12"), "{}", devices.out);
+}
+
 /// Runs `test` of this program again, where the loader finds `folder`.
 fn again(test: &str, folder: &Path, variables: &[(&str, &str)]) {
     let mut program = Command::new(env::current_exe().unwrap());
@@ -129,8 +138,8 @@ mod hardware {
     use std::sync::Arc;
 
     use unfreeze::{
-        Error,
-        device::cuda::{Driver, Hardware, Image, Launch, MemoryInfo, gpus},
+        Device, DeviceName, Error, Tensor,
+        device::cuda::{Driver, Hardware, Image, Launch, MemoryInfo, Prebuilt, gpus},
     };
 
     use super::{again, driver};
@@ -152,10 +161,15 @@ mod hardware {
     #[test]
     fn the_drivers_rules_are_kept() {
         let Some(folder) = driver(&["-DPARTS=3"]) else { return };
-        for variables in [&[][..], &[("LIBCUDA_EAGER", "1")]] {
+        // A folder with an index of no kernels, so that no compiler is needed.
+        let kernels = tempfile::tempdir().unwrap();
+        Prebuilt::create(kernels.path()).unwrap().save().unwrap();
+        let kernels = ("UNFREEZE_KERNELS", kernels.path().to_str().unwrap());
+        for variables in [&[kernels][..], &[kernels, ("LIBCUDA_EAGER", "1")]] {
             again("hardware::memory_and_kernels", folder.path(), variables);
             again("hardware::input_beside_kernels", folder.path(), variables);
             again("hardware::failures", folder.path(), variables);
+            again("hardware::tensors_on_a_device", folder.path(), variables);
         }
     }
 
@@ -255,5 +269,22 @@ mod hardware {
         assert!(text(gpu.alloc(8).unwrap_err()).contains("ILLEGAL_ADDRESS"));
         // After that the driver gives nothing back; the process is at its end.
         std::mem::forget(gpu);
+    }
+
+    /// Through all layers: what is live is counted, and the device gives everything back, which the driver checks.
+    #[test]
+    #[ignore = "run by the_drivers_rules_are_kept"]
+    fn tensors_on_a_device() {
+        let (device, note) = Device::open_with_note(DeviceName::Auto, 2).unwrap();
+        assert_eq!((device.to_string().as_str(), note), ("cuda:0", None));
+        let values: Vec<f32> = (0..1000).map(|value| value as f32).collect();
+        let tensor = Tensor::new(values.clone(), [10, 100], &device).unwrap();
+        let zeros = Tensor::zeros([7], &device).unwrap();
+        assert_eq!(tensor.to_vec::<f32>().unwrap(), values);
+        assert_eq!(zeros.to_vec::<f32>().unwrap(), [0.0; 7]);
+        assert_eq!(device.memory().live, 4028);
+        let error = Tensor::zeros([16 << 20], &device).unwrap_err();
+        assert!(matches!(error, Error::OutOfMemory { requested, .. } if requested == 64 << 20), "{error}");
+        assert!(error.to_string().contains("64.0 MiB asked for"), "{error}");
     }
 }

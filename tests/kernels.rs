@@ -20,7 +20,7 @@ use std::{
 };
 
 use unfreeze::{
-    device::cuda::{Compiler, F32_ARCHS, ImageKind, Layout, Nvrtc, Prebuilt, Source, all_nvrtc, find_nvrtc},
+    device::cuda::{Compiler, F32_ARCHS, ImageKind, Layout, Nvrtc, Prebuilt, Resources, Source, all_nvrtc, find_nvrtc},
     ops::kernels::SOURCES,
 };
 
@@ -65,22 +65,45 @@ fn every_kernel_compiles_and_fits() {
         for _ in 0..2 {
             scope.spawn(|| {
                 while let Some((nvrtc, source, arch)) = work.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    let lines = check(nvrtc, source, arch);
-                    table.lock().unwrap().extend(lines);
+                    let kernels = check(nvrtc, source, arch);
+                    table.lock().unwrap().extend(kernels);
                 }
             });
         }
     });
-    let mut table = table.into_inner().unwrap();
-    table.sort();
-    println!("{:<44} {:<8} {:<6} {:>9} {:>8} {:>7}", "kernel", "arch", "NVRTC", "registers", "threads", "shared");
-    table.iter().for_each(|line| println!("{line}"));
+    // A row to each kernel and compiler, the registers for each architecture.
+    let mut rows: BTreeMap<_, BTreeMap<_, _>> = BTreeMap::new();
+    for kernel in table.into_inner().unwrap() {
+        let row = (kernel.entry, kernel.nvrtc, kernel.threads, kernel.shared);
+        rows.entry(row).or_default().insert(kernel.arch, kernel.registers);
+    }
+    let mut archs = rows.values().flat_map(|row| row.keys().copied()).collect::<Vec<_>>();
+    archs.sort_by_key(|arch| arch.trim_matches(|c: char| !c.is_ascii_digit()).parse::<u32>().ok());
+    archs.dedup();
+    let heads: String = archs.iter().map(|arch| format!("{arch:>8}")).collect();
+    println!("{:<36} {:<6} {:>8} {:>7}{heads}  registers", "kernel", "NVRTC", "threads", "shared");
+    for ((entry, nvrtc, threads, shared), row) in rows {
+        let registers = |arch| row.get(arch).map_or("-".to_owned(), u32::to_string);
+        let registers: String = archs.iter().map(|arch| format!("{:>8}", registers(arch))).collect();
+        println!("{entry:<36} {nvrtc:<6} {threads:>8} {shared:>7}{registers}");
+    }
 }
 
-fn check(nvrtc: &Arc<Nvrtc>, source: &Source, arch: &str) -> Vec<String> {
-    let (major, minor) = nvrtc.version();
+/// What a kernel takes.
+struct Kernel<'a> {
+    entry: String,
+    arch: &'a str,
+    nvrtc: String,
+    registers: u32,
+    threads: u32,
+    shared: u32,
+}
+
+/// Compiles a source, if the compiler knows the architecture, and checks each of its kernels.
+fn check<'a>(nvrtc: &Arc<Nvrtc>, source: &Source, arch: &'a str) -> Vec<Kernel<'a>> {
+    let version = format!("{}.{}", nvrtc.version().0, nvrtc.version().1);
     if !nvrtc.supports(arch) {
-        return vec![format!("{:<44} {arch:<8} NVRTC {major}.{minor} does not know this architecture", source.name)];
+        return Vec::new();
     }
     let compiled = Compiler::new().nvrtc(nvrtc.clone()).compile(source, arch).unwrap_or_else(|error| panic!("{error}"));
     let mut found: Vec<_> = compiled.resources.iter().map(|kernel| kernel.entry.as_str()).collect();
@@ -89,18 +112,17 @@ fn check(nvrtc: &Arc<Nvrtc>, source: &Source, arch: &str) -> Vec<String> {
     declared.sort_unstable();
     assert_eq!(found, declared, "kernels of {}", source.name);
     let bounds = launch_bounds(&compiled.ptx);
-    let line = |kernel: &unfreeze::device::cuda::Resources| {
-        let name = &kernel.entry;
-        let what = format!("{name} for {arch} by NVRTC {major}.{minor}: {kernel:?}");
+    let kernel = |kernel: &Resources| {
+        let what = format!("{kernel:?} for {arch} by NVRTC {version}");
         assert!(kernel.spills == 0 && kernel.stack == 0, "local memory: {what}");
-        let threads = *bounds.get(name.as_str()).unwrap_or_else(|| panic!("no __launch_bounds__: {what}"));
+        let threads = *bounds.get(kernel.entry.as_str()).unwrap_or_else(|| panic!("no __launch_bounds__: {what}"));
         // Registers are dealt out by eights, to whole warps.
         let registers = kernel.registers.next_multiple_of(8) * threads.next_multiple_of(32);
         assert!(registers <= 65536 && kernel.shared <= 48 << 10, "{threads} threads do not fit: {what}");
-        let (registers, shared) = (kernel.registers, kernel.shared);
-        format!("{name:<44} {arch:<8} {major}.{minor:<3} {registers:>9} {threads:>8} {shared:>7}")
+        let (entry, nvrtc) = (kernel.entry.clone(), version.clone());
+        Kernel { entry, arch, nvrtc, registers: kernel.registers, threads, shared: kernel.shared }
     };
-    compiled.resources.iter().map(line).collect()
+    compiled.resources.iter().map(kernel).collect()
 }
 
 /// A source of this test's own.
@@ -125,8 +147,8 @@ extern "C" __global__ void __launch_bounds__(128) scale(const ExampleParams p) {
 fn machine_code_comes_with_what_it_takes() {
     for nvrtc in compilers() {
         for arch in F32_ARCHS.iter().filter(|arch| nvrtc.supports(arch)) {
-            let lines = check(&nvrtc, &EXAMPLE, arch);
-            assert!(lines.len() == 1 && lines[0].starts_with("scale "), "{lines:?}");
+            let kernels = check(&nvrtc, &EXAMPLE, arch);
+            assert!(kernels.len() == 1 && kernels[0].entry == "scale" && kernels[0].threads == 128);
         }
         let compiled = Compiler::new().nvrtc(nvrtc).compile(&EXAMPLE, "sm_90a").unwrap();
         assert!(compiled.cubin.starts_with(b"\x7fELF") && compiled.ptx.contains(".target sm_90a"));

@@ -28,12 +28,23 @@ struct Tile {
     // Threads along each axis, and rows of one thread; its columns are 4.
     static constexpr u32 THREAD_COLS = COLS / 4, THREAD_ROWS = THREADS / THREAD_COLS, HEIGHT = ROWS / THREAD_ROWS;
     static_assert(HEIGHT % 4 == 0, "a thread reads its rows four at a time");
+    // Threads of a warp along each axis. Neighbouring lanes share their columns, and both halves of a warp hold few
+    // different rows and columns, so that a half reads a vector of either operand in one pass over shared memory.
+    static constexpr u32 WARP_COLS = THREAD_COLS < 8 ? THREAD_COLS : 8, WARP_ROWS = 32 / WARP_COLS;
+
+    static __device__ u32 thread_col() {
+        return threadIdx.x / 32 % (THREAD_COLS / WARP_COLS) * WARP_COLS + threadIdx.x % 32 / 2 % WARP_COLS;
+    }
+    static __device__ u32 thread_row() {
+        const u32 within_warp = threadIdx.x % 2 + threadIdx.x % 32 / (2 * WARP_COLS) * 2;
+        return threadIdx.x / 32 / (THREAD_COLS / WARP_COLS) * WARP_ROWS + within_warp;
+    }
 
     // The first of this thread's four columns within the tile.
-    static __device__ u32 col() { return threadIdx.x % THREAD_COLS * 4; }
+    static __device__ u32 col() { return thread_col() * 4; }
 
-    // This thread's row number i within the tile: runs of four, so that they are read as vectors without conflicts.
-    static __device__ u32 row(u32 i) { return (i / 4 * THREAD_ROWS + threadIdx.x / THREAD_COLS) * 4 + i % 4; }
+    // This thread's row number i within the tile: runs of four, so that they are read as vectors.
+    static __device__ u32 row(u32 i) { return (i / 4 * THREAD_ROWS + thread_row()) * 4 + i % 4; }
 };
 
 // One operand of one step, k first. The padding keeps vectors aligned and spreads transposed stores over the banks.

@@ -67,7 +67,7 @@ impl Compiler {
         self.cache.as_deref()
     }
 
-    /// The NVRTC to compile with; where several are found, one that fits a driver of this CUDA version.
+    /// The NVRTC to compile with; one that fits a driver of this CUDA version.
     ///
     /// # Errors
     /// [`Error::Device`], saying where it was looked for and how to get it.
@@ -154,7 +154,9 @@ impl Compiler {
     pub(super) fn load(&self, source: &Source, driver: &dyn Driver) -> Result<ModuleId> {
         let gpu = driver.properties();
         let arch = source.arch(gpu.capability)?;
-        let image = self.image(source, arch, gpu.image, Some(gpu.driver_version))?;
+        // Assembly language is for emulators, which have no driver that could be too old.
+        let driver_version = (gpu.image == ImageKind::Cubin).then_some(gpu.driver_version);
+        let image = self.image(source, arch, gpu.image, driver_version)?;
         let image = match gpu.image {
             ImageKind::Cubin => Image::Cubin(&image),
             ImageKind::Ptx => {

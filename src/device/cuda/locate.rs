@@ -48,23 +48,22 @@ impl Place {
     }
 }
 
-/// Finds NVRTC: the first whose CUDA version a driver of `driver_version` supports, else the first.
+/// Finds NVRTC: the first that makes machine code for a driver of `driver_version`, which is one of the same major CUDA
+/// version or of one before.
 ///
 /// # Errors
 /// A text that says where it was looked for and how to get it.
 pub fn find_nvrtc(driver_version: Option<u32>) -> Result<Nvrtc, String> {
     let mut looked = Vec::new();
-    let mut too_new = None;
     for (place, found) in search() {
+        let fits = |nvrtc: &Nvrtc| driver_version.is_none_or(|driver| nvrtc.version().0 <= driver / 1000);
         match found {
-            Ok(nvrtc) if driver_version.is_none_or(|driver| nvrtc.version().0 <= driver / 1000) => return Ok(nvrtc),
-            Ok(nvrtc) => {
-                too_new.get_or_insert(nvrtc);
-            }
+            Ok(nvrtc) if fits(&nvrtc) => return Ok(nvrtc),
+            Ok(nvrtc) => looked.push(format!("  {nvrtc:?}: too new for the driver")),
             Err(reason) => looked.push(format!("  {place}: {reason}")),
         }
     }
-    too_new.ok_or_else(|| not_found(&looked, driver_version))
+    Err(not_found(&looked, driver_version))
 }
 
 /// Every NVRTC, one of each version, in the order in which they are preferred.

@@ -244,6 +244,14 @@ impl CudaDevice {
     }
 }
 
+impl Drop for CudaDevice {
+    fn drop(&mut self) {
+        // Every buffer holds its device, so that none is left, and all chunks go back: the primary context is shared with
+        // the rest of the process and may outlive this device.
+        lock(&self.arena).trim(&*self.driver);
+    }
+}
+
 /// The driver of a GPU.
 #[cfg(feature = "cuda")]
 fn hardware(gpu: &Gpu) -> Result<Arc<dyn Driver>> {

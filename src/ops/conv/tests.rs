@@ -1,9 +1,11 @@
+mod gpu;
+
 use proptest::prelude::*;
 
 use super::{Epilogue, Geometry, conv, forward, input_grad, weight_grad};
 use crate::{
     Device, Result, Tensor,
-    ops::testing::{F32, assert_close, assert_close_to, bits, cases, check_op, cpu, norm, normal, on, wide},
+    ops::testing::{F32, assert_close, assert_close_to, bits, cases, check_op, cpu, devices, norm, normal, on, wide},
 };
 
 /// A convolution on random data.
@@ -115,7 +117,13 @@ impl Case {
             ("input gradient", &input_grad, &dx, squares[1]),
             ("weight gradient", &weight_grad, &dw, squares[2]),
         ] {
-            assert_close_to(&format!("{what} of {self:?}"), actual, expected, squares.sqrt().max(norm(expected)), F32);
+            assert_close_to(
+                &format!("{what} of {self:?} on {device}"),
+                actual,
+                expected,
+                squares.sqrt().max(norm(expected)),
+                F32,
+            );
         }
         Ok(())
     }
@@ -154,17 +162,19 @@ proptest! {
 
     #[test]
     fn ragged_shapes_match_the_reference(case in any_case(7, 6, 8)) {
-        case.check(&cpu(2))?;
+        devices().iter().try_for_each(|device| case.check(device))?;
     }
 
     #[test]
     fn every_epilogue_matches_the_reference(case in any_case(4, 5, 6)) {
-        let device = cpu(2);
-        let [input, weight, residual] = case.tensors(&device);
         let channels = [case.weight_dims()[0]];
-        let (scale, shift) = (normal(1, "scale", channels, &device), normal(2, "shift", channels, &device));
-        let plain = case.reference(&wide(&input), &wide(&weight));
-        for (with_scale, with_residual, relu) in (0..8).map(|bits| (bits & 1 > 0, bits & 2 > 0, bits & 4 > 0)) {
+        let combinations = (0..8).map(|bits| (bits & 1 > 0, bits & 2 > 0, bits & 4 > 0));
+        for (device, (with_scale, with_residual, relu)) in
+            devices().iter().flat_map(|device| combinations.clone().map(move |combination| (device, combination)))
+        {
+            let [input, weight, residual] = case.tensors(device);
+            let (scale, shift) = (normal(1, "scale", channels, device), normal(2, "shift", channels, device));
+            let plain = case.reference(&wide(&input), &wide(&weight));
             let epilogue = Epilogue {
                 scale_shift: with_scale.then_some((&scale, &shift)),
                 residual: with_residual.then_some(&residual),
@@ -177,7 +187,7 @@ proptest! {
                 let sum = if with_residual { scaled + residual[at] } else { scaled };
                 if relu { sum.max(0.0) } else { sum }
             }).collect();
-            let what = format!("scale {with_scale}, residual {with_residual}, relu {relu}: {case:?}");
+            let what = format!("scale {with_scale}, residual {with_residual}, relu {relu}: {case:?} on {device}");
             let actual = forward(&input, &weight, case.geometry, epilogue)?;
             assert_close_to(&what, &actual, &expected, norm(&plain).max(norm(&expected)), F32);
         }
@@ -189,17 +199,18 @@ proptest! {
 
     #[test]
     fn the_tape_computes_the_numeric_gradient(case in any_case(3, 2, 3)) {
-        let [input, weight, _] = case.tensors(&cpu(1));
-        check_op("conv", &[input, weight],
-            |tape, vars| conv(tape, &vars[0], &vars[1], case.geometry),
-            |inputs| case.reference(&inputs[0], &inputs[1]))?;
+        for device in devices() {
+            let [input, weight, _] = case.tensors(&device);
+            check_op("conv", &[input, weight],
+                |tape, vars| conv(tape, &vars[0], &vars[1], case.geometry),
+                |inputs| case.reference(&inputs[0], &inputs[1]))?;
+        }
     }
 }
 
 #[test]
 fn shapes_past_every_block_size_match_the_reference() -> Result<()> {
-    let device = cpu(2);
-    large().iter().try_for_each(|case| case.check(&device))
+    devices().iter().try_for_each(|device| large().iter().try_for_each(|case| case.check(device)))
 }
 
 #[test]
@@ -215,8 +226,7 @@ fn results_do_not_depend_on_the_number_of_threads() -> Result<()> {
 
 #[test]
 fn an_image_does_not_depend_on_its_batch() -> Result<()> {
-    let device = cpu(2);
-    for case in [
+    let all = [
         [300, 1, 1, 600, 64, 1, 1, 1, 0, 1], // 1×1 maps, narrow product with a long inner dimension
         [70, 1, 1, 20, 3, 1, 1, 1, 0, 1],
         [9, 1, 1, 128, 40, 3, 3, 1, 1, 1],
@@ -230,17 +240,17 @@ fn an_image_does_not_depend_on_its_batch() -> Result<()> {
         [3, 31, 29, 3, 64, 7, 7, 2, 3, 1],
         [150, 3, 3, 8, 70, 3, 3, 1, 1, 1],
     ]
-    .map(case)
-    {
-        let [input, weight, _] = case.tensors(&device);
+    .map(case);
+    for (device, case) in devices().iter().flat_map(|device| all.iter().map(move |case| (device, case))) {
+        let [input, weight, _] = case.tensors(device);
         let whole = bits(&forward(&input, &weight, case.geometry, Epilogue::default())?);
         let (input_image, output_image) = (input.shape().elements() / case.n, whole.len() / case.n);
         let elements = input.to_vec::<f32>()?;
         for (first, count) in [(0, 1), (case.n / 2, 1), (case.n - 1, 1), (0, 2), (1, case.n - 1)] {
             let part = elements[first * input_image..][..count * input_image].to_vec();
-            let part = Tensor::new(part, [count, case.h, case.w, input.shape().last()], &device)?;
+            let part = Tensor::new(part, [count, case.h, case.w, input.shape().last()], device)?;
             let part = bits(&forward(&part, &weight, case.geometry, Epilogue::default())?);
-            assert!(part == whole[first * output_image..][..count * output_image], "{first} {count} {case:?}");
+            assert!(part == whole[first * output_image..][..count * output_image], "{first} {count} {case:?} {device}");
         }
     }
     Ok(())
@@ -248,22 +258,25 @@ fn an_image_does_not_depend_on_its_batch() -> Result<()> {
 
 #[test]
 fn an_empty_batch_and_a_single_window_work() -> Result<()> {
-    let device = cpu(1);
-    let empty = case([0, 5, 5, 3, 4, 3, 3, 2, 1, 1]);
-    let [input, weight, grad] = empty.tensors(&device);
-    assert_eq!(forward(&input, &weight, empty.geometry, Epilogue::default())?.dims(), [0, 3, 3, 4]);
-    assert_eq!(input_grad(&grad, &weight, input.shape(), empty.geometry)?.dims(), [0, 5, 5, 3]);
-    assert_close("no images", &weight_grad(&grad, &input, weight.shape(), empty.geometry)?, &[0.0; 108], F32);
-    case([1, 7, 7, 2, 1, 7, 7, 3, 0, 1]).check(&device)
+    for device in devices() {
+        let empty = case([0, 5, 5, 3, 4, 3, 3, 2, 1, 1]);
+        let [input, weight, grad] = empty.tensors(&device);
+        assert_eq!(forward(&input, &weight, empty.geometry, Epilogue::default())?.dims(), [0, 3, 3, 4]);
+        assert_eq!(input_grad(&grad, &weight, input.shape(), empty.geometry)?.dims(), [0, 5, 5, 3]);
+        assert_close("no images", &weight_grad(&grad, &input, weight.shape(), empty.geometry)?, &[0.0; 108], F32);
+        case([1, 7, 7, 2, 1, 7, 7, 3, 0, 1]).check(&device)?;
+    }
+    Ok(())
 }
 
 #[test]
 fn a_nan_passes_the_relu() -> Result<()> {
-    let device = cpu(1);
-    let (input, weight) =
-        (Tensor::full([1, 1, 1, 1], f32::NAN, &device).unwrap(), Tensor::full([1, 1, 1, 1], 1.0, &device).unwrap());
-    let epilogue = Epilogue { relu: true, ..Epilogue::default() };
-    assert!(forward(&input, &weight, Geometry::default(), epilogue)?.scalar()?.is_nan());
+    for device in devices() {
+        let input = Tensor::full([1, 1, 1, 1], f32::NAN, &device)?;
+        let weight = Tensor::full([1, 1, 1, 1], 1.0, &device)?;
+        let epilogue = Epilogue { relu: true, ..Epilogue::default() };
+        assert!(forward(&input, &weight, Geometry::default(), epilogue)?.scalar()?.is_nan(), "{device}");
+    }
     Ok(())
 }
 

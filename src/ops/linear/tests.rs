@@ -2,17 +2,16 @@ use proptest::prelude::*;
 
 use super::{forward, linear};
 use crate::{
-    Result, Tensor,
+    Device, Result, Tensor,
     autograd::Tape,
-    ops::testing::{F32, assert_close_to, bits, cases, check_op, cpu, normal, wide},
+    ops::testing::{F32, assert_close_to, bits, cases, check_op, cpu, devices, normal, wide},
 };
 
-fn tensors(n: usize, inputs: usize, outputs: usize, threads: usize) -> [Tensor; 3] {
-    let device = cpu(threads);
+fn tensors(n: usize, inputs: usize, outputs: usize, device: &Device) -> [Tensor; 3] {
     [
-        normal(n as u64, "input", [n, inputs], &device),
-        normal(inputs as u64, "weight", [outputs, inputs], &device),
-        normal(outputs as u64, "bias", [outputs], &device),
+        normal(n as u64, "input", [n, inputs], device),
+        normal(inputs as u64, "weight", [outputs, inputs], device),
+        normal(outputs as u64, "bias", [outputs], device),
     ]
 }
 
@@ -28,44 +27,52 @@ proptest! {
 
     #[test]
     fn ragged_shapes_match_the_reference(n in 1..200usize, inputs in 1..700usize, outputs in 1..140usize) {
-        let [input, weight, bias] = tensors(n, inputs, outputs, 2);
-        let expected = reference(&wide(&input), &wide(&weight), &wide(&bias));
-        // What the products of normal values amount to: a few outputs may cancel.
-        let scale = ((n * outputs * (inputs + 1)) as f64).sqrt();
-        assert_close_to("linear", &forward(&input, &weight, &bias)?, &expected, scale, F32);
+        for device in devices() {
+            let [input, weight, bias] = tensors(n, inputs, outputs, &device);
+            let expected = reference(&wide(&input), &wide(&weight), &wide(&bias));
+            // What the products of normal values amount to: a few outputs may cancel.
+            let scale = ((n * outputs * (inputs + 1)) as f64).sqrt();
+            assert_close_to("linear", &forward(&input, &weight, &bias)?, &expected, scale, F32);
+        }
     }
 
     #[test]
     fn the_tape_computes_the_numeric_gradient(n in 1..7usize, inputs in 1..10usize, outputs in 1..8usize) {
-        check_op("linear", &tensors(n, inputs, outputs, 2),
-            |tape, vars| linear(tape, &vars[0], &vars[1], &vars[2]),
-            |inputs| reference(&inputs[0], &inputs[1], &inputs[2]))?;
+        for device in devices() {
+            check_op("linear", &tensors(n, inputs, outputs, &device),
+                |tape, vars| linear(tape, &vars[0], &vars[1], &vars[2]),
+                |inputs| reference(&inputs[0], &inputs[1], &inputs[2]))?;
+        }
     }
 }
 
 #[test]
 fn gradients_past_the_block_size_are_numeric_ones() -> Result<()> {
-    check_op(
-        "large linear",
-        &tensors(67, 9, 70, 2),
-        |tape, vars| linear(tape, &vars[0], &vars[1], &vars[2]),
-        |inputs| reference(&inputs[0], &inputs[1], &inputs[2]),
-    )
+    devices().iter().try_for_each(|device| {
+        check_op(
+            "large linear",
+            &tensors(67, 9, 70, device),
+            |tape, vars| linear(tape, &vars[0], &vars[1], &vars[2]),
+            |inputs| reference(&inputs[0], &inputs[1], &inputs[2]),
+        )
+    })
 }
 
 #[test]
 fn a_sample_does_not_depend_on_its_batch() -> Result<()> {
-    for (n, inputs, outputs) in
-        [(300, 512, 2), (64, 2048, 10), (65, 1024, 1), (33, 700, 65), (40, 600, 129), (500, 5, 3), (20, 1030, 1000)]
+    let shapes =
+        [(300, 512, 2), (64, 2048, 10), (65, 1024, 1), (33, 700, 65), (40, 600, 129), (500, 5, 3), (20, 1030, 1000)];
+    for (device, (n, inputs, outputs)) in
+        devices().iter().flat_map(|device| shapes.into_iter().map(move |shape| (device, shape)))
     {
-        let [input, weight, bias] = tensors(n, inputs, outputs, 2);
+        let [input, weight, bias] = tensors(n, inputs, outputs, device);
         let whole = bits(&forward(&input, &weight, &bias)?);
         let elements = input.to_vec::<f32>()?;
         for (first, count) in [(0, 1), (n / 2, 1), (n - 1, 1), (1, 2), (3, n / 2), (1, n - 1)] {
             let part = elements[first * inputs..][..count * inputs].to_vec();
             let part = forward(&Tensor::new(part, [count, inputs], input.device())?, &weight, &bias)?;
             let expected = &whole[first * outputs..][..count * outputs];
-            assert!(bits(&part) == expected, "samples {first} + {count} of {n}, {inputs} to {outputs}");
+            assert!(bits(&part) == expected, "samples {first} + {count} of {n}, {inputs} to {outputs} on {device}");
         }
     }
     Ok(())
@@ -74,7 +81,7 @@ fn a_sample_does_not_depend_on_its_batch() -> Result<()> {
 #[test]
 fn results_do_not_depend_on_the_number_of_threads() -> Result<()> {
     let results = |threads: usize| -> Result<Vec<Vec<u32>>> {
-        let tensors = tensors(150, 90, 140, threads);
+        let tensors = tensors(150, 90, 140, &cpu(threads));
         let mut tape = Tape::new();
         let [input, weight, bias] = tensors.map(|tensor| tape.leaf(&format!("{}", tensor.shape()), tensor));
         let output = linear(&mut tape, &input, &weight, &bias)?;
@@ -91,19 +98,20 @@ fn results_do_not_depend_on_the_number_of_threads() -> Result<()> {
 
 #[test]
 fn an_empty_batch_works_and_what_does_not_fit_is_an_error() -> Result<()> {
-    let device = cpu(1);
-    let zeros = |dims: [usize; 2]| Tensor::zeros(dims, &device).unwrap();
-    let bias = |outputs: usize| Tensor::zeros([outputs], &device).unwrap();
-    assert_eq!(forward(&zeros([0, 4]), &zeros([3, 4]), &bias(3))?.dims(), [0, 3]);
-    let mut tape = Tape::new();
-    let [input, weight, shift] =
-        [zeros([0, 4]), zeros([3, 4]), bias(3)].map(|tensor| tape.leaf(&format!("{}", tensor.shape()), tensor));
-    let output = linear(&mut tape, &input, &weight, &shift)?;
-    assert_eq!(tape.backward(&output)?["[3, 4]"].to_vec::<f32>()?, [0.0; 12]);
-    assert!(forward(&zeros([2, 4]), &zeros([3, 5]), &bias(3)).is_err());
-    assert!(forward(&zeros([2, 4]), &zeros([3, 4]), &bias(4)).is_err());
-    assert!(forward(&zeros([2, 4]), &zeros([0, 4]), &bias(0)).is_err());
-    assert!(forward(&zeros([2, 0]), &zeros([3, 0]), &bias(3)).is_err());
-    assert!(forward(&bias(4), &zeros([3, 4]), &bias(3)).is_err());
+    for device in devices() {
+        let zeros = |dims: [usize; 2]| Tensor::zeros(dims, &device).unwrap();
+        let bias = |outputs: usize| Tensor::zeros([outputs], &device).unwrap();
+        assert_eq!(forward(&zeros([0, 4]), &zeros([3, 4]), &bias(3))?.dims(), [0, 3]);
+        let mut tape = Tape::new();
+        let [input, weight, shift] =
+            [zeros([0, 4]), zeros([3, 4]), bias(3)].map(|tensor| tape.leaf(&format!("{}", tensor.shape()), tensor));
+        let output = linear(&mut tape, &input, &weight, &shift)?;
+        assert_eq!(tape.backward(&output)?["[3, 4]"].to_vec::<f32>()?, [0.0; 12]);
+        assert!(forward(&zeros([2, 4]), &zeros([3, 5]), &bias(3)).is_err());
+        assert!(forward(&zeros([2, 4]), &zeros([3, 4]), &bias(4)).is_err());
+        assert!(forward(&zeros([2, 4]), &zeros([0, 4]), &bias(0)).is_err());
+        assert!(forward(&zeros([2, 0]), &zeros([3, 0]), &bias(3)).is_err());
+        assert!(forward(&bias(4), &zeros([3, 4]), &bias(3)).is_err());
+    }
     Ok(())
 }

@@ -293,6 +293,8 @@ impl<'c> Flow<'c> {
             }
             for pc in *start..=*last {
                 self.reads[pc].iter().chain(&self.writes[pc]).for_each(|&reg| extend(reg, pc));
+                // Results of one instruction need places of their own, even those that nobody reads.
+                self.writes[pc].iter().for_each(|&reg| extend(reg, pc + 1));
             }
         }
         self.place(fixed, &spans)

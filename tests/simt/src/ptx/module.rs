@@ -60,7 +60,10 @@ pub(crate) fn parse(text: &str) -> Result<Parsed, ParseError> {
                 if let Tok::Str(path) = cursor.next()? {
                     files.insert(number as u32, path.to_string());
                 }
-                cursor.skip_line();
+                // Perhaps a time and a size.
+                while cursor.take(b',') {
+                    cursor.integer()?;
+                }
             }
             ".section" => {
                 cursor.word()?;
