@@ -8,7 +8,7 @@ use crate::{
     autograd::{Parameter, Parameters, Role, Var},
     ops::{
         batchnorm::{self, Affine, Fused, Moments},
-        conv::{self, Epilogue, Geometry},
+        conv::{self, Epilogue, Geometry, TileMoments},
         linear,
     },
 };
@@ -62,9 +62,20 @@ impl BatchNorm {
     /// # Errors
     /// [`Error::Shape`](crate::Error::Shape) if extents do not fit.
     pub fn forward(&self, pass: &mut Pass, input: &Var, fused: Fused) -> Result<Var> {
+        self.forward_with_moments(pass, input, None, fused)
+    }
+
+    /// As [`BatchNorm::forward`], with the moments of the input's tiles where they are at hand.
+    fn forward_with_moments(
+        &self,
+        pass: &mut Pass,
+        input: &Var,
+        tiles: Option<&TileMoments>,
+        fused: Fused,
+    ) -> Result<Var> {
         let batch = self.uses_batch(pass);
         let moments = if batch {
-            let moments = Moments::of(input.value())?;
+            let moments = tiles.map_or_else(|| Moments::of(input.value()), Moments::of_tiles)?;
             pass.report(&self.name, moments.clone());
             moments
         } else {
@@ -145,8 +156,11 @@ impl ConvNorm {
                 || [&self.weight, &norm.scale, &norm.shift].into_iter().any(Parameter::is_trainable));
         if trained {
             let weight = pass.parameter(&self.weight);
-            let output = conv::conv(&mut pass.tape, input, &weight, self.geometry)?;
-            return norm.forward(pass, &output, Fused { residual, relu });
+            let (output, tiles) = match norm.uses_batch(pass) {
+                true => conv::conv_with_moments(&mut pass.tape, input, &weight, self.geometry)?,
+                false => (conv::conv(&mut pass.tape, input, &weight, self.geometry)?, None),
+            };
+            return norm.forward_with_moments(pass, &output, tiles.as_ref(), Fused { residual, relu });
         }
         let (scale, shift) = batchnorm::fold(
             &norm.scale.value,

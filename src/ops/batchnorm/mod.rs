@@ -9,7 +9,7 @@ mod tests;
 
 pub use grad::{Affine, Fused, batchnorm};
 
-use super::expect_shape;
+use super::{conv::TileMoments, expect_shape};
 use crate::{Device, Error, Result, Tensor};
 
 /// Mean and variance of each channel.
@@ -30,17 +30,26 @@ impl Moments {
     /// [`Error::Shape`] if there are fewer than two rows: one sample has no variance.
     pub fn of(input: &Tensor) -> Result<Self> {
         let rows = input.shape().rows();
-        if rows < 2 || input.shape().last() == 0 {
-            return Err(Error::shape(
-                "batchnorm",
-                format!("batch statistics need more than one value per channel, got {}", input.shape()),
-            ));
-        }
+        enough(rows, input)?;
         let (mean, variance) = match input.device() {
             Device::Cuda(device) => cuda::moments(device, input)?,
             Device::Cpu(cpu) => cpu::moments(cpu, input)?,
         };
         Ok(Self { mean, variance, rows })
+    }
+
+    /// As [`Moments::of`], from what a convolution on a GPU left of each tile of its output.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if there are fewer than two rows, or the tiles are not on a GPU.
+    pub fn of_tiles(tiles: &TileMoments) -> Result<Self> {
+        let TileMoments { rows, rows_per_tile, mean, m2 } = tiles;
+        enough(*rows, mean)?;
+        let (mean, variance) = match mean.device() {
+            Device::Cuda(device) => cuda::merge(device, mean, m2, *rows, *rows_per_tile)?,
+            Device::Cpu(_) => return Err(Error::shape("batchnorm", "moments of tiles are taken on a GPU alone")),
+        };
+        Ok(Self { mean, variance, rows: *rows })
     }
 
     /// Moves running statistics towards these moments, on their device: `running = (1 − momentum) · running + momentum · moment`, with
@@ -60,6 +69,14 @@ impl Moments {
             }
         }
     }
+}
+
+fn enough(rows: usize, input: &Tensor) -> Result<()> {
+    if rows < 2 || input.shape().last() == 0 {
+        let message = format!("batch statistics need more than one value per channel, got {}", input.shape());
+        return Err(Error::shape("batchnorm", message));
+    }
+    Ok(())
 }
 
 /// `[C]` factor and offset that carry out a batchnorm with fixed statistics, for a convolution's epilogue.

@@ -12,6 +12,7 @@ use crate::{
         CudaDevice,
         cuda::{F32_ARCHS, Field, Kernel, Params, Source, kernel_params},
     },
+    ops::{optional, small},
 };
 
 kernel_params! {
@@ -196,11 +197,6 @@ impl<'a> From<Epilogue<'a>> for Finish<'a> {
     }
 }
 
-/// The address of a tensor's elements, 0 if there is none.
-fn optional(tensor: Option<&Tensor>, cuda: &CudaDevice) -> Result<u64> {
-    tensor.map_or(Ok(0), |tensor| tensor.pointer::<f32>(cuda))
-}
-
 /// Sums taken in slices: runs `compute` on memory for all of them, then adds them up into a tensor of `shape`.
 fn in_slices(
     cuda: &Arc<CudaDevice>,
@@ -215,19 +211,16 @@ fn in_slices(
         return Ok(output);
     }
     let count = output.shape().elements();
-    if count > i32::MAX as usize {
-        return Err(cuda.error(format!("{count} sums are too many to share between blocks; use a smaller batch")));
-    }
     let parts = Tensor::uninit::<f32>([slices, count], cuda)?;
     compute(&parts)?;
     let params = ConvMergeParams {
         parts: parts.pointer::<f32>(cuda)?,
         output: output.pointer::<f32>(cuda)?,
-        scale: optional(finish.scale, cuda)?,
-        shift: optional(finish.shift, cuda)?,
-        residual: optional(finish.residual, cuda)?,
-        count: count as u32,
-        channels: output.shape().last() as u32,
+        scale: optional::<f32>(cuda, finish.scale)?,
+        shift: optional::<f32>(cuda, finish.shift)?,
+        residual: optional::<f32>(cuda, finish.residual)?,
+        count: small("conv", count)?,
+        channels: small("conv", output.shape().last())?,
         slices: slices as u32,
         relu: finish.relu.into(),
     };
@@ -284,11 +277,11 @@ fn launch_forward(
         input: input.pointer::<f32>(cuda)?,
         weight: weight.pointer::<f32>(cuda)?,
         output: output.pointer::<f32>(cuda)?,
-        scale: optional(finish.scale, cuda)?,
-        shift: optional(finish.shift, cuda)?,
-        residual: optional(finish.residual, cuda)?,
-        mean: optional(moments.map(|moments| &moments.mean), cuda)?,
-        m2: optional(moments.map(|moments| &moments.m2), cuda)?,
+        scale: optional::<f32>(cuda, finish.scale)?,
+        shift: optional::<f32>(cuda, finish.shift)?,
+        residual: optional::<f32>(cuda, finish.residual)?,
+        mean: optional::<f32>(cuda, moments.map(|moments| &moments.mean))?,
+        m2: optional::<f32>(cuda, moments.map(|moments| &moments.m2))?,
         extents: extents.for_kernels(cuda)?,
         rows: problem.rows as u32,
         slices: plan.slices as u32,

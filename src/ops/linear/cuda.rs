@@ -14,7 +14,7 @@ use crate::{
             cuda::{self as conv, Finish},
             plan::Problem,
         },
-        matrix,
+        matrix, small,
     },
 };
 
@@ -67,8 +67,8 @@ pub fn bias_grad(cuda: &Arc<CudaDevice>, grad: &Tensor) -> Result<Tensor> {
     let params = LinearBiasGradParams {
         grad: grad.pointer::<f32>(cuda)?,
         output: output.pointer::<f32>(cuda)?,
-        rows: rows as u32,
-        cols: cols as u32,
+        rows: small("linear", rows)?,
+        cols: small("linear", cols)?,
     };
     cuda.launch(&BIAS_GRAD, [cols.div_ceil(BIAS_GRAD_COLS), 1, 1], 0, &params)?;
     Ok(output)

@@ -14,7 +14,10 @@ use super::{
 use crate::{
     Device, Result,
     device::CudaDevice,
-    ops::testing::{F32, assert_close_to, bits, cpu, devices, norm, normal, wide},
+    ops::{
+        batchnorm::Moments,
+        testing::{F32, assert_close_to, bits, cpu, devices, norm, normal, wide},
+    },
 };
 
 const TILES: [Tile; 4] = [Tile::Large, Tile::Middle, Tile::Narrow, Tile::Flat];
@@ -167,6 +170,15 @@ fn moments_of_tiles_are_those_of_the_output() -> Result<()> {
             let scale = norm(&mean).min(deviation.sqrt() + 0.1 * norm(&mean));
             assert_close_to(&format!("means of {tile:?}: {case:?}"), &moments.mean, &mean, scale, F32);
             assert_close_to(&format!("M2 of {tile:?}: {case:?}"), &moments.m2, &m2, norm(&m2), F32);
+            // Merged, they are the batch's.
+            if moments.rows > 1 {
+                let (merged, whole) = (Moments::of_tiles(&moments)?, Moments::of(&output)?);
+                assert_eq!(merged.rows, whole.rows);
+                let (mean, variance) = (wide(&whole.mean), wide(&whole.variance));
+                assert_close_to(&format!("mean by {tile:?}: {case:?}"), &merged.mean, &mean, norm(&mean), F32);
+                let scale = norm(&variance);
+                assert_close_to(&format!("variance by {tile:?}: {case:?}"), &merged.variance, &variance, scale, F32);
+            }
         }
     }
     Ok(())
