@@ -1,6 +1,8 @@
 #![doc = include_str!("../README.md")]
 #![deny(missing_docs)]
 #![forbid(unsafe_code)]
+// Loops over lanes index several arrays at once.
+#![allow(clippy::needless_range_loop)]
 
 mod code;
 mod counters;

@@ -99,7 +99,7 @@ fn half_op(op: HalfOp, format: Format, a: u64, b: u64, c: u64, ftz: bool, sat: b
         HalfOp::Neg | HalfOp::Abs => x,
     };
     let value = if sat { clamp01(value) } else { value };
-    let value = if relu && (value < 0.0 || value == 0.0) { 0.0 } else { value };
+    let value = if relu && value <= 0.0 { 0.0 } else { value };
     flush(from_f64(value, format, Round::Nearest))
 }
 
@@ -168,7 +168,7 @@ impl Convert {
                 let bits = encode(negative, size, 0, format(self.to), self.round);
                 self.float(to_f64(bits, format(self.to)))
             }
-            (false, true) => self.extend(self.to_integer(self.source(from_bits))),
+            (false, true) => self.extend(self.round_to_integer(self.source(from_bits))),
             (false, false) => {
                 let value = self.source(from_bits);
                 self.float(if self.integral { integral(value, self.round) } else { value })
@@ -206,7 +206,7 @@ impl Convert {
         (1i128 << (self.to.bits - u32::from(self.to.signed()))) - 1
     }
 
-    fn to_integer(&self, value: f64) -> u64 {
+    fn round_to_integer(&self, value: f64) -> u64 {
         if value.is_nan() {
             let wide = self.from.bits == 64 || self.to.bits == 64;
             return if wide { 1 << (self.to.bits - 1) } else { 0 };

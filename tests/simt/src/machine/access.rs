@@ -67,7 +67,7 @@ pub(crate) fn check_aligned(at: &[u64; LANES], m: u32, bytes: u32, what: &str) -
 
 #[cold]
 fn misaligned(at: &[u64; LANES], m: u32, bytes: u32, what: &str) -> Step {
-    let lane = Bits(m).find(|&l| at[l] % u64::from(bytes) != 0).unwrap_or(0);
+    let lane = Bits(m).find(|&l| !at[l].is_multiple_of(u64::from(bytes))).unwrap_or(0);
     let over = at[lane] % u64::from(bytes);
     let text =
         format!("{what} of {bytes} bytes at address {:#x}, which is {over} past a multiple of {bytes}", at[lane]);
@@ -114,10 +114,11 @@ pub(crate) fn load(block: &mut Block, warp: &mut Warp, sync: &mut Order, access:
         return load_param(block, warp, access, m);
     }
     let mut at = addresses(warp, &access.address);
-    let mut units: Units = [[0; LANES]; 8];
+    // Every call starts anew with what an earlier one left: only lanes that load are looked at.
+    let mut units = block.units.take().unwrap_or_default();
     check_aligned(&at, m, shape.bytes(), "a load")?;
     by_space(access.space, &mut at, m, |space, at, m| match space {
-        Space::Shared => super::shared::load(block, warp, sync, at, m, shape, &mut units),
+        Space::Shared => super::shared::load(block, warp, at, m, shape, &mut units),
         Space::Local => local(block, warp, at, m, shape, &mut units, false),
         Space::Param => params(block, at, m, shape, &mut units),
         _ => super::global::load(block, warp, sync, at, m, shape, &mut units),
@@ -127,6 +128,7 @@ pub(crate) fn load(block: &mut Block, warp: &mut Warp, sync: &mut Order, access:
         super::atomic::strong_read(block, warp, sync, m, address, access.order.acquire);
     }
     to_registers(warp, access, m, &units);
+    block.units = Some(units);
     Ok(())
 }
 
@@ -134,7 +136,7 @@ pub(crate) fn load(block: &mut Block, warp: &mut Warp, sync: &mut Order, access:
 pub(crate) fn store(block: &mut Block, warp: &mut Warp, sync: &mut Order, access: &Access, m: u32) -> Step {
     let shape = shape(access);
     let mut at = addresses(warp, &access.address);
-    let mut units: Units = [[0; LANES]; 8];
+    let mut units = block.units.take().unwrap_or_default();
     check_aligned(&at, m, shape.bytes(), "a store")?;
     from_registers(warp, access, &mut units);
     sync.progress += 1;
@@ -143,11 +145,13 @@ pub(crate) fn store(block: &mut Block, warp: &mut Warp, sync: &mut Order, access
         super::atomic::strong_write(block, warp, sync, m, address, access.order.release);
     }
     by_space(access.space, &mut at, m, |space, at, m| match space {
-        Space::Shared => super::shared::store(block, warp, sync, at, m, shape, &units),
+        Space::Shared => super::shared::store(block, warp, at, m, shape, &units),
         Space::Local => local(block, warp, at, m, shape, &mut units, true),
         Space::Param => trouble(FaultKind::ReadOnly, m.trailing_zeros() as usize, "writes a kernel parameter"),
         _ => super::global::store(block, warp, sync, at, m, shape, &units),
-    })
+    })?;
+    block.units = Some(units);
+    Ok(())
 }
 
 fn shape(access: &Access) -> Shape {

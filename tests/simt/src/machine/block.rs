@@ -1,6 +1,7 @@
 //! A block: its warps, its shared memory, whose turn it is.
 
 use super::Context;
+use super::access::Units;
 use super::barrier::Barrier;
 use super::order::{Clock, Order};
 use super::regs::{Bits, FULL, Regs};
@@ -25,6 +26,8 @@ pub(crate) struct Block<'a> {
     pub start: u32,
     /// Where each memory instruction last found its buffer.
     pub hints: Vec<u32>,
+    /// Room for the values of a load or store.
+    pub units: Option<Box<Units>>,
     schedule: Schedule,
     /// Threads that have returned.
     pub exited: u32,
@@ -126,6 +129,7 @@ impl<'a> Block<'a> {
             now: 0,
             start: 0,
             hints: vec![0; entry.code.len()],
+            units: None,
             schedule: Schedule::new(0, 0),
             exited: 0,
             context,

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use super::access::{Shape, Units};
 use super::block::Block;
 use super::order::Order;
-use super::regs::{Bits, LANES};
+use super::regs::{Bits, FULL, LANES};
 use super::trouble::{Step, coordinates, triple, trouble};
 use super::warp::Warp;
 use crate::fault::FaultKind;
@@ -89,8 +89,9 @@ pub(crate) fn ordered_in_block(block: &Block, warp: &Warp, lane: usize, thread: 
 /// Notes a read and checks it against the last write.
 #[inline(always)]
 pub(crate) fn note_read(races: &Races, index: usize, me: &Me, sync: &mut Order) -> Step {
+    let context = me.block.context;
     let write = races.writes[index].load(Relaxed);
-    if launch_of(write) == me.block.context.number && !me.same_thread(write) {
+    if launch_of(write) == context.number && !me.same_thread(write) {
         check_write(write, me, "reads", 0)?;
     }
     let record = &races.reads[index];
@@ -98,11 +99,21 @@ pub(crate) fn note_read(races: &Races, index: usize, me: &Me, sync: &mut Order) 
     if old == me.record {
         return Ok(());
     }
-    if launch_of(old) != me.block.context.number {
+    if launch_of(old) != context.number {
+        if context.alone {
+            record.store(me.record, Relaxed);
+            return Ok(());
+        }
         // Losing against another block's first read means that there are several now.
         if record.compare_exchange(old, me.record, Relaxed, Relaxed).is_ok() {
             return Ok(());
         }
+    }
+    // Nothing new: one of several readers, of which the record tells no more than it does.
+    let settled = old & MANY_BLOCKS != 0 && !context.ordered
+        || old & (MANY_BLOCKS | MANY_THREADS) != 0 && me.same_block(old) && (old ^ me.record) & CLOCK == 0;
+    if settled && old & STRONG & !me.record == 0 && launch_of(old) == context.number {
+        return Ok(());
     }
     join_readers(record, me, sync);
     Ok(())
@@ -118,7 +129,7 @@ fn join_readers(record: &AtomicU64, me: &Me, sync: &mut Order) {
         let new = if launch_of(old) != number {
             me.record
         } else if old & MANY_BLOCKS != 0 {
-            old & !STRONG & !CLOCK | strong | clock
+            me.record & !STRONG & !CLOCK | MANY_BLOCKS | strong | clock
         } else if me.same_block(old) {
             if old & MANY_THREADS == 0 && (me.same_thread(old) || me.ordered(old)) {
                 let same_time = old & CLOCK == me.record & CLOCK;
@@ -127,7 +138,7 @@ fn join_readers(record: &AtomicU64, me: &Me, sync: &mut Order) {
                 old & !STRONG & !CLOCK | MANY_THREADS | strong | clock
             }
         } else {
-            old & !STRONG & !CLOCK | MANY_BLOCKS | strong | clock
+            me.record & !STRONG & !CLOCK | MANY_BLOCKS | strong | clock
         };
         if new == old {
             break;
@@ -277,8 +288,21 @@ impl<'a> Finder<'a> {
     }
 }
 
+/// Whether lanes access memory one after the other, without gaps.
+#[inline(always)]
+fn consecutive(at: &[u64; LANES], bytes: u32) -> bool {
+    let mut off = 0;
+    for (lane, at_lane) in at.iter().enumerate() {
+        off |= at_lane ^ at[0].wrapping_add(lane as u64 * u64::from(bytes));
+    }
+    off == 0
+}
+
 /// 32-byte sectors that the lanes touch.
 fn sectors(at: &[u64; LANES], m: u32, bytes: u32) -> u64 {
+    if m == FULL && consecutive(at, bytes) {
+        return (at[0] % 32 + 32 * u64::from(bytes)).div_ceil(32);
+    }
     let mut seen = [0u64; LANES];
     let (mut count, mut highest) = (0usize, None);
     for lane in Bits(m) {

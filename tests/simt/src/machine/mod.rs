@@ -44,6 +44,8 @@ pub(crate) struct Context<'a> {
     pub constants: &'a [(Class, u32, u64)],
     /// Blocks may order each other's accesses; they all run on one thread.
     pub ordered: bool,
+    /// All blocks run on one thread.
+    pub alone: bool,
 }
 
 impl Context<'_> {
@@ -143,12 +145,14 @@ pub(crate) fn run(
     constants: &[(Class, u32, u64)],
 ) -> Result<Counters, Fault> {
     let ordered = launch.cooperative || entry.traits.ordered;
-    let context = Context { config, name, entry, launch, params, table, number, constants, ordered };
+    let blocks: u64 = launch.grid.iter().map(|&n| u64::from(n)).product();
+    let threads = if ordered { 1 } else { (config.threads.max(1) as u64).min(blocks) };
+    let alone = threads == 1;
+    let context = Context { config, name, entry, launch, params, table, number, constants, ordered, alone };
     if launch.cooperative {
         return run_together(&context);
     }
-    let threads = if ordered { 1 } else { config.threads.max(1).min(context.blocks() as usize) };
-    if threads == 1 {
+    if alone {
         return run_share(&context, &AtomicU64::new(0), &AtomicU64::new(u64::MAX)).map_err(|(_, fault)| fault);
     }
     let (next, failed) = (AtomicU64::new(0), AtomicU64::new(u64::MAX));

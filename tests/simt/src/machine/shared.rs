@@ -7,7 +7,6 @@ use super::Context;
 use super::access::{Shape, Units};
 use super::block::Block;
 use super::global::ordered_in_block;
-use super::order::Order;
 use super::regs::{Bits, LANES};
 use super::trouble::{Step, coordinates, triple, trouble};
 use super::warp::Warp;
@@ -37,7 +36,7 @@ impl Shared {
     pub fn new(context: &Context) -> Shared {
         let bytes = context.entry.dynamic_base as u64 - SHARED_BASE as u64 + u64::from(context.launch.dynamic_shared);
         let shift = context.entry.traits.shared_granule.trailing_zeros();
-        let granules = (bytes as usize).div_ceil(4) * 4 >> shift;
+        let granules = ((bytes as usize).div_ceil(4) * 4) >> shift;
         Shared {
             words: vec![u32::MAX; (bytes as usize).div_ceil(4)],
             bytes,
@@ -76,12 +75,16 @@ fn write_record(warp: &Warp, lane: usize, strong: bool) -> u32 {
     warp.clock.now.min(LAST_CLOCK) << 11 | strong | Block::thread(warp, lane)
 }
 
+/// Whether a granule was written by this block, and that is ordered before every lane of the warp.
+#[inline(always)]
+fn written_before(block: &Block, warp: &Warp, granule: usize) -> bool {
+    (block.shared.writes[granule] >> 11).wrapping_sub(block.start) < warp.clock.least - block.start
+}
+
 /// Checks a read of a granule against the last write to it.
 #[inline(always)]
 pub(crate) fn check_read(block: &Block, warp: &Warp, granule: usize, lane: usize, strong: bool) -> Step {
-    let clock = block.shared.writes[granule] >> 11;
-    // Written by this block, and ordered before whoever of this warp reads.
-    if clock.wrapping_sub(block.start) < warp.clock.least - block.start {
+    if written_before(block, warp, granule) {
         return Ok(());
     }
     check_last_write(block, warp, granule, lane, strong, 0, "reads")
@@ -134,14 +137,13 @@ fn race(block: &Block, lane: usize, does: &str, byte: usize, thread: u32, did: &
 
 /// Notes a read; who writes later is checked against it.
 #[inline(always)]
-fn note_read(reads: &mut [u32], granule: usize, record: u32) {
-    let old = reads[granule];
+fn note_read(read: &mut u32, record: u32) {
+    let old = *read;
     if old >> 7 == record >> 7 && old != record {
-        reads[granule] = record & !READ_STRONG
-            | (record & old & READ_STRONG)
-            | if (old ^ record) & 31 != 0 { MANY } else { old & MANY };
+        let many = if (old ^ record) & 31 != 0 { MANY } else { (old | record) & MANY };
+        *read = record & !READ_STRONG | (record & old & READ_STRONG) | many;
     } else {
-        reads[granule] = record;
+        *read = record;
     }
 }
 
@@ -201,7 +203,11 @@ pub(crate) fn count_banks(block: &mut Block, at: &[u64; LANES], m: u32, bytes: u
 
 fn wavefronts(at: &[u64; LANES], part: u32, words: u32) -> u32 {
     let line = at[part.trailing_zeros() as usize] / 128;
-    if Bits(part).all(|lane| at[lane] / 128 == line) {
+    let mut other = 0;
+    for (lane, at) in at.iter().enumerate() {
+        other |= if part >> lane & 1 == 1 { (at / 128) ^ line } else { 0 };
+    }
+    if other == 0 {
         return 1;
     }
     // Up to 32 different words, four of them in each access of 16 bytes.
@@ -237,30 +243,32 @@ fn crowded(at: &[u64; LANES], part: u32, words: u32) -> u32 {
     banks.into_iter().max().unwrap_or(1)
 }
 
-pub(crate) fn load(
-    block: &mut Block,
-    warp: &Warp,
-    _sync: &mut Order,
-    at: &[u64; LANES],
-    m: u32,
-    shape: Shape,
-    units: &mut Units,
-) -> Step {
+pub(crate) fn load(block: &mut Block, warp: &Warp, at: &[u64; LANES], m: u32, shape: Shape, units: &mut Units) -> Step {
     count_banks(block, at, m, shape.bytes());
     let shift = block.shared.shift;
     let granules = (shape.bytes() >> shift).max(1) as usize;
     let strong = if shape.strong { READ_STRONG } else { 0 };
     let record = warp.clock.now << 7 | strong;
+    let first_lane = m.trailing_zeros() as usize;
+    // One address for all lanes, in granules that need no closer look: checked and read once.
+    let mut differ = 0;
+    for (lane, a) in at.iter().enumerate() {
+        differ |= if m >> lane & 1 == 1 { a ^ at[first_lane] } else { 0 };
+    }
+    let broadcast = differ == 0 && m & (m - 1) != 0;
     for lane in Bits(m) {
         let offset = block.shared.offset(at[lane], shape.bytes(), lane)?;
         let first = offset >> shift;
+        let mut settled = broadcast;
         for granule in first..first + granules {
+            settled &= written_before(block, warp, granule);
             check_read(block, warp, granule, lane, shape.strong)?;
         }
         let shared = &mut block.shared;
+        let many = if settled { MANY } else { 0 };
         let reads = &mut shared.reads[warp.index][first..first + granules];
-        for granule in 0..granules {
-            note_read(reads, granule, record | lane as u32);
+        for read in reads {
+            note_read(read, record | many | lane as u32);
         }
         if shape.unit == 4 {
             for (i, unit) in units[..shape.count as usize].iter_mut().enumerate() {
@@ -273,19 +281,15 @@ pub(crate) fn load(
                 unit[lane] = shared.words[byte / 4] >> (8 * (byte % 4)) & mask;
             }
         }
+        if settled {
+            units[..shape.count as usize].iter_mut().for_each(|unit| *unit = [unit[lane]; LANES]);
+            break;
+        }
     }
     Ok(())
 }
 
-pub(crate) fn store(
-    block: &mut Block,
-    warp: &Warp,
-    _sync: &mut Order,
-    at: &[u64; LANES],
-    m: u32,
-    shape: Shape,
-    units: &Units,
-) -> Step {
+pub(crate) fn store(block: &mut Block, warp: &Warp, at: &[u64; LANES], m: u32, shape: Shape, units: &Units) -> Step {
     count_banks(block, at, m, shape.bytes());
     let shift = block.shared.shift;
     let granules = (shape.bytes() >> shift).max(1) as usize;
@@ -323,7 +327,7 @@ fn put(words: &mut [u32], offset: usize, shape: Shape, lane: usize, units: &Unit
 pub(crate) fn note_atomic(block: &mut Block, warp: &Warp, granule: usize, lane: usize) {
     block.shared.writes[granule] = write_record(warp, lane, true);
     let record = warp.clock.now << 7 | READ_STRONG | lane as u32;
-    note_read(&mut block.shared.reads[warp.index], granule, record);
+    note_read(&mut block.shared.reads[warp.index][granule], record);
 }
 
 /// Marks a granule as written by a thread now: an asynchronous copy has landed.
@@ -334,5 +338,5 @@ pub(crate) fn note_landed(block: &mut Block, warp: &Warp, granule: usize, lane: 
 /// Marks a granule as read for other lanes too (`ldmatrix`).
 pub(crate) fn note_matrix_read(block: &mut Block, warp: &Warp, granule: usize, lane: usize) {
     let record = warp.clock.now << 7 | lane as u32;
-    note_read(&mut block.shared.reads[warp.index], granule, record);
+    note_read(&mut block.shared.reads[warp.index][granule], record);
 }

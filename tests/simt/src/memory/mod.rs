@@ -115,7 +115,7 @@ impl Allocation {
             let mut i = 0;
             while i < part.len() {
                 let within = (at + i) % PAGE;
-                if within % 4 == 0 && part.len() - i >= 4 {
+                if within.is_multiple_of(4) && part.len() - i >= 4 {
                     let word = [part[i], part[i + 1], part[i + 2], part[i + 3]];
                     page.words[within / 4].store(u32::from_le_bytes(word), Relaxed);
                     page.mark_written(within, 4);
@@ -143,7 +143,7 @@ impl Allocation {
             let mut i = 0;
             while i < part.len() {
                 let within = (at + i) % PAGE;
-                let step = if within % 4 == 0 && part.len() - i >= 4 { 4 } else { 1 };
+                let step = if within.is_multiple_of(4) && part.len() - i >= 4 { 4 } else { 1 };
                 if unwritten.is_none() && !page.all_written(within, step as u32) {
                     let first = (0..step).find(|&j| !page.all_written(within + j, 1)).unwrap_or(0);
                     unwritten = Some(at + i + first);

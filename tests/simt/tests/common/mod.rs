@@ -126,11 +126,14 @@ impl Nvrtc {
     }
 }
 
+/// Modules with the architectures that they were compiled for.
+pub type Modules = Arc<Vec<(String, Module)>>;
+
 /// The PTX of `tests/kernels/<name>.cu`: the checked-in one, and those that NVRTC makes now for `archs`.
 ///
 /// With `SIMT_WRITE_PTX=1` the checked-in one is written anew.
-pub fn kernels(name: &str, archs: &[&str]) -> Arc<Vec<(String, Module)>> {
-    static CACHE: Mutex<BTreeMap<String, Arc<Vec<(String, Module)>>>> = Mutex::new(BTreeMap::new());
+pub fn kernels(name: &str, archs: &[&str]) -> Modules {
+    static CACHE: Mutex<BTreeMap<String, Modules>> = Mutex::new(BTreeMap::new());
     let mut cache = CACHE.lock().unwrap_or_else(|e| e.into_inner());
     cache.entry(name.into()).or_insert_with(|| Arc::new(compile_kernels(name, archs))).clone()
 }
