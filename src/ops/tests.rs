@@ -4,6 +4,7 @@
 use super::{
     batchnorm::{Affine, Fused, Moments, batchnorm},
     dropout::dropout,
+    elementwise::add,
     loss::{CrossEntropy, Target, cross_entropy},
     optimizer::{Item, Rule, Table, step},
     pool::{Window, concat_pool, max_pool},
@@ -61,6 +62,44 @@ fn results_depend_neither_on_the_schedule_nor_on_the_architecture() -> Result<()
         for (at, (actual, expected)) in network(&device)?.iter().zip(&expected).enumerate() {
             assert!(actual == expected, "tensor {at}, schedule {schedule}, {capability:?}");
         }
+    }
+    Ok(())
+}
+
+#[test]
+fn memory_is_read_and_written_in_whole_sectors_and_banks_do_not_clash() -> Result<()> {
+    let Some((device, emulator)) = emulated(Settings::default()) else { return Ok(()) };
+    network(&device)?;
+    for (kernel, counters) in emulator.counters() {
+        assert_eq!(counters.bank_conflicts(), 0, "{kernel}: {counters:?}");
+    }
+
+    let Some((device, emulator)) = emulated(Settings::default()) else { return Ok(()) };
+    let (rows, c) = (640, 128);
+    let mut tape = Tape::new();
+    let x = tape.leaf("x", normal(1, "x", [rows, c], &device));
+    let (scale, shift) =
+        (tape.leaf("scale", Tensor::full([c], 1.0, &device)?), tape.leaf("shift", Tensor::zeros([c], &device)?));
+    let moments = Moments::of(x.value())?;
+    let fused = Fused { residual: None, relu: true };
+    let y = batchnorm(&mut tape, &x, Affine { scale: &scale, shift: &shift }, &moments, true, 1e-5, fused)?;
+    let sum = add(&mut tape, &y, &y)?;
+    tape.backward_from(&sum, normal(1, "seed", [rows, c], &device))?;
+    // 32 bytes each.
+    let map = (rows * c / 8) as u64;
+    // Maps read and written by each kernel; beside them it moves no more than a quarter of one.
+    for (kernel, reads, writes) in [
+        ("batchnorm_moments_x4", 1, 0),
+        ("batchnorm_apply_x4", 1, 1),
+        ("add", 2, 1),
+        ("tensor_add_assign", 2, 1),
+        ("batchnorm_reduce_x4", 3, 1),
+        ("batchnorm_input_grad_x4", 2, 1),
+    ] {
+        let counters = emulator.counters()[kernel];
+        let (loads, stores) = (counters.global_load_sectors, counters.global_store_sectors);
+        assert!((reads * map..=reads * map + map / 4).contains(&loads), "{kernel} reads {loads} sectors of {map}");
+        assert!((writes * map..=writes * map + map / 4).contains(&stores), "{kernel} writes {stores} sectors of {map}");
     }
     Ok(())
 }
