@@ -1,12 +1,8 @@
 use super::*;
 use crate::data::tests::noise;
 use crate::data::{Augment, Batch, Change, Crop, Transforms, View};
-use crate::ops::testing::{bits, cpu};
+use crate::ops::testing::{bits, devices};
 use crate::random::Random;
-
-fn devices() -> Vec<Device> {
-    vec![cpu(1), cpu(3)]
-}
 
 /// The same in f32, rounding by rounding.
 fn normalised(byte: u8, [gain, offset]: [f32; 2], mean: f32, std: f32) -> f32 {
