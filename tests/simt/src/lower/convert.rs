@@ -63,11 +63,11 @@ impl Body<'_, '_> {
     /// A register with a variable's address in its own space.
     pub fn address_of(&mut self, var: Var, offset: i64, class: Class) -> Lowered<Place> {
         let constant = match var {
-            Var::Shared(at) => Constant::Bits((at + offset) as u64),
+            Var::Shared(at) => Constant::Bits(at.wrapping_add(offset) as u64),
             Var::DynamicShared => Constant::DynamicShared(offset),
             _ if class != Class::Long => return Err("this address does not fit 32 bits".into()),
-            Var::Param(at) => Constant::Bits((PARAM_WINDOW + at + offset) as u64),
-            Var::Local(at) => Constant::Bits((LOCAL_WINDOW + at + offset) as u64),
+            Var::Param(at) => Constant::Bits((PARAM_WINDOW + at).wrapping_add(offset) as u64),
+            Var::Local(at) => Constant::Bits((LOCAL_WINDOW + at).wrapping_add(offset) as u64),
             Var::Module(index) => Constant::Module(index, offset),
         };
         Ok(Place { class, reg: self.constant(class, constant) })

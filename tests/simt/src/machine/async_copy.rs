@@ -87,7 +87,7 @@ fn partial(
     while done < size {
         let step = if size - done >= 4 { 4 } else { 1 };
         let mut at = [0; LANES];
-        at[lane] = from + u64::from(done);
+        at[lane] = from.wrapping_add(u64::from(done));
         let mut part: Units = [[0; LANES]; 8];
         let shape = super::access::Shape { unit: step, count: 1, strong: false, constant: false };
         super::global::read(block, warp, sync, &at, 1 << lane, shape, &mut part)?;

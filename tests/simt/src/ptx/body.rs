@@ -20,6 +20,10 @@ pub(crate) const PARAM_WINDOW: i64 = 0x0400_0000_0000_0000;
 
 /// Calls nest at most this deep; recursion cannot be run in place.
 const DEEPEST_CALL: usize = 64;
+/// Nested scopes of one function.
+const DEEPEST_SCOPE: usize = 200;
+/// Registers of one class, all inlined calls included.
+const MOST_REGISTERS: u32 = 1 << 20;
 
 /// A position in the source: numbers of `.file` (0 if there is none) and lines.
 #[derive(Clone, Copy, Default)]
@@ -110,6 +114,9 @@ impl<'a, 't> Body<'a, 't> {
             if cursor.take(b'}') {
                 return self.close_scope();
             } else if cursor.take(b'{') {
+                if self.scopes.len() > DEEPEST_SCOPE {
+                    return Err(cursor.error("scopes nest too deep"));
+                }
                 self.scopes.push(Scope::default());
                 self.block(cursor)?;
             } else if cursor.take(b';') {
@@ -247,7 +254,11 @@ impl<'a, 't> Body<'a, 't> {
         loop {
             let name = cursor.word()?.to_string();
             if cursor.take(b'<') {
-                let count = cursor.integer()? as u32;
+                let count = cursor.integer()?;
+                if !(0..i64::from(MOST_REGISTERS - self.registers[class as usize])).contains(&count) {
+                    return Err(cursor.error(format!("`{name}<{count}>`: more registers than are supported")));
+                }
+                let count = count as u32;
                 cursor.expect(b'>')?;
                 let first = self.fresh(class, count);
                 self.scope().ranges.insert(name, (first, count, bits));
@@ -350,7 +361,7 @@ impl<'a, 't> Body<'a, 't> {
         if cursor.take(b'{') {
             let mut parts = Vec::new();
             while !cursor.take(b'}') {
-                parts.push(self.operand(cursor)?);
+                parts.push(self.simple(cursor)?);
                 cursor.take(b',');
             }
             return Ok(Operand::Vector(parts));
@@ -436,9 +447,9 @@ impl<'a, 't> Body<'a, 't> {
     pub fn symbol_address(&mut self, var: Var, offset: i64) -> (Option<Place>, i64) {
         let long = |reg| Some(Place { class: Class::Long, reg });
         match var {
-            Var::Shared(at) => (None, at + offset),
-            Var::Param(at) => (None, PARAM_WINDOW + at + offset),
-            Var::Local(at) => (None, LOCAL_WINDOW + at + offset),
+            Var::Shared(at) => (None, at.wrapping_add(offset)),
+            Var::Param(at) => (None, (PARAM_WINDOW + at).wrapping_add(offset)),
+            Var::Local(at) => (None, (LOCAL_WINDOW + at).wrapping_add(offset)),
             Var::DynamicShared => (long(self.constant(Class::Long, Constant::DynamicShared(0))), offset),
             Var::Module(index) => (long(self.constant(Class::Long, Constant::Module(index, 0))), offset),
         }

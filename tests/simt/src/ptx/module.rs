@@ -45,6 +45,9 @@ pub(crate) struct Parsed {
 /// Shared addresses start here, as they do on devices that keep 1 KiB for the system: null stays invalid.
 pub(crate) const SHARED_BASE: i64 = 0x400;
 
+/// Bytes of the largest variable that is taken seriously.
+const LARGEST: usize = 1 << 28;
+
 pub(crate) fn parse(text: &str) -> Result<Parsed, ParseError> {
     let tokens = tokens(text)?;
     let mut globals = Globals { tokens: &tokens, static_shared: SHARED_BASE, dynamic_align: 16, ..Globals::default() };
@@ -129,9 +132,9 @@ fn skip_performance_directives(cursor: &mut Cursor) -> Result<Option<(u32, bool)
                 cursor.at += 1;
                 let mut threads = cursor.integer()?;
                 while cursor.take(b',') {
-                    threads *= cursor.integer()?;
+                    threads = threads.saturating_mul(cursor.integer()?);
                 }
-                limit = Some((threads as u32, word == ".reqntid"));
+                limit = Some((u32::try_from(threads).unwrap_or(u32::MAX), word == ".reqntid"));
             }
             ".minnctapersm" | ".maxnctapersm" | ".maxnreg" => {
                 cursor.at += 1;
@@ -207,12 +210,20 @@ pub(crate) fn declaration(cursor: &mut Cursor) -> Result<Param, ParseError> {
                 let name = cursor.word()?.to_string();
                 let mut total = bytes;
                 while cursor.take(b'[') {
-                    total *= if cursor.peek() == Some(Tok::Punct(b']')) { 0 } else { cursor.integer()? as usize };
+                    let empty = cursor.peek() == Some(Tok::Punct(b']'));
+                    let count = if empty { 0 } else { cursor.integer()? };
+                    let count = usize::try_from(count).ok();
+                    total = count
+                        .and_then(|count| total.checked_mul(count))
+                        .filter(|&t| t <= LARGEST)
+                        .ok_or_else(|| cursor.error(format!("`{name}` has a size that no device could hold")))?;
                     cursor.expect(b']')?;
                 }
                 let align = align.unwrap_or(bytes);
-                if !align.is_power_of_two() {
-                    return Err(cursor.error(format!("`{name}` has alignment {align}, which is no power of two")));
+                if !align.is_power_of_two() || align > LARGEST {
+                    return Err(
+                        cursor.error(format!("`{name}` has alignment {align}: not a power of two, or too large"))
+                    );
                 }
                 return Ok(Param { name, bytes: total, align });
             }

@@ -83,3 +83,29 @@ extern "C" __global__ void random64(u64 seed, u64* out) {
     z ^= z >> 31;
     out[i] = (z << 13) | (z >> 51);
 }
+
+// For measuring: arithmetic only.
+extern "C" __global__ void arithmetic(const float* x, float* out, int n) {
+    float a = x[threadIdx.x], b = a, c = a, d = a;
+    for (int i = 0; i < n; i++) {
+        a = fmaf(a, b, c);
+        b = b * 1.01f + d;
+        c = c - a;
+        d = fminf(d, c) + a;
+    }
+    out[blockIdx.x * blockDim.x + threadIdx.x] = a + b + c + d;
+}
+
+// For measuring: a 3x3 convolution without any tiling, NHWC and RSCK, a block per pixel.
+extern "C" __global__ void conv3x3(const float* __restrict__ x, const float* __restrict__ w, float* y, int height, int width, int channels, int filters) {
+    int row = blockIdx.x / width, column = blockIdx.x % width, k = threadIdx.x;
+    float sum = 0;
+    for (int r = 0; r < 3; r++)
+        for (int s = 0; s < 3; s++) {
+            int h = row + r - 1, v = column + s - 1;
+            if (h < 0 || h >= height || v < 0 || v >= width) continue;
+            for (int c = 0; c < channels; c++)
+                sum += x[(h * width + v) * channels + c] * w[((r * 3 + s) * channels + c) * filters + k];
+        }
+    y[blockIdx.x * filters + k] = sum;
+}
