@@ -99,7 +99,7 @@ fn grouped_networks_agree_with_the_processor() -> Result<()> {
 /// with a rate per group. Returns what each step told.
 fn recipe(learner: Learner) -> (Learner, Vec<Told>) {
     let (mut learner, told) = listened(learner);
-    learner.lr_find(LrFind::default().steps(4)).unwrap();
+    learner.lr_find(LrFind::default().steps(10)).unwrap();
     learner.precompute(true);
     assert!(learner.fit(Fit::epochs(2).lr(1e-2)).unwrap().iter().all(|record| record.cached));
     learner.precompute(false);

@@ -71,7 +71,9 @@ impl Learner {
             self.note("precompute is on, but the backbone is trainable: activations are computed anew".into())?;
         }
         for epoch in start..epochs {
-            let (record, stop) = self.epoch(&fit, epoch, &mut state)?;
+            let images = self.data.batch_size.min(self.samples(Split::Train));
+            let outcome = self.epoch(&fit, epoch, &mut state);
+            let (record, stop) = outcome.map_err(|error| self.explained(error, images, true))?;
             self.history.push(record.clone());
             let last = self.tell(&Event::Epoch(&record))? || stop || epoch + 1 == epochs;
             self.write_progress(&fit, epochs, epoch + 1, (!last).then_some(&state.optimizer))?;

@@ -1,6 +1,7 @@
 //! What the tests of the operations share: random tensors, comparisons with f64 references, numeric gradients.
 
 #[path = "../../tests/common/emulator.rs"]
+#[allow(dead_code)] // the tests beside the library use more of it
 pub mod emulator;
 
 use proptest::test_runner::{Config, RngSeed};

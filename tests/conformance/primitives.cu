@@ -82,6 +82,7 @@ extern "C" __global__ void named_barriers(const Words p) {
     } else {
         named_barrier_sync(1, 64);
         p.output[lane] = shared[lane ^ 9];
+        __syncwarp();
         shared[lane] += 1;
     }
     named_barrier_sync(2, 64);

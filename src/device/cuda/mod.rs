@@ -32,7 +32,7 @@ pub(crate) use source::Kernel;
 pub use source::{F32_ARCHS, HEADERS, Source};
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -51,7 +51,7 @@ pub struct CudaDevice {
     compiler: Compiler,
     arena: Mutex<Arena>,
     loaded: Mutex<Loaded>,
-    free_slots: Mutex<Vec<usize>>,
+    free_slots: Mutex<VecDeque<usize>>,
 }
 
 /// Modules by source, kernels by source and entry.
@@ -173,12 +173,12 @@ impl CudaDevice {
     /// A copy of `bytes` on the GPU that arrives beside running kernels; for input read once or a few times and then
     /// dropped.
     pub(crate) fn stage(self: &Arc<Self>, bytes: &[u8]) -> Result<Buffer> {
-        let slot = if bytes.is_empty() { None } else { lock(&self.free_slots).pop() };
+        let slot = if bytes.is_empty() { None } else { lock(&self.free_slots).pop_front() };
         let Some(slot) = slot else { return self.upload(bytes) };
         match self.driver.stage(slot, bytes) {
             Ok(address) => Ok(Buffer { device: self.clone(), address, bytes: bytes.len(), slot: Some(slot) }),
             Err(error) => {
-                lock(&self.free_slots).push(slot);
+                lock(&self.free_slots).push_back(slot);
                 Err(error)
             }
         }
@@ -315,7 +315,7 @@ impl Drop for Buffer {
             Some(slot) => {
                 // An error here shows again in the next call that waits.
                 let _ = self.device.driver.unstage(slot);
-                lock(&self.device.free_slots).push(slot);
+                lock(&self.device.free_slots).push_back(slot);
             }
         }
     }
