@@ -637,5 +637,5 @@ fn damaged_text_never_panics() {
             ran += u32::from(gpu.launch(&module, &entry, &simt::Launch::linear(2, 64), &params).is_ok());
         }
     }
-    assert!(ran > 100, "only {ran} damaged kernels ran");
+    assert!(ran > 30, "only {ran} damaged kernels ran");
 }

@@ -119,7 +119,7 @@ impl<'a> Block<'a> {
                     crate::code::Class::Long => regs.long[reg] = [value; 32],
                 }
             }
-            Warp::new(index, regs, entry.local_bytes)
+            Warp::new(index, context.launch.block, regs, entry.local_bytes)
         });
         Block {
             warps: warps.collect(),

@@ -290,7 +290,7 @@ impl<'a> Finder<'a> {
 
 /// Whether lanes access memory one after the other, without gaps.
 #[inline(always)]
-fn consecutive(at: &[u64; LANES], bytes: u32) -> bool {
+pub(crate) fn consecutive(at: &[u64; LANES], bytes: u32) -> bool {
     let mut off = 0;
     for (lane, at_lane) in at.iter().enumerate() {
         off |= at_lane ^ at[0].wrapping_add(lane as u64 * u64::from(bytes));
@@ -329,9 +329,80 @@ pub(crate) fn load(
 ) -> Step {
     block.counters.global_load_requests += 1;
     block.counters.global_load_sectors += sectors(at, m, shape.bytes());
+    if read_run(block, warp, at, m, shape, units).is_some() {
+        return Ok(());
+    }
     let hint = read(block, warp, sync, at, m, shape, units)?;
     block.hints[warp.pc] = hint;
     Ok(())
+}
+
+/// Where lanes access words one after the other in one page: the buffer, the page, the offset in it.
+#[inline(always)]
+fn run_of_words<'a>(
+    block: &Block<'a>,
+    pc: usize,
+    at: &[u64; LANES],
+    m: u32,
+    shape: Shape,
+) -> Option<(&'a Range, usize, usize)> {
+    let total = u64::from(shape.bytes()) * 32;
+    if m != FULL || shape.unit != 4 || !at[0].is_multiple_of(32) || !consecutive(at, shape.bytes()) {
+        return None;
+    }
+    let table = block.context.table;
+    let range = table.ranges.get(block.hints[pc] as usize)?;
+    if range.start > at[0] || at[0].checked_add(total)? > range.end {
+        return None;
+    }
+    let offset = (at[0] - range.allocation.base) as usize;
+    let within = offset % PAGE;
+    (within + total as usize <= PAGE).then_some((range, offset, within))
+}
+
+/// The common case of [`read`] on whole runs of words; nothing is done if anything needs a closer look.
+#[inline(always)]
+fn read_run(block: &Block, warp: &Warp, at: &[u64; LANES], m: u32, shape: Shape, units: &mut Units) -> Option<()> {
+    let (range, offset, within) = run_of_words(block, warp.pc, at, m, shape)?;
+    let page = range.allocation.page(offset)?;
+    let bytes = shape.bytes() as usize;
+    let written = &page.written[within / 32..within / 32 + bytes];
+    if written.iter().any(|w| w.load(Relaxed) != u32::MAX) {
+        return None;
+    }
+    if !range.allocation.constant {
+        let context = block.context;
+        let shift = context.entry.traits.global_granule.trailing_zeros();
+        let races = page.races(shift);
+        let granules = within >> shift..(within + 32 * bytes) >> shift;
+        if races.writes[granules.clone()].iter().any(|w| launch_of(w.load(Relaxed)) == context.number) {
+            return None;
+        }
+        let base = stamp(block, warp, shape.strong);
+        let each = bytes >> shift;
+        let record = |i: usize| base | ((i / each) as u64) << 22;
+        let reads = &races.reads[granules];
+        let fresh = context.alone && reads.iter().all(|r| launch_of(r.load(Relaxed)) != context.number);
+        if fresh {
+            reads.iter().enumerate().for_each(|(i, r)| r.store(record(i), Relaxed));
+        } else {
+            let settled = |(i, r): (usize, &AtomicU64)| {
+                let old = r.load(Relaxed);
+                let several = launch_of(old) == context.number && old & MANY_BLOCKS != 0 && !context.ordered;
+                old == record(i) || several && old & STRONG & !base == 0
+            };
+            if !reads.iter().enumerate().all(settled) {
+                return None;
+            }
+        }
+    }
+    let count = shape.count as usize;
+    for (lane, words) in page.words[within / 4..within / 4 + 8 * bytes].chunks_exact(count).enumerate() {
+        for (unit, word) in units.iter_mut().zip(words) {
+            unit[lane] = word.load(Relaxed);
+        }
+    }
+    Some(())
 }
 
 /// The checks and the data of a load; returns where the buffer was found.
@@ -424,9 +495,47 @@ pub(crate) fn store(
 ) -> Step {
     block.counters.global_store_requests += 1;
     block.counters.global_store_sectors += sectors(at, m, shape.bytes());
+    if write_run(block, warp, at, m, shape, units).is_some() {
+        return Ok(());
+    }
     let hint = write(block, warp, sync, at, m, shape, units)?;
     block.hints[warp.pc] = hint;
     Ok(())
+}
+
+/// The common case of [`write`] on whole runs of words that no one else has touched.
+#[inline(always)]
+fn write_run(block: &Block, warp: &Warp, at: &[u64; LANES], m: u32, shape: Shape, units: &Units) -> Option<()> {
+    let context = block.context;
+    let (range, offset, within) = run_of_words(block, warp.pc, at, m, shape)?;
+    if range.allocation.constant || !context.alone {
+        return None;
+    }
+    let page = range.allocation.make_page(offset);
+    let bytes = shape.bytes() as usize;
+    let shift = context.entry.traits.global_granule.trailing_zeros();
+    let races = page.races(shift);
+    let granules = within >> shift..(within + 32 * bytes) >> shift;
+    let base = stamp(block, warp, shape.strong);
+    let each = bytes >> shift;
+    let record = |i: usize| base | ((i / each) as u64) << 22;
+    let untouched = |(i, r): (usize, &AtomicU64)| {
+        let old = r.load(Relaxed);
+        launch_of(old) != context.number || (old ^ record(i)) >> 22 == 0 && old & (MANY_BLOCKS | MANY_THREADS) == 0
+    };
+    let (writes, reads) = (&races.writes[granules.clone()], &races.reads[granules]);
+    if !writes.iter().enumerate().all(untouched) || !reads.iter().enumerate().all(untouched) {
+        return None;
+    }
+    writes.iter().enumerate().for_each(|(i, w)| w.store(record(i), Relaxed));
+    page.written[within / 32..within / 32 + bytes].iter().for_each(|w| w.store(u32::MAX, Relaxed));
+    let count = shape.count as usize;
+    for (lane, words) in page.words[within / 4..within / 4 + 8 * bytes].chunks_exact(count).enumerate() {
+        for (unit, word) in units.iter().zip(words) {
+            word.store(unit[lane], Relaxed);
+        }
+    }
+    Some(())
 }
 
 fn write(

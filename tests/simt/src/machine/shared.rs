@@ -7,7 +7,7 @@ use super::Context;
 use super::access::{Shape, Units};
 use super::block::Block;
 use super::global::ordered_in_block;
-use super::regs::{Bits, LANES};
+use super::regs::{Bits, FULL, LANES};
 use super::trouble::{Step, coordinates, triple, trouble};
 use super::warp::Warp;
 use crate::fault::FaultKind;
@@ -249,23 +249,33 @@ pub(crate) fn load(block: &mut Block, warp: &Warp, at: &[u64; LANES], m: u32, sh
     let granules = (shape.bytes() >> shift).max(1) as usize;
     let strong = if shape.strong { READ_STRONG } else { 0 };
     let record = warp.clock.now << 7 | strong;
-    let first_lane = m.trailing_zeros() as usize;
-    // One address for all lanes, in granules that need no closer look: checked and read once.
-    let mut differ = 0;
-    for (lane, a) in at.iter().enumerate() {
-        differ |= if m >> lane & 1 == 1 { a ^ at[first_lane] } else { 0 };
+    if shift == 2 && shape.unit == 4 && load_run(block, warp, at, m, shape, record, units).is_some() {
+        return Ok(());
     }
-    let broadcast = differ == 0 && m & (m - 1) != 0;
+    // A lane before with the same address, where all was ordered before the whole warp.
+    let mut like: Option<usize> = None;
     for lane in Bits(m) {
+        if let Some(before) = like
+            && at[before] == at[lane]
+        {
+            units[..shape.count as usize].iter_mut().for_each(|unit| unit[lane] = unit[before]);
+            continue;
+        }
         let offset = block.shared.offset(at[lane], shape.bytes(), lane)?;
         let first = offset >> shift;
-        let mut settled = broadcast;
+        let mut settled = true;
         for granule in first..first + granules {
-            settled &= written_before(block, warp, granule);
-            check_read(block, warp, granule, lane, shape.strong)?;
+            let before = written_before(block, warp, granule);
+            settled &= before;
+            if !before {
+                check_read(block, warp, granule, lane, shape.strong)?;
+            }
         }
+        like = settled.then_some(lane);
         let shared = &mut block.shared;
-        let many = if settled { MANY } else { 0 };
+        let next = m & (u32::MAX << lane) & !(1 << lane);
+        let shared_address = settled && next != 0 && at[next.trailing_zeros() as usize] == at[lane];
+        let many = if shared_address { MANY } else { 0 };
         let reads = &mut shared.reads[warp.index][first..first + granules];
         for read in reads {
             note_read(read, record | many | lane as u32);
@@ -281,12 +291,46 @@ pub(crate) fn load(block: &mut Block, warp: &Warp, at: &[u64; LANES], m: u32, sh
                 unit[lane] = shared.words[byte / 4] >> (8 * (byte % 4)) & mask;
             }
         }
-        if settled {
-            units[..shape.count as usize].iter_mut().for_each(|unit| *unit = [unit[lane]; LANES]);
-            break;
-        }
     }
     Ok(())
+}
+
+/// The common case of [`load`]: words one after the other, all written and ordered before.
+#[inline(always)]
+fn load_run(
+    block: &mut Block,
+    warp: &Warp,
+    at: &[u64; LANES],
+    m: u32,
+    shape: Shape,
+    record: u32,
+    units: &mut Units,
+) -> Option<()> {
+    let total = u64::from(shape.bytes()) * 32;
+    let offset = at[0].wrapping_sub(SHARED_BASE as u64);
+    let inside = offset < block.shared.bytes && block.shared.bytes - offset >= total;
+    if m != FULL || !inside || !super::global::consecutive(at, shape.bytes()) {
+        return None;
+    }
+    let words = offset as usize / 4..(offset + total) as usize / 4;
+    let (start, span) = (block.start, warp.clock.least - block.start);
+    let shared = &mut block.shared;
+    let mut late = false;
+    for write in &shared.writes[words.clone()] {
+        late |= (write >> 11).wrapping_sub(start) >= span;
+    }
+    if late {
+        return None;
+    }
+    let count = shape.count as usize;
+    let reads = shared.reads[warp.index][words.clone()].chunks_exact_mut(count);
+    for (lane, (reads, words)) in reads.zip(shared.words[words].chunks_exact(count)).enumerate() {
+        for (read, (unit, word)) in reads.iter_mut().zip(units.iter_mut().zip(words)) {
+            note_read(read, record | lane as u32);
+            unit[lane] = *word;
+        }
+    }
+    Some(())
 }
 
 pub(crate) fn store(block: &mut Block, warp: &Warp, at: &[u64; LANES], m: u32, shape: Shape, units: &Units) -> Step {

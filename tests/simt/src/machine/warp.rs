@@ -52,6 +52,8 @@ pub(crate) struct Warp {
     /// Groups of asynchronous copies that each lane has committed.
     pub committed: [u32; LANES],
     pub strong_reads: u32,
+    /// `threadIdx` of each lane.
+    threads: [[u32; LANES]; 3],
     /// Groups that spin: the next turn goes to another one.
     rotate: bool,
     turns: usize,
@@ -71,9 +73,15 @@ pub(crate) enum Flow {
 }
 
 impl Warp {
-    pub fn new(index: usize, regs: Regs, local_bytes: usize) -> Warp {
+    pub fn new(index: usize, shape: [u32; 3], regs: Regs, local_bytes: usize) -> Warp {
+        let mut threads = [[0; LANES]; 3];
+        for lane in 0..LANES {
+            let thread = super::trouble::coordinates((index * LANES + lane) as u64, shape);
+            (0..3).for_each(|axis| threads[axis][lane] = thread[axis]);
+        }
         Warp {
             index,
+            threads,
             regs,
             local: vec![0xFF; local_bytes * LANES],
             local_written: vec![false; local_bytes * LANES],
@@ -427,10 +435,9 @@ fn special(block: &Block, warp: &mut Warp, which: Special, d: Place, m: u32) {
     let Launch { grid, block: shape, dynamic_shared, .. } = *block.context.launch;
     let index = super::trouble::coordinates(block.index, grid);
     for lane in Bits(m) {
-        let thread = super::trouble::coordinates(Block::thread(warp, lane).into(), shape);
         let bit = 1u32 << lane;
         let value: u64 = match which {
-            Special::Tid(axis) => thread[axis as usize].into(),
+            Special::Tid(axis) => warp.threads[axis as usize][lane].into(),
             Special::Ntid(axis) => shape[axis as usize].into(),
             Special::Ctaid(axis) => index[axis as usize].into(),
             Special::Nctaid(axis) => grid[axis as usize].into(),
