@@ -137,7 +137,6 @@ impl Optimizer {
             let message = format!("{} and {} given for {groups} layer groups", lrs.len(), weight_decays.len());
             return Err(Error::setting("learning rates and weight decays", message));
         }
-        self.steps += 1;
         let (grouping, arch) = (model.grouping(), model.arch());
         let mut found = Vec::new();
         model.visit_mut(&mut |parameter| {
@@ -161,6 +160,8 @@ impl Optimizer {
                 items.push(Item { parameter: &mut parameter.value, grad, buffers, lr, weight_decay });
             }
         }
-        optimizer::step(self.kind.rule(self.steps), &mut items, &mut self.table)
+        optimizer::step(self.kind.rule(self.steps + 1), &mut items, &mut self.table)?;
+        self.steps += 1;
+        Ok(())
     }
 }
