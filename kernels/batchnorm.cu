@@ -346,5 +346,9 @@ __device__ inline void input_grad(const InputGradParams& p) {
     }
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS) batchnorm_input_grad_x1(const InputGradParams p) { input_grad<1>(p); }
-extern "C" __global__ void __launch_bounds__(THREADS) batchnorm_input_grad_x4(const InputGradParams p) { input_grad<4>(p); }
+extern "C" __global__ void __launch_bounds__(THREADS) batchnorm_input_grad_x1(const InputGradParams p) {
+    input_grad<1>(p);
+}
+extern "C" __global__ void __launch_bounds__(THREADS) batchnorm_input_grad_x4(const InputGradParams p) {
+    input_grad<4>(p);
+}

@@ -1,8 +1,8 @@
 // Rows of a matrix by number: output[i] = matrix[rows[i]], whatever the elements are.
 //
-// Elements are moved in units as wide as a row's length allows: of 16, 4, 2 bytes or 1, one per thread; blockIdx.y counts
-// output rows in steps of gridDim.y. A number that names no row gives a row of set bits, in floats NaN: it must not
-// pass for data. Bound by memory: rows are read once and written once.
+// Elements are moved in units as wide as a row's length allows: of 16, 4, 2 bytes or 1, one per thread; blockIdx.y
+// counts output rows in steps of gridDim.y. A number that names no row gives a row of set bits, in floats NaN: it must
+// not pass for data. Bound by memory: rows are read once and written once.
 #include "common.cuh"
 
 constexpr u32 THREADS = 256;

@@ -1,5 +1,5 @@
-// Log-softmax, softmax and cross entropy of logits [N, classes]: one warp per row, which reads its row three times (from
-// the caches after the first).
+// Log-softmax, softmax and cross entropy of logits [N, classes]: one warp per row, which reads its row three times
+// (from the caches after the first).
 //
 //   log p = (x - max) - log(sum exp(x - max))
 //   t = ((1 - smoothing) * target + smoothing / classes) * weight                 for each class
@@ -7,7 +7,7 @@
 //
 // norm is N, or with labels and weights the sum of the labels' weights. Sums are taken lane by lane, then over the warp
 // as a tree: a row's result depends on the row alone. The loss is summed over the rows by one block.
-// Classes are few: bound by launch latency, beyond a thousand classes by memory (the logits read, the gradient written).
+// Classes are few: bound by launch latency, beyond a thousand by memory (the logits read, the gradient written).
 #include "pack.cuh"
 
 constexpr u32 THREADS = 256;

@@ -54,7 +54,8 @@ __device__ inline void max_pool(const MaxPoolParams& params) {
     u32 rest = (blockIdx.x * THREADS + threadIdx.x) * V;
     if (rest >= per_image) return;
     const u32 place = rest, channel = next_digit(rest, m.c), col = next_digit(rest, m.q), row = rest;
-    const i32 top = i32(row * window.stride) - i32(window.padding), left = i32(col * window.stride) - i32(window.padding);
+    const i32 padding = i32(window.padding);
+    const i32 top = i32(row * window.stride) - padding, left = i32(col * window.stride) - padding;
     for (u32 image = blockIdx.y; image < m.n; image += gridDim.y) {
         const float* input = params.input + u64(image) * m.h * m.w * m.c + channel;
         Pack<float, V> best;
@@ -119,8 +120,12 @@ __device__ inline void max_pool_grad(const MaxPoolGradParams& params) {
     }
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS) max_pool_grad_x1(const MaxPoolGradParams p) { max_pool_grad<1>(p); }
-extern "C" __global__ void __launch_bounds__(THREADS) max_pool_grad_x4(const MaxPoolGradParams p) { max_pool_grad<4>(p); }
+extern "C" __global__ void __launch_bounds__(THREADS) max_pool_grad_x1(const MaxPoolGradParams p) {
+    max_pool_grad<1>(p);
+}
+extern "C" __global__ void __launch_bounds__(THREADS) max_pool_grad_x4(const MaxPoolGradParams p) {
+    max_pool_grad<4>(p);
+}
 
 struct GlobalPoolParams {
     const float* input;  // [N, H * W, C]
@@ -175,10 +180,18 @@ __device__ inline void global_pool(const GlobalPoolParams& p) {
     }
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS) average_pool_x1(const GlobalPoolParams p) { global_pool<1, false>(p); }
-extern "C" __global__ void __launch_bounds__(THREADS) average_pool_x4(const GlobalPoolParams p) { global_pool<4, false>(p); }
-extern "C" __global__ void __launch_bounds__(THREADS) concat_pool_x1(const GlobalPoolParams p) { global_pool<1, true>(p); }
-extern "C" __global__ void __launch_bounds__(THREADS) concat_pool_x4(const GlobalPoolParams p) { global_pool<4, true>(p); }
+extern "C" __global__ void __launch_bounds__(THREADS) average_pool_x1(const GlobalPoolParams p) {
+    global_pool<1, false>(p);
+}
+extern "C" __global__ void __launch_bounds__(THREADS) average_pool_x4(const GlobalPoolParams p) {
+    global_pool<4, false>(p);
+}
+extern "C" __global__ void __launch_bounds__(THREADS) concat_pool_x1(const GlobalPoolParams p) {
+    global_pool<1, true>(p);
+}
+extern "C" __global__ void __launch_bounds__(THREADS) concat_pool_x4(const GlobalPoolParams p) {
+    global_pool<4, true>(p);
+}
 
 struct GlobalPoolGradParams {
     const float* grad;  // [N, C], or [N, 2 * C] of a concat pool
@@ -211,5 +224,9 @@ __device__ inline void global_pool_grad(const GlobalPoolGradParams& p) {
     }
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS) global_pool_grad_x1(const GlobalPoolGradParams p) { global_pool_grad<1>(p); }
-extern "C" __global__ void __launch_bounds__(THREADS) global_pool_grad_x4(const GlobalPoolGradParams p) { global_pool_grad<4>(p); }
+extern "C" __global__ void __launch_bounds__(THREADS) global_pool_grad_x1(const GlobalPoolGradParams p) {
+    global_pool_grad<1>(p);
+}
+extern "C" __global__ void __launch_bounds__(THREADS) global_pool_grad_x4(const GlobalPoolGradParams p) {
+    global_pool_grad<4>(p);
+}

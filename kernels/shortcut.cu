@@ -1,5 +1,5 @@
-// The parameter-free shortcut of the CIFAR ResNets, [N, H, W, C] to [N, P, Q, channels]: every stride-th pixel, with zeros
-// for new channels on both sides of the old ones; and its gradient.
+// The parameter-free shortcut of the CIFAR ResNets, [N, H, W, C] to [N, P, Q, channels]: every stride-th pixel, with
+// zeros for new channels on both sides of the old ones; and its gradient.
 //
 // One thread per element of an image of the result; images are counted by blockIdx.y in steps of gridDim.y. Bound by
 // memory: it only moves elements.

@@ -71,7 +71,7 @@ fn copy_async_wide() -> Primitive {
 
 fn copy_async_narrow() -> Primitive {
     let input = words("narrow", 64);
-    let second = |lane: usize| if lane % 3 == 0 { 0 } else { input[32 + lane] };
+    let second = |lane: usize| if lane.is_multiple_of(3) { 0 } else { input[32 + lane] };
     let expected = (0..32).map(|lane| input[31 - lane]).chain((0..32).map(|lane| second(31 - lane))).collect();
     Primitive { entry: "copy_async_narrow", threads: 32, expected: Expected::Words(expected), input }
 }

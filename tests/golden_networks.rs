@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::formula;
+use common::{emulator::gpu, formula};
 use serde_json::Value;
 use unfreeze::{
     Device, Result, Tensor,
@@ -33,9 +33,12 @@ fn numbers(value: &Value) -> Vec<f64> {
 /// ResNet-18 on one 64-pixel image, with the values that PyTorch 2.15 gives; needs no file.
 #[test]
 fn resnet18_equals_pytorch() -> Result<()> {
-    let device = Device::cpu(2)?;
-    let model = network("resnet18", &device)?;
-    let logits = f64s(&model.logits(&formula::images(1, 64, &device)?)?)?;
+    [Device::cpu(2)?].into_iter().chain(gpu()).try_for_each(|device| check_resnet18(&device))
+}
+
+fn check_resnet18(device: &Device) -> Result<()> {
+    let model = network("resnet18", device)?;
+    let logits = f64s(&model.logits(&formula::images(1, 64, device)?)?)?;
     let expected = [
         -10.76278018951416,
         -3.8912994861602783,
@@ -89,22 +92,37 @@ fn all_golden_networks() -> Result<()> {
     let Some(path) = common::shared("golden/networks.json") else { return Ok(()) };
     let text = std::fs::read_to_string(path).expect("readable");
     let golden: serde_json::Map<String, Value> = serde_json::from_str(&text).expect("JSON");
-    let device = Device::cpu(0)?;
-    for (name, golden) in &golden {
+    for device in [Device::cpu(0)?].into_iter().chain(gpu()) {
+        check_networks(&golden, &device)?;
+    }
+    Ok(())
+}
+
+fn check_networks(golden: &serde_json::Map<String, Value>, device: &Device) -> Result<()> {
+    // An emulator takes its time: two networks, and of the larger one the logits alone.
+    let emulated = device.to_string() == "emulated";
+    for (name, golden) in golden {
+        if emulated && !["resnet18_2x64", "resnet50_2x64"].contains(&name.as_str()) {
+            continue;
+        }
         let arch = &name[..name.rfind('_').expect("ARCH_NxSIZE")];
         let dims = numbers(&golden["input"]);
         let (n, size) = (dims[0] as usize, dims[2] as usize);
-        let mut model = network(arch, &device)?;
-        evaluation(name, &model, &formula::images(n, size, &device)?, golden)?;
-        if golden.get("train").is_some() {
-            training(name, &mut model, &golden["train"], &device)?;
+        let mut model = network(arch, device)?;
+        let images = formula::images(n, size, device)?;
+        logits(name, &model, &images, golden)?;
+        if !emulated || arch == "resnet18" {
+            features(name, &model, &images, golden)?;
+        }
+        if !emulated && golden.get("train").is_some() {
+            training(name, &mut model, &golden["train"], device)?;
         }
     }
     Ok(())
 }
 
-/// Logits relative to their norm, and each stage's norm and mean.
-fn evaluation(name: &str, model: &Model, images: &Tensor, golden: &Value) -> Result<()> {
+/// Logits relative to their norm.
+fn logits(name: &str, model: &Model, images: &Tensor, golden: &Value) -> Result<()> {
     let logits = model.logits(images)?;
     let (values, scale) = (f64s(&logits)?, golden["eval_logits_l2"].as_f64().expect("a number"));
     assert!((norm(values.iter().copied()) / scale - 1.0).abs() < 1e-6, "{name}: norm of the logits");
@@ -116,7 +134,11 @@ fn evaluation(name: &str, model: &Model, images: &Tensor, golden: &Value) -> Res
     }
     println!("{name}: worst logit error / norm {worst:.1e}");
     assert!(worst < 1e-6, "{name}: logits differ by {worst} of their norm");
+    Ok(())
+}
 
+/// Each stage's norm and mean.
+fn features(name: &str, model: &Model, images: &Tensor, golden: &Value) -> Result<()> {
     let units = model.backbone.units();
     for (feature, golden) in golden["eval_features"].as_object().expect("features") {
         let mut pass = Pass::evaluation();

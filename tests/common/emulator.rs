@@ -24,6 +24,7 @@ pub struct Emulator {
     functions: Mutex<Vec<(Arc<simt::Module>, String)>>,
     slots: Mutex<BTreeMap<usize, u64>>,
     counters: Mutex<BTreeMap<String, simt::Counters>>,
+    carved: Mutex<Vec<(u64, usize)>>,
 }
 
 /// How an emulated GPU is to be.
@@ -69,7 +70,13 @@ impl Emulator {
             functions: Mutex::default(),
             slots: Mutex::default(),
             counters: Mutex::default(),
+            carved: Mutex::default(),
         }
+    }
+
+    /// Address and length of every buffer made since the last call.
+    pub fn take_carved(&self) -> Vec<(u64, usize)> {
+        std::mem::take(&mut self.carved.lock().unwrap())
     }
 
     /// What each kernel has done so far.
@@ -165,6 +172,7 @@ impl Driver for Emulator {
     }
 
     fn carve(&self, address: u64, bytes: usize) -> Result<()> {
+        self.carved.lock().unwrap().push((address, bytes));
         self.gpu.carve(address, bytes, "tensor").map_err(failed)
     }
 

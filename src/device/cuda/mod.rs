@@ -164,9 +164,7 @@ impl CudaDevice {
     /// A copy of `bytes` on the GPU.
     pub(crate) fn upload(self: &Arc<Self>, bytes: &[u8]) -> Result<Buffer> {
         let buffer = self.alloc(bytes.len())?;
-        if !bytes.is_empty() {
-            self.driver.upload(buffer.address, bytes)?;
-        }
+        buffer.overwrite(bytes)?;
         Ok(buffer)
     }
 
@@ -291,6 +289,12 @@ impl Buffer {
     pub fn download(&self, to: &mut [u8]) -> Result<()> {
         assert!(to.len() <= self.bytes, "a download larger than its block");
         if to.is_empty() { Ok(()) } else { self.device.driver.download(self.address, to) }
+    }
+
+    /// Copies `bytes`, as many as it has, from the host.
+    pub fn overwrite(&self, bytes: &[u8]) -> Result<()> {
+        assert_eq!(bytes.len(), self.bytes, "a block is overwritten as a whole");
+        if bytes.is_empty() { Ok(()) } else { self.device.driver.upload(self.address, bytes) }
     }
 
     /// Sets every byte.

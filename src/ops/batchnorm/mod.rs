@@ -52,8 +52,8 @@ impl Moments {
         Ok(Self { mean, variance, rows: *rows })
     }
 
-    /// Moves running statistics towards these moments, on their device: `running = (1 − momentum) · running + momentum · moment`, with
-    /// the unbiased variance, as PyTorch does.
+    /// Moves running statistics towards these moments, on their device:
+    /// `running = (1 − momentum) · running + momentum · moment`, with the unbiased variance, as PyTorch does.
     ///
     /// # Errors
     /// [`Error::Shape`] if the channel counts differ.

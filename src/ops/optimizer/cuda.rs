@@ -105,12 +105,16 @@ pub fn step(cuda: &Arc<CudaDevice>, rule: Rule, items: &mut [Item], table: &mut 
     }
 }
 
-/// The address of a table of `bytes`: that of the last one if it is the same.
+/// The address of a table of `bytes`: that of the last one if it has as many, so that a step leaves memory as it was.
 fn uploaded(cuda: &Arc<CudaDevice>, table: &mut Table, bytes: Vec<u8>) -> Result<u64> {
-    if let Some(last) = &table.0
-        && last.bytes == bytes
+    if let Some(last) = &mut table.0
+        && last.bytes.len() == bytes.len()
         && Arc::ptr_eq(last.buffer.device(), cuda)
     {
+        if last.bytes != bytes {
+            last.buffer.overwrite(&bytes)?;
+            last.bytes = bytes;
+        }
         return Ok(last.buffer.address());
     }
     let buffer = cuda.upload(&bytes)?;

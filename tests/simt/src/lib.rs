@@ -13,6 +13,7 @@ mod lower;
 mod machine;
 mod memory;
 mod module;
+mod operands;
 mod ptx;
 
 pub use counters::Counters;

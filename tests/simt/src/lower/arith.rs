@@ -8,9 +8,11 @@ use crate::ptx::body::Body;
 
 pub(crate) fn lower(body: &mut Body, name: &str, mods: &mut Mods, ops: &Operands) -> Lowered {
     match name {
-        "rcp" | "sqrt" | "rsqrt" | "ex2" | "lg2" | "sin" | "cos" | "tanh" => return special(body, name, mods, ops),
+        "rcp" | "sqrt" | "rsqrt" | "ex2" | "lg2" | "sin" | "cos" | "tanh" => {
+            return super::special::lower(body, name, mods, ops);
+        }
         "addc" | "subc" | "madc" | "dp4a" | "dp2a" => return Err("this opcode is not supported".into()),
-        "testp" => return testp(body, mods, ops),
+        "testp" => return super::special::testp(body, mods, ops),
         _ => {}
     }
     let rounding = mods.one_of(&["rn", "rz", "rm", "rp"]);
@@ -52,26 +54,26 @@ struct Flags {
 }
 
 /// The destination and `n` sources of one type.
-fn same(body: &mut Body, ops: &Operands, ty: Ty, n: usize) -> Lowered<(Place, Vec<Place>)> {
+pub(crate) fn same(body: &mut Body, ops: &Operands, ty: Ty, n: usize) -> Lowered<(Place, Vec<Place>)> {
     ops.count(n + 1..=n + 1)?;
     let sources = (1..=n).map(|i| body.src(&ops.0[i], ty)).collect::<Lowered<Vec<_>>>()?;
     Ok((body.dst(&ops.0[0], ty)?, sources))
 }
 
-fn f(bits: u64) -> f32 {
+pub(crate) fn f(bits: u64) -> f32 {
     f32::from_bits(bits as u32)
 }
 
-fn d(bits: u64) -> f64 {
+pub(crate) fn d(bits: u64) -> f64 {
     f64::from_bits(bits)
 }
 
 /// An f32 result as bits, NaN in its canonical form.
-fn w(x: f32) -> u64 {
+pub(crate) fn w(x: f32) -> u64 {
     if x.is_nan() { F32.nan() } else { u64::from(x.to_bits()) }
 }
 
-fn w64(x: f64) -> u64 {
+pub(crate) fn w64(x: f64) -> u64 {
     if x.is_nan() { super::float::F64.nan() } else { x.to_bits() }
 }
 
@@ -271,90 +273,6 @@ fn half_op(body: &mut Body, name: &str, ty: Ty, flags: Flags, part: Option<&str>
     };
     let Flags { ftz, sat, relu, .. } = flags;
     body.scalar(ScalarFn::Half { op, format, pair: ty.bits == 32, ftz, sat, relu }, place, s)
-}
-
-fn special(body: &mut Body, name: &str, mods: &mut Mods, ops: &Operands) -> Lowered {
-    let mode = mods.one_of(&["approx", "rn", "rz", "rm", "rp"]);
-    let flush = mods.take("ftz");
-    let ty = mods.ty()?;
-    mods.finish()?;
-    let exact = matches!(name, "rcp" | "sqrt");
-    match mode {
-        Some("approx") => {}
-        Some("rn") if exact => {}
-        _ => return Err("this rounding (or none) is not supported".into()),
-    }
-    if ty.bits == 64 && ty.sort == Sort::Float {
-        let (place, s) = same(body, ops, ty, 1)?;
-        let function: fn(u64) -> u64 = match name {
-            "rcp" => |a| w64(1.0 / d(a)),
-            "sqrt" => |a| w64(d(a).sqrt()),
-            "rsqrt" => |a| w64(1.0 / d(a).sqrt()),
-            _ => return Err("not defined for f64".into()),
-        };
-        return body.scalar(ScalarFn::One(function), place, s);
-    }
-    if matches!(ty.sort, Sort::F16x2 | Sort::Bf16x2 | Sort::Bf16) || ty.is(Sort::Float, 16) {
-        let op = match name {
-            "ex2" => HalfOp::Ex2,
-            "tanh" => HalfOp::Tanh,
-            _ => return Err("not defined for half-precision types".into()),
-        };
-        let (place, s) = same(body, ops, Ty { sort: Sort::Bits, bits: ty.bits }, 1)?;
-        let bf16 = matches!(ty.sort, Sort::Bf16 | Sort::Bf16x2);
-        let format = if bf16 { super::float::BF16 } else { super::float::F16 };
-        let pair = ty.bits == 32;
-        return body.scalar(ScalarFn::Half { op, format, pair, ftz: flush, sat: false, relu: false }, place, s);
-    }
-    if !ty.is(Sort::Float, 32) {
-        return Err("this type is not supported".into());
-    }
-    let (place, s) = same(body, ops, ty, 1)?;
-    macro_rules! function {
-        ($f:expr) => {
-            if flush { |a| round32(ftz(ftz32($f, a))) } else { |a| round32(($f)(f64::from(f(a))) as f32) }
-        };
-    }
-    fn ftz32(function: fn(f64) -> f64, a: u64) -> f32 {
-        function(f64::from(ftz(f(a)))) as f32
-    }
-    fn round32(x: f32) -> u64 {
-        w(x)
-    }
-    let function: fn(u64) -> u64 = match name {
-        "rcp" => function!(|x: f64| 1.0 / x),
-        "sqrt" => function!(|x: f64| x.sqrt()),
-        "rsqrt" => function!(|x: f64| 1.0 / x.sqrt()),
-        "ex2" => function!(|x: f64| x.exp2()),
-        "lg2" => function!(|x: f64| x.log2()),
-        "sin" => function!(|x: f64| x.sin()),
-        "cos" => function!(|x: f64| x.cos()),
-        _ => function!(|x: f64| x.tanh()),
-    };
-    body.scalar(ScalarFn::One(function), place, s)
-}
-
-fn testp(body: &mut Body, mods: &mut Mods, ops: &Operands) -> Lowered {
-    let test = mods.one_of(&["finite", "infinite", "number", "notanumber", "normal", "subnormal"]);
-    let test = test.ok_or("no test among the modifiers")?;
-    let ty = mods.ty()?;
-    mods.finish()?;
-    ops.count(2..=2)?;
-    let place = body.dst(&ops.0[0], Ty { sort: Sort::Pred, bits: 1 })?;
-    let source = body.src(&ops.0[1], ty)?;
-    macro_rules! test {
-        ($x:ident, $($name:literal => $test:expr),*) => {
-            match (test, ty.bits) {
-                $(($name, 32) => |a| { let $x = f(a); u64::from($test) },
-                  ($name, 64) => |a| { let $x = d(a); u64::from($test) },)*
-                _ => return Err("this type is not supported".into()),
-            }
-        };
-    }
-    let function: fn(u64) -> u64 = test!(x,
-        "finite" => x.is_finite(), "infinite" => x.is_infinite(), "number" => !x.is_nan(),
-        "notanumber" => x.is_nan(), "normal" => x.is_normal(), "subnormal" => x.is_subnormal());
-    body.scalar(ScalarFn::One(function), place, vec![source])
 }
 
 fn integer(body: &mut Body, name: &str, ty: Ty, sat: bool, part: Option<&str>, ops: &Operands) -> Lowered {

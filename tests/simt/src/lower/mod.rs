@@ -8,6 +8,7 @@ pub(crate) mod logic;
 pub(crate) mod matrix;
 pub(crate) mod memory;
 pub(crate) mod scalar;
+pub(crate) mod special;
 
 use crate::code::{Class, Op, Place, SINK, Special, TRUE};
 use crate::module::Constant;

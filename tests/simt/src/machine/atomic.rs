@@ -4,8 +4,8 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use super::access::{Shape, addresses, by_space, check_aligned};
 use super::block::Block;
-use super::global::{Me, note_read, note_write, stamp};
 use super::order::{Knowledge, Order};
+use super::race::{Me, note_read, note_write, stamp};
 use super::regs::Bits;
 use super::trouble::{Step, trouble};
 use super::warp::Warp;

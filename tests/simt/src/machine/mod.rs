@@ -10,6 +10,7 @@ pub(crate) mod collective;
 pub(crate) mod global;
 pub(crate) mod matrix;
 pub(crate) mod order;
+pub(crate) mod race;
 pub(crate) mod regs;
 pub(crate) mod schedule;
 pub(crate) mod shared;

@@ -6,7 +6,7 @@
 use super::Context;
 use super::access::{Shape, Units};
 use super::block::Block;
-use super::global::ordered_in_block;
+use super::race::ordered_in_block;
 use super::regs::{Bits, FULL, LANES};
 use super::trouble::{Step, coordinates, triple, trouble};
 use super::warp::Warp;

@@ -6,7 +6,7 @@ use super::cursor::Cursor;
 use super::lexer::Tok;
 use super::module::{Globals, Param, declaration, type_bytes};
 use super::operand::{Operand, RegType, Var};
-use crate::code::{Address, Class, Inst, Op, Place, Special, TRUE};
+use crate::code::{Address, Class, Inst, Op, Place, TRUE};
 use crate::fault::ParseError;
 use crate::lower;
 use crate::module::Constant;
@@ -18,8 +18,6 @@ pub(crate) const SHARED_WINDOW: i64 = 0x0300_0000_0000_0000;
 /// The entry's parameters.
 pub(crate) const PARAM_WINDOW: i64 = 0x0400_0000_0000_0000;
 
-/// Calls nest at most this deep; recursion cannot be run in place.
-const DEEPEST_CALL: usize = 64;
 /// Nested scopes of one function.
 const DEEPEST_SCOPE: usize = 200;
 /// Registers of one class, all inlined calls included.
@@ -35,11 +33,11 @@ pub(crate) struct Loc {
 }
 
 #[derive(Default)]
-struct Scope {
+pub(super) struct Scope {
     regs: HashMap<String, (Place, RegType)>,
     /// `%r<100>`: prefix to first register, count, type.
     ranges: HashMap<String, (Place, u32, RegType)>,
-    vars: HashMap<String, Var>,
+    pub(super) vars: HashMap<String, Var>,
     labels: HashMap<String, u32>,
     tables: HashMap<String, Vec<String>>,
     /// Branches to labels not seen yet.
@@ -55,8 +53,8 @@ struct Pending {
 
 /// A function's code while it is being read.
 pub(crate) struct Body<'a, 't> {
-    globals: &'t Globals<'a, 't>,
-    scopes: Vec<Scope>,
+    pub(super) globals: &'t Globals<'a, 't>,
+    pub(super) scopes: Vec<Scope>,
     pub code: Vec<Inst>,
     /// PTX line and `.loc` of each instruction.
     pub lines: Vec<(u32, Loc)>,
@@ -65,11 +63,11 @@ pub(crate) struct Body<'a, 't> {
     pub shared_end: i64,
     pub dynamic_align: i64,
     pub local_bytes: i64,
-    loc: Loc,
+    pub(super) loc: Loc,
     /// Where `ret` goes in an inlined function: jumps to be patched.
-    returns: Vec<Vec<usize>>,
+    pub(super) returns: Vec<Vec<usize>>,
     pub line: u32,
-    guard: (u32, bool),
+    pub(super) guard: (u32, bool),
 }
 
 impl<'a, 't> Body<'a, 't> {
@@ -108,7 +106,7 @@ impl<'a, 't> Body<'a, 't> {
     }
 
     /// Reads statements up to the `}` that ends the innermost scope.
-    fn block(&mut self, cursor: &mut Cursor<'a, 't>) -> Result<(), ParseError> {
+    pub(super) fn block(&mut self, cursor: &mut Cursor<'a, 't>) -> Result<(), ParseError> {
         loop {
             self.line = cursor.line();
             if cursor.take(b'}') {
@@ -403,7 +401,7 @@ impl<'a, 't> Body<'a, 't> {
                 cursor.at += 1;
                 if let Some((place, bits)) = self.register(word) {
                     Operand::Reg(place, bits)
-                } else if let Some(special) = special(word) {
+                } else if let Some(special) = super::operand::special(word) {
                     Operand::Special(special)
                 } else if word.starts_with('%') {
                     return Err(cursor.error(format!("register `{word}` is not declared or not known")));
@@ -471,105 +469,12 @@ impl<'a, 't> Body<'a, 't> {
         None
     }
 
-    fn var(&self, name: &str) -> Option<Var> {
+    pub(super) fn var(&self, name: &str) -> Option<Var> {
         let local = self.scopes.iter().rev().find_map(|s| s.vars.get(name)).copied();
         local.or_else(|| self.globals.by_name.get(name).copied())
-    }
-
-    /// `call.uni (results), name, (arguments);`: the function's body, in place.
-    fn call(&mut self, opcode: &str, cursor: &mut Cursor<'a, 't>) -> Result<(), ParseError> {
-        let line = cursor.line();
-        if !matches!(opcode, "call" | "call.uni") {
-            return Err(cursor.error(format!("`{opcode}`: unknown modifier of call")));
-        }
-        let list = |body: &Self, cursor: &mut Cursor<'a, 't>| -> Result<Vec<Var>, ParseError> {
-            let mut vars = Vec::new();
-            while !cursor.take(b')') {
-                let name = cursor.word()?;
-                vars.push(body.var(name).ok_or_else(|| {
-                    cursor.error(format!("`{opcode}`: argument `{name}` is no `.param` variable in scope"))
-                })?);
-                cursor.take(b',');
-            }
-            Ok(vars)
-        };
-        let results = if cursor.take(b'(') { list(self, cursor)? } else { Vec::new() };
-        cursor.take(b',');
-        let name = cursor.word()?;
-        let arguments = if cursor.take(b',') && cursor.take(b'(') { list(self, cursor)? } else { Vec::new() };
-        if !cursor.take(b';') {
-            return Err(ParseError::new(line, format!("`{opcode}`: a call through a pointer is not supported")));
-        }
-        let globals = self.globals;
-        let function = globals.functions.get(name);
-        let (function, at) = function.and_then(|f| Some((f, f.body?))).ok_or_else(|| {
-            ParseError::new(line, format!("`{opcode}`: `{name}` has no body in this module (a pointer, or external)"))
-        })?;
-        if function.params.len() != arguments.len() || function.returns.len() != results.len() {
-            return Err(ParseError::new(line, format!("`{opcode}`: `{name}` takes other arguments")));
-        }
-        if self.returns.len() >= DEEPEST_CALL {
-            return Err(ParseError::new(line, format!("`{opcode}`: calls of `{name}` nest too deep (recursion?)")));
-        }
-        let mut scope = Scope::default();
-        let names = function.params.iter().chain(&function.returns).map(|p| p.name.clone());
-        scope.vars = names.zip(arguments.into_iter().chain(results)).collect();
-        let guard = std::mem::replace(&mut self.guard, (TRUE, false));
-        let skip = (guard.0 != TRUE).then(|| {
-            self.guard = (guard.0, !guard.1);
-            self.emit(Op::Bra { target: u32::MAX });
-            self.guard = (TRUE, false);
-            self.code.len() - 1
-        });
-        let outer = std::mem::replace(&mut self.scopes, vec![scope]);
-        let loc = self.loc;
-        self.returns.push(Vec::new());
-        self.block(&mut Cursor::new(globals.tokens, at))?;
-        self.scopes = outer;
-        self.loc = loc;
-        let end = self.code.len() as u32;
-        for at in self.returns.pop().into_iter().flatten().chain(skip) {
-            self.code[at].op = Op::Bra { target: end };
-        }
-        // A place for the returns to meet, whatever follows.
-        self.emit(Op::Nop);
-        Ok(())
     }
 }
 
 pub(crate) fn round_up(value: i64, to: i64) -> i64 {
     (value + to - 1) / to * to
-}
-
-fn special(word: &str) -> Option<Special> {
-    let axis = |s: &str| match s {
-        "x" => Some(0),
-        "y" => Some(1),
-        "z" => Some(2),
-        _ => None,
-    };
-    Some(match word.strip_prefix('%')? {
-        "laneid" => Special::Laneid,
-        "warpid" => Special::Warpid,
-        "nwarpid" => Special::Nwarpid,
-        "smid" => Special::Smid,
-        "nsmid" => Special::Nsmid,
-        "gridid" => Special::Gridid,
-        "clock" | "clock_hi" => Special::Clock,
-        "clock64" | "globaltimer" => Special::Clock64,
-        "lanemask_eq" => Special::LanemaskEq,
-        "lanemask_le" => Special::LanemaskLe,
-        "lanemask_lt" => Special::LanemaskLt,
-        "lanemask_ge" => Special::LanemaskGe,
-        "lanemask_gt" => Special::LanemaskGt,
-        "dynamic_smem_size" => Special::DynamicShared,
-        "total_smem_size" => Special::TotalShared,
-        other => match other.split_once('.')? {
-            ("tid", a) => Special::Tid(axis(a)?),
-            ("ntid", a) => Special::Ntid(axis(a)?),
-            ("ctaid", a) => Special::Ctaid(axis(a)?),
-            ("nctaid", a) => Special::Nctaid(axis(a)?),
-            _ => return None,
-        },
-    })
 }

@@ -1,6 +1,6 @@
 //! Operands as they are written, with names resolved.
 
-use crate::code::{Address, Place};
+use crate::code::{Address, Place, Special};
 
 /// Where a variable lives.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -26,7 +26,7 @@ pub(crate) enum Operand {
     Int(i64),
     F32(u32),
     F64(u64),
-    Special(crate::code::Special),
+    Special(Special),
     /// A variable's address, plus an offset.
     Symbol(Var, i64),
     Vector(Vec<Operand>),
@@ -60,4 +60,38 @@ impl Operand {
             Operand::Sink => "`_`".into(),
         }
     }
+}
+
+/// A special register by its name.
+pub(crate) fn special(word: &str) -> Option<Special> {
+    let axis = |s: &str| match s {
+        "x" => Some(0),
+        "y" => Some(1),
+        "z" => Some(2),
+        _ => None,
+    };
+    Some(match word.strip_prefix('%')? {
+        "laneid" => Special::Laneid,
+        "warpid" => Special::Warpid,
+        "nwarpid" => Special::Nwarpid,
+        "smid" => Special::Smid,
+        "nsmid" => Special::Nsmid,
+        "gridid" => Special::Gridid,
+        "clock" | "clock_hi" => Special::Clock,
+        "clock64" | "globaltimer" => Special::Clock64,
+        "lanemask_eq" => Special::LanemaskEq,
+        "lanemask_le" => Special::LanemaskLe,
+        "lanemask_lt" => Special::LanemaskLt,
+        "lanemask_ge" => Special::LanemaskGe,
+        "lanemask_gt" => Special::LanemaskGt,
+        "dynamic_smem_size" => Special::DynamicShared,
+        "total_smem_size" => Special::TotalShared,
+        other => match other.split_once('.')? {
+            ("tid", a) => Special::Tid(axis(a)?),
+            ("ntid", a) => Special::Ntid(axis(a)?),
+            ("ctaid", a) => Special::Ctaid(axis(a)?),
+            ("nctaid", a) => Special::Nctaid(axis(a)?),
+            _ => return None,
+        },
+    })
 }

@@ -15,7 +15,8 @@ pub struct Nvrtc {
     library: Library,
 }
 
-/// The library: `UNFREEZE_NVRTC` (a file or its folder), what the loader finds, Python's packages.
+/// The library: `UNFREEZE_NVRTC` (files, their folders, or folders that pip installed to), what the loader finds, Python's
+/// packages.
 pub fn nvrtc() -> Option<&'static Nvrtc> {
     static FOUND: OnceLock<Option<Nvrtc>> = OnceLock::new();
     let found = FOUND.get_or_init(|| {
@@ -32,17 +33,21 @@ pub fn nvrtc() -> Option<&'static Nvrtc> {
 
 fn candidates() -> Vec<PathBuf> {
     let mut all = Vec::new();
-    if let Some(path) = std::env::var_os("UNFREEZE_NVRTC") {
-        all.extend(libraries(Path::new(&path)));
+    if let Some(paths) = std::env::var_os("UNFREEZE_NVRTC") {
+        all.extend(std::env::split_paths(&paths).flat_map(|path| packaged(&path)));
     }
     all.extend(["libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so"].map(PathBuf::from));
     let script = "import sysconfig; print(sysconfig.get_paths()['purelib'])";
     if let Ok(output) = Command::new("python3").args(["-c", script]).output() {
-        let base = PathBuf::from(String::from_utf8_lossy(&output.stdout).trim()).join("nvidia");
-        all.extend(libraries(&base.join("cu13/lib")));
-        all.extend(libraries(&base.join("cuda_nvrtc/lib")));
+        all.extend(packaged(Path::new(String::from_utf8_lossy(&output.stdout).trim())));
     }
     all
+}
+
+/// Libraries at `path`, or in the packages that pip installed there.
+fn packaged(path: &Path) -> Vec<PathBuf> {
+    let places = [path.to_path_buf(), path.join("nvidia/cu13/lib"), path.join("nvidia/cuda_nvrtc/lib")];
+    places.iter().flat_map(|place| libraries(place)).collect()
 }
 
 fn libraries(path: &Path) -> Vec<PathBuf> {
