@@ -280,6 +280,65 @@ fn a_nan_passes_the_relu() -> Result<()> {
     Ok(())
 }
 
+/// What a kernel reads beyond a window, a slice or a tile must be a zero, not a neighbour times a zero: nothing tells
+/// them apart until the neighbour is not finite.
+#[test]
+fn a_nan_spoils_its_own_products_alone() -> Result<()> {
+    let all = [
+        [1, 5, 4, 3, 5, 3, 3, 1, 1, 1],  // windows that end within a step, one value at a time
+        [1, 5, 4, 4, 8, 3, 3, 1, 1, 1],  // four at a time
+        [1, 7, 6, 4, 6, 3, 2, 2, 1, 2],  // groups
+        [1, 3, 4, 36, 6, 3, 3, 1, 1, 1], // slices of a segment, the last one shorter
+    ]
+    .map(case);
+    for (device, case) in devices().iter().flat_map(|device| all.iter().map(move |case| (device, case))) {
+        let tensors = case.tensors(device);
+        let spoiled = |which: usize, at: usize| {
+            let mut values = tensors[which].to_vec::<f32>()?;
+            values[at] = f32::NAN;
+            Tensor::new(values, tensors[which].shape(), device)
+        };
+        let check = |what: &str, tensor: &Tensor, spoiled: &dyn Fn(usize) -> bool| {
+            for (at, value) in tensor.to_vec::<f32>()?.iter().enumerate() {
+                assert_eq!(value.is_nan(), spoiled(at), "element {at} of the {what} of {case:?} on {device}");
+            }
+            Result::Ok(())
+        };
+        let [input, weight, grad] = &tensors;
+        let touched = |found: &dyn Fn(usize, usize, usize) -> Option<usize>| {
+            let mut touched = std::collections::HashSet::new();
+            case.products(|x, w, y| touched.extend(found(x, w, y)));
+            touched
+        };
+        // The first and the last channel of every pixel, and filter of every output.
+        let channels = input.shape().last();
+        for at in (0..input.shape().elements()).filter(|at| matches!((at + 1) % channels, 0 | 1)) {
+            let (nan, geometry) = (spoiled(0, at)?, case.geometry);
+            let outputs = touched(&|x, _, y| (x == at).then_some(y));
+            let output = forward(&nan, weight, geometry, Epilogue::default())?;
+            check("output", &output, &|at| outputs.contains(&at))?;
+            let weights = touched(&|x, w, _| (x == at).then_some(w));
+            check("weight gradient", &weight_grad(grad, &nan, weight.shape(), geometry)?, &|at| weights.contains(&at))?;
+        }
+        let filters = grad.shape().last();
+        for at in (0..grad.shape().elements()).filter(|at| matches!((at + 1) % filters, 0 | 1)) {
+            let nan = spoiled(2, at)?;
+            let inputs = touched(&|x, _, y| (y == at).then_some(x));
+            let actual = input_grad(&nan, weight, input.shape(), case.geometry)?;
+            check("input gradient", &actual, &|at| inputs.contains(&at))?;
+        }
+        // A weight is multiplied by the zeros around the image too.
+        for at in (0..weight.shape().elements()).step_by(weight.shape().elements() / 7) {
+            let output = forward(input, &spoiled(1, at)?, case.geometry, Epilogue::default())?;
+            let filter = at / (weight.shape().elements() / filters);
+            for (at, value) in output.to_vec::<f32>()?.iter().enumerate() {
+                assert!(at % filters == filter || value.is_finite(), "output {at} of {case:?} on {device}");
+            }
+        }
+    }
+    Ok(())
+}
+
 #[test]
 fn extents_that_do_not_fit_are_errors() {
     let device = cpu(1);

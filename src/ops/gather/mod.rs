@@ -82,6 +82,18 @@ mod tests {
     }
 
     #[test]
+    fn more_rows_than_a_grid_has_blocks() -> Result<()> {
+        for device in devices() {
+            let rows: Vec<u32> = (0..crate::ops::MOST_IMAGES as u32 + 70).map(|i| i % 3).collect();
+            let expected: Vec<u32> = rows.iter().map(|row| 10 + row).collect();
+            let numbers = Tensor::new(rows, [expected.len()], &device)?;
+            let labels = Tensor::new(vec![10u32, 11, 12], [3], &device)?;
+            assert!(gather(&labels, &numbers)?.to_vec::<u32>()? == expected, "{device}");
+        }
+        Ok(())
+    }
+
+    #[test]
     fn a_row_that_does_not_exist_passes_for_nothing() -> Result<()> {
         for device in devices() {
             let matrix = Tensor::zeros([3, 5], &device)?;

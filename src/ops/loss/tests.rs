@@ -128,6 +128,46 @@ fn extreme_logits_stay_finite_and_exact() -> Result<()> {
 }
 
 #[test]
+fn the_largest_logit_may_stand_anywhere() -> Result<()> {
+    let classes = 70; // more than two per lane
+    for device in devices() {
+        // Row i has its maximum at class i, so large that nothing else contributes and no other centre would do.
+        let values = (0..classes * classes).map(|at| if at / classes == at % classes { 2e4 } else { -2e4 }).collect();
+        let logits = Tensor::new(values, [classes, classes], &device)?;
+        let expected = |own: f32, other: f32| -> Vec<f32> {
+            (0..classes * classes).map(|at| if at / classes == at % classes { own } else { other }).collect()
+        };
+        assert_eq!(log_softmax_forward(&logits)?.to_vec::<f32>()?, expected(0.0, -4e4), "{device}");
+        assert_eq!(softmax(&logits)?.to_vec::<f32>()?, expected(1.0, 0.0), "{device}");
+        let target = Target::labels((0..classes as u32).collect(), classes, &device)?;
+        let mut tape = Tape::new();
+        let x = tape.leaf("x", logits);
+        let loss = cross_entropy(&mut tape, &x, &target, &CrossEntropy::default())?;
+        assert_eq!(loss.value().scalar()?, 0.0, "{device}");
+        assert_eq!(tape.backward(&loss)?["x"].to_vec::<f32>()?, expected(0.0, 0.0), "{device}");
+    }
+    Ok(())
+}
+
+#[test]
+fn soft_targets_need_not_sum_to_one() -> Result<()> {
+    let (n, classes) = (5, 6);
+    for device in devices() {
+        let logits = normal(1, "logits", [n, classes], &device);
+        let soft: Vec<f32> = (0..n * classes).map(|at| 0.1 + (at % 4) as f32).collect();
+        let given = Given::Soft(soft.iter().map(|t| f64::from(*t)).collect());
+        let target = Target::Soft(Tensor::new(soft, [n, classes], &device)?);
+        check_op(
+            "cross entropy with unnormalised targets",
+            &[logits],
+            |tape, vars| cross_entropy(tape, &vars[0], &target, &CrossEntropy::default()),
+            |inputs| vec![reference(&inputs[0], &given, 0.0, None, classes)],
+        )?;
+    }
+    Ok(())
+}
+
+#[test]
 fn an_impossible_class_with_no_weight_adds_nothing() -> Result<()> {
     for device in devices() {
         let logits = Var::constant(Tensor::new(vec![0., f32::NEG_INFINITY], [1, 2], &device)?);
@@ -144,7 +184,7 @@ fn an_impossible_class_with_no_weight_adds_nothing() -> Result<()> {
 #[test]
 fn many_rows_and_many_classes_agree_with_the_processor() -> Result<()> {
     for (n, classes) in [(1, 33), (7, 64), (9, 31), (300, 3), (17, 1)] {
-        let results = |device: &Device| -> Result<[Tensor; 3]> {
+        let results = |device: &Device| -> Result<[Tensor; 4]> {
             let logits = on(device, &normal(1, "logits", [n, classes], &cpu(1)));
             let weights = (1..=classes).map(|class| 0.3 * class as f32).collect();
             let class_weights = Some(Tensor::new(weights, [classes], device)?);
@@ -154,7 +194,12 @@ fn many_rows_and_many_classes_agree_with_the_processor() -> Result<()> {
             let target = Target::Labels(labels(n, classes, device)?);
             let loss = cross_entropy(&mut tape, &x, &target, &options)?;
             let value = loss.value().clone();
-            Ok([value, tape.backward(&loss)?["x"].clone(), log_softmax_forward(&logits)?])
+            let grad = tape.backward(&loss)?["x"].clone();
+            let mut tape = Tape::new();
+            let x = tape.leaf("x", logits.clone());
+            let log_p = log_softmax(&mut tape, &x)?;
+            let seed = on(device, &normal(2, "seed", [n, classes], &cpu(1)));
+            Ok([value, grad, log_p.value().clone(), tape.backward_from(&log_p, seed)?["x"].clone()])
         };
         let expected = results(&cpu(1))?;
         for device in devices() {

@@ -3,7 +3,7 @@ use proptest::prelude::*;
 use super::{Window, average_forward, average_pool, concat_forward, concat_pool, max_forward, max_pool};
 use crate::{
     Result, Tensor,
-    autograd::Tape,
+    autograd::{Tape, Var},
     ops::testing::{F32, assert_close, bits, cases, check_op, cpu, devices, normal, on, wide},
 };
 
@@ -181,6 +181,49 @@ fn a_nan_wins_wherever_it_stands() -> Result<()> {
             assert_eq!(position.to_vec::<u32>()?, [at as u32]);
             assert!(average_forward(&x)?.scalar()?.is_nan());
         }
+    }
+    Ok(())
+}
+
+#[test]
+fn of_several_nans_the_first_counts() -> Result<()> {
+    // Lanes of a block take every 16th position: the first NaN is neither in the first lane nor seen first.
+    let mut x: Vec<f32> = (0..40).map(|at| at as f32).collect();
+    for at in [5, 16, 21, 32] {
+        x[at] = f32::NAN;
+    }
+    for device in devices() {
+        let x = Tensor::new(x.clone(), [1, 8, 5, 1], &device)?;
+        assert_eq!(concat_forward(&x)?.1.to_vec::<u32>()?, [5], "{device}");
+        let (_, at) = max_forward(&x, Window { size: 5, stride: 1, padding: 0 })?;
+        assert_eq!(at.to_vec::<u32>()?, [5, 5, 16, 16], "{device}");
+    }
+    Ok(())
+}
+
+#[test]
+fn more_images_than_a_grid_has_blocks() -> Result<()> {
+    let n = crate::ops::MOST_IMAGES + 70;
+    for device in devices() {
+        let values: Vec<f32> = (0..2 * n).map(|at| at as f32).collect();
+        let x = Tensor::new(values.clone(), [n, 2, 1, 1], &device)?;
+        let run = |pool: fn(&mut Tape, &Var) -> Result<Var>| -> Result<[Vec<f32>; 2]> {
+            let mut tape = Tape::new();
+            let x = tape.leaf("x", x.clone());
+            let y = pool(&mut tape, &x)?;
+            let grads = tape.backward_from(&y, y.value().clone())?;
+            Ok([y.value().to_vec()?, grads["x"].to_vec()?])
+        };
+        let [y, grad] = run(|tape, x| max_pool(tape, x, Window { size: 1, stride: 1, padding: 0 }))?;
+        assert!(y == values && grad == values, "max pool on {device}");
+        let pairs = || values.chunks(2);
+        let [y, grad] = run(average_pool)?;
+        assert!(y.iter().zip(pairs()).all(|(y, x)| *y == x[0] + 0.5), "average pool on {device}");
+        assert!(grad.chunks(2).zip(&y).all(|(grad, y)| grad == [y / 2.0; 2]), "its gradient on {device}");
+        let [y, grad] = run(concat_pool)?;
+        assert!(y.chunks(2).zip(pairs()).all(|(y, x)| y == [x[1], x[0] + 0.5]), "concat pool on {device}");
+        let expected = |y: &[f32]| [y[1] / 2.0, y[0] + y[1] / 2.0];
+        assert!(grad.chunks(2).zip(y.chunks(2)).all(|(grad, y)| grad == expected(y)), "its gradient on {device}");
     }
     Ok(())
 }

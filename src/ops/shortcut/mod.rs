@@ -103,4 +103,20 @@ mod tests {
         }
         Ok(())
     }
+
+    #[test]
+    fn more_images_than_a_grid_has_blocks() -> Result<()> {
+        let n = crate::ops::MOST_IMAGES + 70;
+        for device in devices() {
+            let mut tape = Tape::new();
+            let values: Vec<f32> = (0..n).map(|image| image as f32).collect();
+            let x = tape.leaf("x", Tensor::new(values.clone(), [n, 1, 1, 1], &device)?);
+            let y = shortcut(&mut tape, &x, 1, 2)?;
+            assert!(y.value().to_vec::<f32>()?.chunks(2).zip(&values).all(|(y, x)| y == [*x, 0.0]), "{device}");
+            let seed = Tensor::new((0..2 * n).map(|at| at as f32).collect(), [n, 1, 1, 2], &device)?;
+            let grad = tape.backward_from(&y, seed)?["x"].to_vec::<f32>()?;
+            assert!(grad.iter().zip(&values).all(|(grad, image)| *grad == 2.0 * image), "{device}");
+        }
+        Ok(())
+    }
 }
