@@ -29,7 +29,7 @@ build() {
         name=$(basename "$executable")
         cp "$executable" "$folder/test-${name%-*}"
     done
-    cp "$0" "$folder/on_gpu.sh"
+    cp "$here/benches/on_gpu.sh" "$folder/"
     if [ -d "${UNFREEZE_SHARED:-../shared}/golden" ]; then
         mkdir -p "$folder/shared/golden"
         cp "${UNFREEZE_SHARED:-../shared}"/golden/{ops.safetensors,networks.json} "$folder/shared/golden/"
