@@ -27,12 +27,12 @@ pub mod tensor;
 
 pub use device::{Device, DeviceName};
 pub use error::{Error, Result};
-pub use tensor::{DType, Element, Shape, Tensor};
+pub use tensor::{DType, Element, Precision, Shape, Tensor};
 
 /// What a program that trains or predicts needs.
 pub mod prelude {
     pub use crate::{
-        Device, DeviceName, Error, Result, Tensor,
+        Device, DeviceName, Error, Precision, Result, Tensor,
         checkpoint::Weights,
         data::{Augment, ImageData, Split, Transforms},
         learner::{CancelToken, Classifier, Event, Fit, Flow, Learner, LrFind},

@@ -3,5 +3,5 @@
 mod parameter;
 mod tape;
 
-pub use parameter::{Parameter, Parameters, Role};
+pub use parameter::{Packed, Parameter, Parameters, Role};
 pub use tape::{Gradients, ParameterGradients, Slot, Tape, Var};

@@ -30,6 +30,19 @@ impl Role {
     }
 }
 
+/// A convolution's weight as tensor cores read it, beside the f32 master. Groups narrower than 64 channels are joined to
+/// groups of at most 64, whose filters are zero on the other groups' channels.
+#[derive(Clone, Debug)]
+pub struct Packed {
+    /// `[K, R, S, c]`: `c` channels of a joined group, with zeros up to a multiple of 4. bf16, or f32 for TF32.
+    pub forward: Tensor,
+    /// `[C, R, S, k]`: filters of a joined group for each input channel, taps in reverse order; what the input gradient
+    /// convolves with. `None` where no gradient reaches the input.
+    pub flipped: Option<Tensor>,
+    /// Independent groups of channels, before they are joined.
+    pub groups: usize,
+}
+
 /// A named tensor of a model.
 #[derive(Clone, Debug)]
 pub struct Parameter {
@@ -37,13 +50,15 @@ pub struct Parameter {
     role: Role,
     /// The current value, in this engine's layout.
     pub value: Tensor,
+    /// Copies for tensor cores, kept equal to the value by whoever changes it.
+    pub packed: Option<Packed>,
     trainable: bool,
 }
 
 impl Parameter {
     /// A parameter under its torchvision name, such as `layer1.0.conv1.weight`. Trainable if its role is learned.
     pub fn new(name: impl Into<Arc<str>>, role: Role, value: Tensor) -> Self {
-        Self { name: name.into(), role, value, trainable: role.is_learned() }
+        Self { name: name.into(), role, value, packed: None, trainable: role.is_learned() }
     }
 
     /// The name.

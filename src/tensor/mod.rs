@@ -3,9 +3,11 @@
 mod arithmetic;
 pub(crate) mod cuda;
 mod dtype;
+mod precision;
 mod shape;
 
 pub use dtype::{DType, Element};
+pub use precision::Precision;
 pub use shape::Shape;
 
 use std::{fmt, sync::Arc};
