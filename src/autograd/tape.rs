@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use super::Parameter;
+use super::{Gradient, Gradients, Parameter, Sink};
 use crate::{Error, Result, Tensor};
 
 /// Gradients of a loss, by parameter name.
@@ -13,12 +13,13 @@ pub type ParameterGradients = BTreeMap<Arc<str>, Tensor>;
 pub struct Var {
     value: Tensor,
     slot: Option<Slot>,
+    sink: Option<Arc<Sink>>,
 }
 
 impl Var {
     /// A value that no gradient flows into.
     pub fn constant(value: Tensor) -> Self {
-        Self { value, slot: None }
+        Self { value, slot: None, sink: None }
     }
 
     /// The tensor.
@@ -36,6 +37,11 @@ impl Var {
         self.slot
     }
 
+    /// What its producer asks of its gradient.
+    pub fn sink(&self) -> Option<&Arc<Sink>> {
+        self.sink.as_ref()
+    }
+
     /// Whether a gradient flows into it.
     pub fn needs_grad(&self) -> bool {
         self.slot.is_some()
@@ -44,34 +50,32 @@ impl Var {
 
 /// The place of one variable's gradient on the tape.
 #[derive(Clone, Copy, Debug)]
-pub struct Slot(usize);
+pub struct Slot(pub(super) usize);
 
-/// The gradients collected so far during a backward pass.
-pub struct Gradients {
-    slots: Vec<Option<Tensor>>,
-}
-
-impl Gradients {
-    /// Adds `gradient` to what `slot` has already received.
-    ///
-    /// # Errors
-    /// [`Error::Shape`] if the shapes differ.
-    pub fn add(&mut self, slot: Slot, gradient: Tensor) -> Result<()> {
-        match &mut self.slots[slot.0] {
-            Some(sum) => sum.add_assign(&gradient),
-            empty => {
-                *empty = Some(gradient);
-                Ok(())
-            }
-        }
-    }
-}
-
-type Backward = Box<dyn FnOnce(Tensor, &mut Gradients) -> Result<()> + Send>;
+type Backward = Box<dyn FnOnce(Gradient, &mut Gradients) -> Result<()> + Send>;
 
 struct Node {
+    inputs: Vec<Slot>,
     output: Slot,
     backward: Backward,
+}
+
+/// How an operation works together with those around it on the backward pass.
+#[derive(Default)]
+pub struct Fusion<'a> {
+    /// What it asks of the gradient of its output.
+    pub sink: Option<Sink>,
+    /// The input whose gradient it completes by [`Gradients::take_rest`] where its part is the last.
+    pub completes: Option<&'a Var>,
+}
+
+/// What is known of a slot before the backward pass.
+#[derive(Clone, Copy, Default)]
+struct Uses {
+    /// Operations that take the variable.
+    count: usize,
+    /// Whether the first of them, which comes last on the way back, completes its gradient.
+    completed: bool,
 }
 
 /// Records operations whose inputs need a gradient, and nothing else: a frozen prefix leaves no node and keeps no
@@ -79,7 +83,7 @@ struct Node {
 #[derive(Default)]
 pub struct Tape {
     recording: bool,
-    slots: usize,
+    slots: Vec<Uses>,
     nodes: Vec<Node>,
     parameters: Vec<(Slot, Arc<str>)>,
 }
@@ -102,14 +106,14 @@ impl Tape {
         }
         let slot = self.new_slot();
         self.parameters.push((slot, parameter.name().clone()));
-        Var { value: parameter.value.clone(), slot: Some(slot) }
+        Var { value: parameter.value.clone(), slot: Some(slot), sink: None }
     }
 
     /// A leaf whose gradient [`Tape::backward`] reports under `name`.
     pub fn leaf(&mut self, name: &str, value: Tensor) -> Var {
         let slot = self.new_slot();
         self.parameters.push((slot, name.into()));
-        Var { value, slot: Some(slot) }
+        Var { value, slot: Some(slot), sink: None }
     }
 
     /// Turns an operation's output into a variable. If one of `inputs` needs a gradient, `backward` is kept; it
@@ -120,12 +124,30 @@ impl Tape {
         value: Tensor,
         backward: impl FnOnce(Tensor, &mut Gradients) -> Result<()> + Send + 'static,
     ) -> Var {
-        if !inputs.iter().any(|input| input.needs_grad()) {
+        self.record_fused(inputs, value, Fusion::default(), |gradient, gradients| backward(gradient.value, gradients))
+    }
+
+    /// As [`Tape::record`], for an operation that shares passes over memory with its neighbours: `backward` receives a
+    /// gradient that may have been masked and summed as the output's sink asks.
+    pub fn record_fused(
+        &mut self,
+        inputs: &[&Var],
+        value: Tensor,
+        fusion: Fusion,
+        backward: impl FnOnce(Gradient, &mut Gradients) -> Result<()> + Send + 'static,
+    ) -> Var {
+        let inputs: Vec<Slot> = inputs.iter().filter_map(|input| input.slot).collect();
+        if inputs.is_empty() {
             return Var::constant(value);
         }
+        if let Some(slot) = fusion.completes.and_then(Var::slot) {
+            let uses = &mut self.slots[slot.0];
+            uses.completed = uses.count == 0;
+        }
+        inputs.iter().for_each(|input| self.slots[input.0].count += 1);
         let output = self.new_slot();
-        self.nodes.push(Node { output, backward: Box::new(backward) });
-        Var { value, slot: Some(output) }
+        self.nodes.push(Node { inputs, output, backward: Box::new(backward) });
+        Var { value, slot: Some(output), sink: fusion.sink.map(Arc::new) }
     }
 
     /// Operations recorded so far.
@@ -155,27 +177,29 @@ impl Tape {
         let Some(slot) = output.slot else {
             return Err(Error::setting("backward", "every parameter is frozen; unfreeze at least one layer group"));
         };
-        let mut gradients = Gradients { slots: (0..self.slots).map(|_| None).collect() };
-        gradients.slots[slot.0] = Some(seed);
+        let mut gradients = Gradients::new(self.slots.into_iter().map(|uses| (uses.count, uses.completed)));
+        gradients.finish(slot, Gradient { value: seed, sums: None });
         for node in self.nodes.into_iter().rev() {
-            if let Some(gradient) = gradients.slots[node.output.0].take() {
+            // Whether it runs or not, after this node nothing more comes from it.
+            node.inputs.iter().for_each(|input| gradients.arrive(*input));
+            if let Some(gradient) = gradients.take(node.output)? {
                 (node.backward)(gradient, &mut gradients)?;
             }
         }
         let mut by_name = ParameterGradients::new();
         for (slot, name) in self.parameters {
-            let Some(gradient) = gradients.slots[slot.0].take() else { continue };
+            let Some(Gradient { value, .. }) = gradients.take(slot)? else { continue };
             match by_name.get_mut(&name) {
-                Some(sum) => sum.add_assign(&gradient)?,
-                None => drop(by_name.insert(name, gradient)),
+                Some(sum) => sum.add_assign(&value)?,
+                None => drop(by_name.insert(name, value)),
             }
         }
         Ok(by_name)
     }
 
     fn new_slot(&mut self) -> Slot {
-        self.slots += 1;
-        Slot(self.slots - 1)
+        self.slots.push(Uses::default());
+        Slot(self.slots.len() - 1)
     }
 }
 
@@ -277,6 +301,53 @@ mod tests {
         let y = tape.parameter(&layers[0][1]);
         let sum = crate::ops::elementwise::add(&mut tape, &x, &y)?;
         assert_eq!(tape.backward(&sum)?["0.bias"].to_vec::<f32>()?, [2.0; 2]);
+        Ok(())
+    }
+
+    /// A leaf taken by `first`, which completes its gradient, and then by operations that add 10 and 100 to it; `skip`
+    /// leaves out the one that adds 10. What `first` found there, and the gradient.
+    fn completed(skip: bool) -> Result<(Option<f32>, bool, f32)> {
+        let device = Device::cpu(1)?;
+        let value = || Tensor::zeros([1], &device);
+        let mut tape = Tape::new();
+        let leaf = tape.leaf("x", value()?);
+        let slot = leaf.slot().expect("a leaf has one");
+        let found = Arc::new(std::sync::Mutex::new((None, false)));
+        let seen = found.clone();
+        let fusion = Fusion { completes: Some(&leaf), ..Fusion::default() };
+        let first = tape.record_fused(&[&leaf], value()?, fusion, move |_, gradients| {
+            let rest = gradients.take_rest(slot).expect("its part is the last");
+            let dense = rest.dense.map(|dense| dense.scalar()).transpose()?;
+            seen.lock().unwrap().0 = dense;
+            let one = Tensor::full([1], dense.unwrap_or(0.0) + 1.0, &Device::cpu(1)?)?;
+            gradients.finish(slot, Gradient { value: one, sums: None });
+            Ok(())
+        });
+        let adds = |amount: f32, found: Arc<std::sync::Mutex<(Option<f32>, bool)>>| {
+            move |_: Tensor, gradients: &mut Gradients| {
+                assert!(gradients.take_rest(slot).is_none(), "more is to come");
+                found.lock().unwrap().1 |= gradients.takes_strided(slot);
+                gradients.add(slot, Tensor::full([1], amount, &Device::cpu(1)?)?)
+            }
+        };
+        let second = tape.record(&[&leaf], value()?, adds(10.0, found.clone()));
+        let third = tape.record(&[&leaf], value()?, adds(100.0, found.clone()));
+        let second = if skip { Var::constant(second.into_value()) } else { second };
+        let inputs = [&first, &second, &third];
+        let slots = inputs.map(Var::slot);
+        let sum = tape.record(&inputs, value()?, move |grad, gradients| {
+            slots.into_iter().flatten().try_for_each(|slot| gradients.add(slot, grad.clone()))
+        });
+        let gradient = tape.backward(&sum)?["x"].scalar()?;
+        let found = *found.lock().unwrap();
+        Ok((found.0, found.1, gradient))
+    }
+
+    #[test]
+    fn the_last_part_of_a_gradient_can_complete_it() -> Result<()> {
+        assert_eq!(completed(false)?, (Some(110.0), true, 111.0));
+        // An operation that the loss does not use is not waited for.
+        assert_eq!(completed(true)?, (Some(100.0), true, 101.0));
         Ok(())
     }
 }
