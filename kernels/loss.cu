@@ -8,51 +8,10 @@
 // norm is N, or with labels and weights the sum of the labels' weights. Sums are taken lane by lane, then over the warp
 // as a tree: a row's result depends on the row alone. The loss is summed over the rows by one block.
 // Classes are few: bound by launch latency, beyond a thousand by memory (the logits read, the gradient written).
-#include "pack.cuh"
+#include "softmax.cuh"
 
 constexpr u32 THREADS = 256;
 constexpr u32 WARPS = THREADS / 32;
-
-// Of all lanes, the same for each.
-__device__ inline float warp_sum(float x) {
-    for (u32 distance = 16; distance > 0; distance /= 2) x += __shfl_xor_sync(0xffffffff, x, distance);
-    return x;
-}
-
-// Without NaN, which the sum of exponentials shows.
-__device__ inline float warp_max(float x) {
-    for (u32 distance = 16; distance > 0; distance /= 2) x = fmaxf(x, __shfl_xor_sync(0xffffffff, x, distance));
-    return x;
-}
-
-// Of all threads, the same for each.
-__device__ inline float block_sum(float x) {
-    __shared__ float sums[WARPS];
-    x = warp_sum(x);
-    if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32] = x;
-    __syncthreads();
-    float total = 0.0f;
-    for (u32 warp = 0; warp < WARPS; ++warp) total += sums[warp];
-    __syncthreads();
-    return total;
-}
-
-// A row's maximum and the logarithm of the sum of its exponentials about it.
-struct Normaliser {
-    float max, log_sum;
-
-    __device__ Normaliser(const float* row, u32 classes) {
-        const u32 lane = threadIdx.x % 32;
-        max = minus_infinity();
-        for (u32 i = lane; i < classes; i += 32) max = fmaxf(max, row[i]);
-        max = warp_max(max);
-        float sum = 0.0f;
-        for (u32 i = lane; i < classes; i += 32) sum += expf(row[i] - max);
-        log_sum = logf(warp_sum(sum));
-    }
-
-    __device__ float log_p(float x) const { return (x - max) - log_sum; }
-};
 
 // This warp's row of the grid; n where there is none.
 __device__ inline u32 own_row(u32 n) { return min(blockIdx.x * WARPS + threadIdx.x / 32, n); }
@@ -106,56 +65,32 @@ struct CrossEntropyParams {
     float smoothing;
 };
 
-// A label that names no class weighs NaN: so does all that follows, and nothing is read beyond the arrays.
-__device__ inline float label_weight(const CrossEntropyParams& p, u32 label) {
-    return label >= p.classes ? not_a_number() : p.weights ? p.weights[label] : 1.0f;
-}
-
 // What sums over rows are divided by; all threads of a block take part, and every block finds the same.
 __device__ inline float norm(const CrossEntropyParams& p) {
     if (!p.labels || !p.weights) return float(p.n);
-    float sum = 0.0f;
-    for (u32 row = threadIdx.x; row < p.n; row += THREADS) sum += label_weight(p, p.labels[row]);
-    return block_sum(sum);
+    return block_sum<WARPS>(p.n, [&](u32 row) { return label_weight(p.labels[row], p.weights, p.classes); });
 }
 
 // Each row's loss and gradient.
 extern "C" __global__ void __launch_bounds__(THREADS) cross_entropy(const CrossEntropyParams p) {
     const float norm = ::norm(p);
-    const u32 row = own_row(p.n), lane = threadIdx.x % 32;
+    const u32 row = own_row(p.n);
     if (row == p.n) return;
     const u64 first = u64(row) * p.classes;
-    const float* logits = p.logits + first;
-    const Normaliser normaliser(logits, p.classes);
-
     const u32 label = p.labels ? p.labels[row] : 0;
     const bool nameless = p.labels && label >= p.classes;
-    const float keep = 1.0f - p.smoothing, even = p.smoothing / float(p.classes);
-    const auto target = [&](u32 i) {
-        const float own = nameless ? not_a_number() : p.labels ? float(i == label) : p.targets[first + i];
-        return fmaf(own, keep, even) * (p.weights ? p.weights[i] : 1.0f);
+    const auto own = [&](u32 i) {
+        return nameless ? not_a_number() : p.labels ? float(i == label) : p.targets[first + i];
     };
-    float total = 0.0f;
-    for (u32 i = lane; i < p.classes; i += 32) total += target(i);
-    total = warp_sum(total);
-
-    float loss = 0.0f;
-    for (u32 i = lane; i < p.classes; i += 32) {
-        const float t = target(i), log_p = normaliser.log_p(logits[i]);
-        // A target of zero contributes nothing, even where log p is minus infinity.
-        if (t != 0.0f) loss -= t * log_p;
-        p.grad[first + i] = (expf(log_p) * total - t) / norm;
-    }
-    loss = warp_sum(loss);
-    if (lane == 0) p.row_loss[row] = loss;
+    const Targets targets{p.weights, p.classes, p.smoothing};
+    const float loss = cross_entropy_row(p.logits + first, p.grad + first, targets, norm, own);
+    if (threadIdx.x % 32 == 0) p.row_loss[row] = loss;
 }
 
 // One block: the rows' losses summed, and divided.
 extern "C" __global__ void __launch_bounds__(THREADS) cross_entropy_mean(const CrossEntropyParams p) {
     const float norm = ::norm(p);
-    float sum = 0.0f;
-    for (u32 row = threadIdx.x; row < p.n; row += THREADS) sum += p.row_loss[row];
-    sum = block_sum(sum);
+    const float sum = block_sum<WARPS>(p.n, [&](u32 row) { return p.row_loss[row]; });
     if (threadIdx.x == 0) *p.loss = sum / norm;
 }
 

@@ -1,6 +1,9 @@
 //! Every kernel file of the engine, for what compiles or lists them all.
 
-use super::{augment, batchnorm, conv, dropout, elementwise, gather, linear, loss, optimizer, pool, reduce, shortcut};
+use super::{
+    augment, batchnorm, conv, dropout, elementwise, gather, head_trainer, linear, loss, optimizer, pool, reduce,
+    shortcut,
+};
 use crate::{device::cuda::Source, tensor};
 
 /// One source per file of `kernels/`.
@@ -15,6 +18,7 @@ pub const SOURCES: &[&Source] = &[
     &dropout::cuda::SOURCE,
     &elementwise::cuda::SOURCE,
     &gather::cuda::SOURCE,
+    &head_trainer::cuda::SOURCE,
     &linear::cuda::SOURCE,
     &loss::cuda::SOURCE,
     &optimizer::cuda::SOURCE,

@@ -29,10 +29,13 @@ pub const HEADERS: &[(&str, &str)] = &[
     ("conv.cuh", include_str!("../../../kernels/include/conv.cuh")),
     ("epilogue.cuh", include_str!("../../../kernels/include/epilogue.cuh")),
     ("gemm.cuh", include_str!("../../../kernels/include/gemm.cuh")),
+    ("grid.cuh", include_str!("../../../kernels/include/grid.cuh")),
     ("map.cuh", include_str!("../../../kernels/include/map.cuh")),
     ("pack.cuh", include_str!("../../../kernels/include/pack.cuh")),
     ("ptx.cuh", include_str!("../../../kernels/include/ptx.cuh")),
     ("random.cuh", include_str!("../../../kernels/include/random.cuh")),
+    ("softmax.cuh", include_str!("../../../kernels/include/softmax.cuh")),
+    ("update.cuh", include_str!("../../../kernels/include/update.cuh")),
 ];
 
 impl Source {

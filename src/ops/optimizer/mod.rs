@@ -46,7 +46,7 @@ impl Rule {
     }
 
     /// What AdamW divides its means by.
-    fn corrections(beta1: f32, beta2: f32, step: u32) -> [f32; 2] {
+    pub(super) fn corrections(beta1: f32, beta2: f32, step: u32) -> [f32; 2] {
         let exponent = i32::try_from(step).unwrap_or(i32::MAX);
         let share = |beta: f32| 1.0 - f64::from(beta).powi(exponent);
         [share(beta1) as f32, share(beta2).sqrt() as f32]

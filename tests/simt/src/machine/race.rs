@@ -129,7 +129,12 @@ fn join_readers(record: &AtomicU64, me: &Me, sync: &mut Order) {
         } else if old & MANY_BLOCKS != 0 {
             me.record & !STRONG & !CLOCK | MANY_BLOCKS | strong | clock
         } else if me.same_block(old) {
-            if old & MANY_THREADS == 0 && (me.same_thread(old) || me.ordered(old)) {
+            // Readers that are all ordered before this read are as good as none: what follows it follows them.
+            let past = match old & MANY_THREADS {
+                0 => me.same_thread(old) || me.ordered(old),
+                _ => (old & CLOCK) as u32 + me.block.start < me.warp.clock.least,
+            };
+            if past {
                 let same_time = old & CLOCK == me.record & CLOCK;
                 me.record & !STRONG | if same_time { strong } else { me.record & STRONG }
             } else {

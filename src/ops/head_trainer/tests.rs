@@ -1,0 +1,187 @@
+use proptest::prelude::*;
+
+use super::{Head, Samples, Steps, train};
+use crate::{
+    Device, Error, Result, Tensor,
+    autograd::{Tape, Var},
+    ops::{
+        gather::gather,
+        linear::linear,
+        loss::{CrossEntropy, Target, cross_entropy},
+        optimizer::{self, Item, Rule, Table},
+        testing::{
+            bits, cases,
+            emulator::{Settings, emulated, gpu},
+            normal,
+        },
+    },
+};
+
+const WEIGHT_DECAY: f32 = 1e-2;
+
+/// A classifier with its optimizer's buffers.
+#[derive(Clone)]
+struct State {
+    parameters: [Tensor; 2],
+    buffers: [Vec<Tensor>; 2],
+}
+
+impl State {
+    fn new(classes: usize, width: usize, rule: Rule, device: &Device) -> Result<Self> {
+        let parameters = [normal(1, "weight", [classes, width], device), normal(1, "bias", [classes], device)];
+        let zeros = |like: &Tensor| {
+            (0..rule.buffers()).map(|_| Tensor::zeros(like.shape(), device)).collect::<Result<Vec<_>>>()
+        };
+        Ok(Self { buffers: [zeros(&parameters[0])?, zeros(&parameters[1])?], parameters })
+    }
+
+    fn bits(&self) -> Vec<Vec<u32>> {
+        self.parameters.iter().chain(self.buffers.iter().flatten()).map(bits).collect()
+    }
+
+    /// The steps in one launch; their losses.
+    fn trained(&mut self, samples: Samples, steps: Steps, options: &CrossEntropy) -> Result<Tensor> {
+        let Device::Cuda(cuda) = samples.features.device().clone() else { panic!("a GPU's") };
+        let ([weight, bias], [weight_buffers, bias_buffers]) = (&mut self.parameters, &mut self.buffers);
+        train(&cuda, &mut Head { weight, bias, weight_buffers, bias_buffers }, samples, steps, options)
+    }
+
+    /// The same steps, each by a launch per operation.
+    fn stepped(&mut self, samples: Samples, steps: Steps, options: &CrossEntropy) -> Result<Vec<u32>> {
+        let device = samples.features.device().clone();
+        let labels = samples.labels.to_vec::<u32>()?;
+        let mut losses = Vec::new();
+        for (number, (batch, lr)) in steps.batches.iter().zip(steps.lrs).enumerate() {
+            let rows = Tensor::new(batch.clone(), [batch.len()], &device)?;
+            let features = Var::constant(gather(samples.features, &rows)?);
+            let mut tape = Tape::new();
+            let [weight, bias] = [0, 1].map(|at| tape.leaf(["weight", "bias"][at], self.parameters[at].clone()));
+            let logits = linear(&mut tape, &features, &weight, &bias)?;
+            let labels = batch.iter().map(|row| labels[*row as usize]).collect();
+            let target = Target::labels(labels, self.parameters[1].shape().elements(), &device)?;
+            let loss = cross_entropy(&mut tape, &logits, &target, options)?;
+            losses.extend(bits(loss.value()));
+            drop((weight, bias));
+            let grads = tape.backward(&loss)?;
+            let rule = match steps.rule {
+                Rule::AdamW { beta1, beta2, eps, step } => {
+                    Rule::AdamW { beta1, beta2, eps, step: step + number as u32 }
+                }
+                rule => rule,
+            };
+            let mut items: Vec<Item> = (self.parameters.iter_mut().zip(&mut self.buffers).zip(["weight", "bias"]))
+                .map(|((parameter, buffers), name)| Item {
+                    parameter,
+                    grad: &grads[name],
+                    buffers,
+                    lr: *lr,
+                    weight_decay: steps.weight_decay,
+                })
+                .collect();
+            optimizer::step(rule, &mut items, &mut Table::default())?;
+        }
+        Ok(losses)
+    }
+}
+
+/// Rows of `sizes` batches out of `count`, in an order without system.
+fn batches(sizes: &[usize], count: usize) -> Vec<Vec<u32>> {
+    let number = |step: usize, i: usize| ((step * 31 + i * 17 + i * i) % count) as u32;
+    sizes.iter().enumerate().map(|(step, &size)| (0..size).map(|i| number(step, i)).collect()).collect()
+}
+
+fn rules() -> impl Strategy<Value = Rule> {
+    prop_oneof![
+        (0f32..1.0, any::<bool>()).prop_map(|(momentum, nesterov)| Rule::Sgd { momentum, nesterov }),
+        Just(Rule::AdamW { beta1: 0.9, beta2: 0.99, eps: 1e-5, step: 3 }),
+    ]
+}
+
+proptest! {
+    #![proptest_config(cases(16))]
+
+    #[test]
+    fn many_steps_in_one_launch_are_those_of_separate_launches(
+        sizes in prop::collection::vec(1..80usize, 1..4),
+        classes in prop_oneof![1..17usize, 17..80usize],
+        width in prop_oneof![1..40usize, 250..600usize],
+        rule in rules(),
+        smoothing in prop_oneof![Just(0f32), 0f32..0.3],
+        weighted: bool,
+    ) {
+        if let Some(device) = gpu() {
+            let count = 50;
+            let labels: Vec<u32> = (0..count).map(|i| (i * 7 % classes) as u32).collect();
+            let labels = Tensor::new(labels, [count], &device)?;
+            let features = normal(0, "features", [count, width], &device);
+            let samples = Samples { features: &features, labels: &labels };
+            let batches = batches(&sizes, count);
+            let lrs: Vec<f32> = (0..sizes.len()).map(|step| 0.1 / (step + 1) as f32).collect();
+            let steps = Steps { batches: &batches, lrs: &lrs, weight_decay: WEIGHT_DECAY, rule };
+            let weights = (0..classes).map(|i| 0.5 + i as f32 % 3.0).collect();
+            let weights = Tensor::new(weights, [classes], &device)?;
+            let options = CrossEntropy { label_smoothing: smoothing, class_weights: weighted.then_some(weights) };
+            let mut together = State::new(classes, width, rule, &device)?;
+            let mut apart = together.clone();
+            let losses = together.trained(samples, steps, &options)?;
+            let expected = apart.stepped(samples, steps, &options)?;
+            prop_assert_eq!(bits(&losses), expected);
+            prop_assert!(together.bits() == apart.bits());
+        }
+    }
+}
+
+/// Two steps of three classes on an emulated GPU.
+fn small(settings: Settings) -> Option<Result<Vec<Vec<u32>>>> {
+    let (device, _) = emulated(settings)?;
+    let run = || {
+        let rule = Rule::Sgd { momentum: 0.9, nesterov: false };
+        let labels = Tensor::new((0..20).map(|i| i % 3).collect::<Vec<u32>>(), [20], &device)?;
+        let features = normal(0, "features", [20, 300], &device);
+        let samples = Samples { features: &features, labels: &labels };
+        let batches = batches(&[70, 5], 20);
+        let steps = Steps { batches: &batches, lrs: &[0.1, 0.05], weight_decay: WEIGHT_DECAY, rule };
+        let mut state = State::new(3, 300, rule, &device)?;
+        let losses = state.trained(samples, steps, &CrossEntropy::default())?;
+        Ok(state.bits().into_iter().chain([bits(&losses)]).collect())
+    };
+    Some(run())
+}
+
+#[test]
+fn the_order_of_blocks_changes_nothing() -> Result<()> {
+    let mut first = None;
+    for schedule in 0..4 {
+        let Some(found) = small(Settings { schedule, ..Settings::default() }) else { return Ok(()) };
+        let found = found?;
+        assert!(*first.get_or_insert_with(|| found.clone()) == found, "schedule {schedule}");
+    }
+    Ok(())
+}
+
+#[test]
+fn what_does_not_fit_is_an_error_and_moves_nothing() -> Result<()> {
+    let Some(device) = gpu() else { return Ok(()) };
+    let rule = Rule::Sgd { momentum: 0.9, nesterov: false };
+    let labels = Tensor::new(vec![0u32, 1], [2], &device)?;
+    let features = normal(0, "features", [2, 4], &device);
+    let samples = Samples { features: &features, labels: &labels };
+    let mut state = State::new(2, 4, rule, &device)?;
+    let before = state.bits();
+    let cases: [(&[Vec<u32>], &[f32], &str); 3] =
+        [(&[vec![0, 2]], &[0.1], "beyond"), (&[vec![]], &[0.1], "empty"), (&[vec![0]], &[], "rates")];
+    for (batches, lrs, message) in cases {
+        let steps = Steps { batches, lrs, weight_decay: 0.0, rule };
+        let error = state.trained(samples, steps, &CrossEntropy::default()).unwrap_err();
+        assert!(matches!(error, Error::Shape { .. }) && error.to_string().contains(message), "{error}");
+    }
+    let adamw = Steps {
+        batches: &[vec![0]],
+        lrs: &[0.1],
+        weight_decay: 0.0,
+        rule: Rule::AdamW { beta1: 0.9, beta2: 0.9, eps: 0.1, step: 1 },
+    };
+    assert!(state.trained(samples, adamw, &CrossEntropy::default()).unwrap_err().to_string().contains("buffers"));
+    assert!(state.bits() == before);
+    Ok(())
+}
