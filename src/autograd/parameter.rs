@@ -61,6 +61,12 @@ impl Parameter {
         Self { name: name.into(), role, value, packed: None, trainable: role.is_learned() }
     }
 
+    /// Sets the value; copies for tensor cores are given up.
+    pub fn set_value(&mut self, value: Tensor) {
+        self.value = value;
+        self.packed = None;
+    }
+
     /// The name.
     pub fn name(&self) -> &Arc<str> {
         &self.name

@@ -91,7 +91,7 @@ pub fn load_into(model: &mut dyn Parameters, checkpoint: &Checkpoint, options: &
 
     model.visit_mut(&mut |parameter| {
         if let Some(value) = values.get(parameter.name()) {
-            parameter.value = value.clone();
+            parameter.set_value(value.clone());
             report.loaded += 1;
         }
     });

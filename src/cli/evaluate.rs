@@ -60,7 +60,8 @@ impl From<Part> for Split {
 
 impl Evaluate {
     pub fn run(self) -> Result<()> {
-        let classifier = Classifier::load(model_file(&self.model), self.compute.open()?)?;
+        let classifier =
+            Classifier::load(model_file(&self.model), self.compute.open()?)?.precision(self.compute.dtype)?;
         let items = self.items(classifier.classes())?;
         let order = (0..items.len() as u32).collect();
         let options = LoaderOptions::evaluation().on(classifier.device());

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, path::PathBuf};
 
 use clap::Args;
 use unfreeze::{
-    Error, Result, Tensor,
+    DType, Error, Result, Tensor,
     autograd::Var,
     checkpoint::{FileTensor, write_safetensors},
     data::{Item, Loader, LoaderOptions, Transforms},
@@ -49,10 +49,11 @@ impl Features {
         check_output("--out", &self.out, "safetensors")?;
         let device = self.compute.open()?;
         let weights = self.pretrained.read()?;
-        let model = match self.layer {
+        let mut model = match self.layer {
             Layer::Logits => weights.with_classifier(&device)?,
             _ => weights.with_head(HeadSpec::Linear, 1, self.compute.seed, &device)?,
         };
+        model.set_precision(self.compute.dtype)?;
         let size = self.size.unwrap_or(weights.arch().published_size());
         let transforms = Transforms::for_weights(&weights, size).resize(self.resize.unwrap_or(size));
         let files = images(&self.images)?;
@@ -67,7 +68,7 @@ impl Features {
             if batch.is_empty() {
                 continue;
             }
-            let features = self.activation(&model, batch.upload(&transforms, &device)?)?;
+            let features = self.activation(&model, batch.upload(&transforms, &device, self.compute.dtype)?)?;
             dims = features.dims()[1..].to_vec();
             values.extend(features.to_vec::<f32>()?);
             rows.extend(batch.indices.iter().map(|&index| files[index as usize].display().to_string()));
@@ -111,7 +112,7 @@ impl Features {
         let activation = backbone.forward_units(&mut Pass::evaluation(), &Var::constant(images), 0..units)?;
         match self.layer {
             Layer::AveragePool => average_forward(activation.value()),
-            _ => Ok(activation.into_value()),
+            _ => activation.value().cast(DType::F32),
         }
     }
 }

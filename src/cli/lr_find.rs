@@ -89,7 +89,10 @@ impl Find {
             errln!("{}: {images} training images; {arch} on {device}", path.display());
         }
 
-        let learner = Learner::with_head(weights, data, head)?.device(device)?.seed(self.compute.seed)?;
+        let learner = Learner::with_head(weights, data, head)?
+            .device(device)?
+            .precision(self.compute.dtype)?
+            .seed(self.compute.seed)?;
         let mut learner = learner.callback(Progress::new(mode));
         learner.freeze_to(self.freeze_to)?;
         learner.bn_freeze(self.bn_freeze == Switch::On);

@@ -7,7 +7,7 @@ use std::{
 
 use clap::{Args, ValueEnum};
 use unfreeze::{
-    Device, DeviceName, Error, Result,
+    Device, DeviceName, Error, Precision, Result,
     checkpoint::Weights,
     data::{Augment, Crop, Holdout, ImageData, Skipped, Transforms, find_images},
     nn::{Arch, HeadSpec},
@@ -19,6 +19,9 @@ pub struct Compute {
     /// Device: auto, cpu or cuda:N
     #[arg(long, default_value = "auto", value_name = "NAME")]
     pub device: DeviceName,
+    /// What the network computes with: f32, or on a GPU with tensor cores tf32 or bf16
+    #[arg(long, default_value_t, value_name = "TYPE")]
+    pub dtype: Precision,
     /// Worker threads; 0 means one per core
     #[arg(long, default_value_t = 0, value_name = "N")]
     pub threads: usize,

@@ -35,7 +35,8 @@ pub struct Predict {
 
 impl Predict {
     pub fn run(self) -> Result<()> {
-        let classifier = Classifier::load(model_file(&self.model), self.compute.open()?)?;
+        let classifier =
+            Classifier::load(model_file(&self.model), self.compute.open()?)?.precision(self.compute.dtype)?;
         let files = images(&self.images)?;
         let order = (0..files.len() as u32).collect();
         let items = Item::unlabelled(&files);

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use unfreeze::{
-    Error, Result,
+    Error, Precision, Result,
     checkpoint::Weights,
     data::{Split, Transforms},
     learner::{Learner, Recipe, RunFolder},
@@ -32,6 +32,8 @@ pub struct Config {
     pub seed: u64,
     pub threads: usize,
     pub device: String,
+    #[serde(default)]
+    pub dtype: Precision,
     pub strict: bool,
     pub head: HeadSpec,
     pub transforms: Transforms,
@@ -61,7 +63,10 @@ impl Config {
                 self.arch,
             );
         }
-        let learner = Learner::with_head(weights, data, self.head.clone())?.device(device)?.seed(self.seed)?;
+        let learner = Learner::with_head(weights, data, self.head.clone())?
+            .device(device)?
+            .precision(self.dtype)?
+            .seed(self.seed)?;
         self.recipe.validate(&learner)?;
         Ok(learner.callback(Progress::new(mode)))
     }

@@ -140,6 +140,7 @@ impl Train {
             seed: self.compute.seed,
             threads: self.compute.threads,
             device: self.compute.device.to_string(),
+            dtype: self.compute.dtype,
             strict: self.source.strict,
             head,
             transforms,

@@ -8,7 +8,7 @@ use super::{
     feed::{Fed, Feed},
 };
 use crate::{
-    Device, Result,
+    Device, Precision, Result,
     data::{Batch, Loader, RgbImage, Skipped, Transforms, View, decode},
     nn::Model,
     ops::loss::softmax,
@@ -63,6 +63,15 @@ impl Classifier {
         Ok(Self { model, classes, transforms, device })
     }
 
+    /// Chooses what the network computes with. Default: f32.
+    ///
+    /// # Errors
+    /// [`Error::Setting`](crate::Error::Setting) if the device cannot compute with it.
+    pub fn precision(mut self, precision: Precision) -> Result<Self> {
+        self.model.set_precision(precision)?;
+        Ok(self)
+    }
+
     /// Names of the classes.
     pub fn classes(&self) -> &[String] {
         &self.classes
@@ -103,7 +112,7 @@ impl Classifier {
     /// [`Error::Data`](crate::Error::Data) if none can be; in strict mode the error of the first.
     pub fn evaluate(&self, loader: Loader, mut failed: impl FnMut(&Skipped)) -> Result<Evaluation> {
         let mut tally = Tally::default();
-        let mut feed = Feed::new(loader, &self.transforms, &self.device);
+        let mut feed = Feed::new(loader, &self.transforms, &self.device, self.model.precision());
         while let Some(fed) = feed.next() {
             let Fed { batch, images } = fed?;
             batch.failed.iter().for_each(&mut failed);
@@ -125,7 +134,8 @@ impl Classifier {
         if batch.is_empty() {
             return Ok(Vec::new());
         }
-        let logits = self.model.logits(&batch.upload(&self.transforms, &self.device)?)?;
+        let images = batch.upload(&self.transforms, &self.device, self.model.precision())?;
+        let logits = self.model.logits(&images)?;
         let probabilities = softmax(&logits)?.to_vec::<f32>()?;
         let prediction = |row: &[f32]| {
             let best = best(row);

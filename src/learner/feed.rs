@@ -2,7 +2,7 @@
 
 use super::Learner;
 use crate::{
-    Device, Result, Tensor,
+    Device, Precision, Result, Tensor,
     data::{Batch, Loader, LoaderOptions, Split, Transforms},
 };
 
@@ -14,6 +14,7 @@ pub(super) struct Feed {
     loader: Loader,
     transforms: Transforms,
     device: Device,
+    precision: Precision,
     /// What [`Iterator::next`] will return, where that is known already.
     ahead: Option<Option<Result<Fed>>>,
 }
@@ -27,13 +28,14 @@ pub(super) struct Fed {
 impl Learner {
     /// The images of a split, read with as many threads as compute.
     pub(super) fn feed(&self, split: Split, options: LoaderOptions) -> Result<Feed> {
-        Ok(Feed::new(self.data.loader(split, &options.on(&self.device))?, self.transforms(), &self.device))
+        let loader = self.data.loader(split, &options.on(&self.device))?;
+        Ok(Feed::new(loader, self.transforms(), &self.device, self.model.precision()))
     }
 }
 
 impl Feed {
-    pub fn new(loader: Loader, transforms: &Transforms, device: &Device) -> Self {
-        Self { loader, transforms: transforms.clone(), device: device.clone(), ahead: None }
+    pub fn new(loader: Loader, transforms: &Transforms, device: &Device, precision: Precision) -> Self {
+        Self { loader, transforms: transforms.clone(), device: device.clone(), precision, ahead: None }
     }
 
     /// Gets the next batch ready.
@@ -51,7 +53,8 @@ impl Feed {
     fn fetch(&mut self) -> Option<Result<Fed>> {
         let batch = self.loader.next()?;
         Some(batch.and_then(|mut batch| {
-            let images = (!batch.is_empty()).then(|| batch.upload(&self.transforms, &self.device)).transpose()?;
+            let upload = || batch.upload(&self.transforms, &self.device, self.precision);
+            let images = (!batch.is_empty()).then(upload).transpose()?;
             // The device has them.
             batch.patches = Vec::new();
             Ok(Fed { batch, images })

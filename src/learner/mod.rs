@@ -30,7 +30,7 @@ pub use run_folder::RunFolder;
 use std::collections::HashSet;
 
 use crate::{
-    Device, Error, Result,
+    Device, Error, Precision, Result,
     cache::{ActivationCache, Key},
     checkpoint::Weights,
     data::{ImageData, Split, Transforms},
@@ -133,6 +133,17 @@ impl Learner {
         Ok(self)
     }
 
+    /// Chooses what the network computes with; to be called after [`Learner::device`]. Parameters stay f32. Default: f32.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] if the device cannot compute with it; [`Error::OutOfMemory`].
+    pub fn precision(mut self, precision: Precision) -> Result<Self> {
+        self.model.set_precision(precision)?;
+        self.fitting.clear();
+        self.backbone_key = None;
+        Ok(self)
+    }
+
     /// Sets the seed that decides every random choice, and draws anew from it whatever started from random weights: the
     /// head, and a backbone that is not pretrained. Default 0.
     ///
@@ -142,7 +153,9 @@ impl Learner {
         self.seed = seed;
         if !self.pretrained {
             self.backbone_key = None;
+            let precision = self.model.precision();
             self.model.backbone = ResNet::new(self.model.arch(), seed, &self.device)?;
+            self.model.set_precision(precision)?;
         }
         self.model.head = self.model.head.redrawn(seed, &self.device)?;
         self.apply();

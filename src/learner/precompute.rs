@@ -54,6 +54,7 @@ impl Learner {
             }
         };
         let mut key = KeyBuilder::new(&self.device.to_string());
+        key.text(&self.model.precision().to_string());
         key.key(&backbone).text(self.model.arch().name()).text(self.model.head.pool_name());
         key.text(&serde_json::json!(self.transforms().evaluation()).to_string());
         // What was left out as undecodable must not be left out in silence once that is an error.

@@ -154,6 +154,7 @@ impl Learner {
         load_into(&mut self.model.backbone, &backbone, &LoadOptions::default())?;
         let options = LoadOptions { allow_unused: vec![OPTIMIZER.into()], ..LoadOptions::default() };
         load_into(&mut self.model.head, &file, &options)?;
+        self.model.set_precision(self.model.precision())?;
         let optimizer = state.optimizer.map(|(kind, steps)| self.read_optimizer(&file, kind, steps)).transpose()?;
         self.backbone_key = None;
         self.steps = state.steps;

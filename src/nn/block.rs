@@ -1,6 +1,9 @@
 //! A residual block: two or three convolutions, and a shortcut around them.
 
-use super::{ConvNorm, Pass, layers::Kernel};
+use super::{
+    ConvNorm, Pass,
+    layers::{Addend, Kernel},
+};
 use crate::{
     Device, Result,
     autograd::{Parameter, Parameters, Var},
@@ -89,25 +92,29 @@ impl Block {
     /// # Errors
     /// [`Error::Shape`](crate::Error::Shape) if extents do not fit.
     pub fn forward(&self, pass: &mut Pass, input: &Var) -> Result<Var> {
-        let residual = match &self.shortcut {
-            Shortcut::Identity => input.clone(),
-            Shortcut::Projection(projection) => projection.forward(pass, input, None, false)?,
-            Shortcut::Padding { stride, channels } => shortcut(&mut pass.tape, input, *stride, *channels)?,
+        let padded;
+        let addend = match &self.shortcut {
+            Shortcut::Identity => Addend::Value(input),
+            Shortcut::Projection(projection) => Addend::Projection(projection, input),
+            Shortcut::Padding { stride, channels } => {
+                padded = shortcut(&mut pass.tape, input, *stride, *channels)?;
+                Addend::Value(&padded)
+            }
         };
         let mut x = input.clone();
         for (index, convolution) in self.convolutions.iter().enumerate() {
             let last = index + 1 == self.convolutions.len();
-            x = convolution.forward(pass, &x, last.then_some(&residual), true)?;
+            x = convolution.forward_with(pass, &x, last.then_some(addend), true)?;
         }
         Ok(x)
     }
 
-    pub(super) fn norms_mut(&mut self) -> impl Iterator<Item = &mut super::BatchNorm> {
+    pub(super) fn convolutions_mut(&mut self) -> impl Iterator<Item = &mut ConvNorm> {
         let projection = match &mut self.shortcut {
-            Shortcut::Projection(projection) => Some(&mut projection.norm),
+            Shortcut::Projection(projection) => Some(&mut **projection),
             Shortcut::Identity | Shortcut::Padding { .. } => None,
         };
-        self.convolutions.iter_mut().map(|convolution| &mut convolution.norm).chain(projection)
+        self.convolutions.iter_mut().chain(projection)
     }
 }
 

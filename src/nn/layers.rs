@@ -4,12 +4,13 @@ use std::sync::Arc;
 
 use super::{Pass, init};
 use crate::{
-    Device, Error, Result,
-    autograd::{Parameter, Parameters, Role, Var},
+    Device, Error, Precision, Result, Tensor,
+    autograd::{Packed, Parameter, Parameters, Role, Var},
     ops::{
-        batchnorm::{self, Affine, Fused, Moments},
-        conv::{self, Epilogue, Geometry, TileMoments},
+        batchnorm::{self, Affine, Fused, Moments, Norm, Normaliser},
+        conv::{self, Epilogue, Geometry, TileMoments, mma},
         linear,
+        pool::{Window, max_pool},
     },
 };
 
@@ -79,12 +80,37 @@ impl BatchNorm {
             pass.report(&self.name, moments.clone());
             moments
         } else {
-            let (mean, variance) = (self.running_mean.value.clone(), self.running_variance.value.clone());
-            Moments { mean, variance, rows: 0 }
+            self.running()
         };
         let (scale, shift) = (pass.parameter(&self.scale), pass.parameter(&self.shift));
         let affine = Affine { scale: &scale, shift: &shift };
         batchnorm::batchnorm(&mut pass.tape, input, affine, &moments, batch, self.eps, fused)
+    }
+
+    /// This batchnorm over `input`, the output of a convolution on tensor cores, still to be applied.
+    fn over(&self, pass: &mut Pass, input: Var, tiles: Option<&TileMoments>) -> Result<Norm> {
+        let (scale, shift) = (pass.parameter(&self.scale), pass.parameter(&self.shift));
+        let normaliser = match tiles {
+            Some(tiles) => batchnorm::finalize(tiles, scale.value(), shift.value(), self.eps)?,
+            None => {
+                let (factor, offset) = self.folded()?;
+                Normaliser { moments: self.running(), factor, offset }
+            }
+        };
+        if tiles.is_some() {
+            pass.report(&self.name, normaliser.moments.clone());
+        }
+        Ok(Norm { input, scale, shift, normaliser, batch: tiles.is_some(), eps: self.eps })
+    }
+
+    /// Factor and offset that carry it out with running statistics.
+    fn folded(&self) -> Result<(Tensor, Tensor)> {
+        let Moments { mean, variance, .. } = self.running();
+        batchnorm::fold(&self.scale.value, &self.shift.value, &mean, &variance, self.eps)
+    }
+
+    fn running(&self) -> Moments {
+        Moments { mean: self.running_mean.value.clone(), variance: self.running_variance.value.clone(), rows: 0 }
     }
 
     fn uses_batch(&self, pass: &Pass) -> bool {
@@ -107,13 +133,42 @@ impl Parameters for BatchNorm {
     }
 }
 
+/// Channels of the images that a stem takes.
+pub(super) const IMAGE_CHANNELS: usize = 3;
+
 /// A convolution and the batchnorm after it; one operation where nothing in it is trained.
 #[derive(Clone, Debug)]
 pub struct ConvNorm {
     weight: Parameter,
     geometry: Geometry,
+    precision: Precision,
     /// The batchnorm.
     pub norm: BatchNorm,
+}
+
+/// What is added to the output of a convolution and its batchnorm.
+#[derive(Clone, Copy)]
+pub(super) enum Addend<'a> {
+    /// An activation.
+    Value(&'a Var),
+    /// What another convolution with its batchnorm makes of an activation.
+    Projection(&'a ConvNorm, &'a Var),
+}
+
+impl Addend<'_> {
+    fn needs_grad(&self, pass: &Pass) -> bool {
+        match self {
+            Addend::Value(value) => value.needs_grad(),
+            Addend::Projection(convolution, input) => convolution.is_trained(pass, input, None),
+        }
+    }
+
+    fn compute(&self, pass: &mut Pass) -> Result<Var> {
+        match self {
+            Addend::Value(value) => Ok((*value).clone()),
+            Addend::Projection(convolution, input) => convolution.forward(pass, input, None, false),
+        }
+    }
 }
 
 /// Extents of a convolution's weight.
@@ -139,6 +194,7 @@ impl ConvNorm {
         Ok(Self {
             weight: Parameter::new(name, Role::ConvWeight, weight),
             geometry,
+            precision: Precision::F32,
             norm: BatchNorm::new(norm, kernel.outputs, device)?,
         })
     }
@@ -148,29 +204,100 @@ impl ConvNorm {
     /// # Errors
     /// [`Error::Shape`](crate::Error::Shape) if extents do not fit.
     pub fn forward(&self, pass: &mut Pass, input: &Var, residual: Option<&Var>, relu: bool) -> Result<Var> {
+        self.forward_with(pass, input, residual.map(Addend::Value), relu)
+    }
+
+    /// As [`ConvNorm::forward`]. A projection is computed after this convolution, so that on the way back it comes before
+    /// it.
+    pub(super) fn forward_with(&self, pass: &mut Pass, input: &Var, addend: Option<Addend>, relu: bool) -> Result<Var> {
+        if !self.is_trained(pass, input, addend) {
+            let residual = addend.map(|addend| addend.compute(pass)).transpose()?;
+            return Ok(Var::constant(self.folded(input.value(), residual.as_ref().map(Var::value), relu)?));
+        }
+        if self.precision != Precision::F32 {
+            let norm = self.normed(pass, input)?;
+            let shortcut = match addend {
+                Some(Addend::Projection(projection, input)) if projection.is_trained(pass, input, None) => {
+                    Some(batchnorm::Shortcut::Normed(projection.normed(pass, input)?))
+                }
+                Some(addend) => Some(batchnorm::Shortcut::Value(addend.compute(pass)?)),
+                None => None,
+            };
+            return batchnorm::fused(&mut pass.tape, norm, shortcut, relu);
+        }
+        let weight = pass.parameter(&self.weight);
+        let (output, tiles) = match self.norm.uses_batch(pass) {
+            true => conv::conv_with_moments(&mut pass.tape, input, &weight, self.geometry)?,
+            false => (conv::conv(&mut pass.tape, input, &weight, self.geometry)?, None),
+        };
+        let residual = addend.map(|addend| addend.compute(pass)).transpose()?;
+        let fused = Fused { residual: residual.as_ref(), relu };
+        self.norm.forward_with_moments(pass, &output, tiles.as_ref(), fused)
+    }
+
+    /// `max_pool(relu(norm(conv(input))))`: a stem.
+    pub(super) fn forward_pooled(&self, pass: &mut Pass, input: &Var, window: Window) -> Result<Var> {
+        if self.precision != Precision::F32 && self.is_trained(pass, input, None) {
+            let norm = self.normed(pass, input)?;
+            return batchnorm::fused_pooled(&mut pass.tape, norm, window);
+        }
+        let output = self.forward(pass, input, None, true)?;
+        max_pool(&mut pass.tape, &output, window)
+    }
+
+    /// Whether anything in it, or before it, learns or takes batch statistics.
+    fn is_trained(&self, pass: &Pass, input: &Var, addend: Option<Addend>) -> bool {
         let norm = &self.norm;
-        let trained = pass.is_training()
+        pass.is_training()
             && (norm.batch_statistics
                 || input.needs_grad()
-                || residual.is_some_and(Var::needs_grad)
-                || [&self.weight, &norm.scale, &norm.shift].into_iter().any(Parameter::is_trainable));
-        if trained {
-            let weight = pass.parameter(&self.weight);
-            let (output, tiles) = match norm.uses_batch(pass) {
-                true => conv::conv_with_moments(&mut pass.tape, input, &weight, self.geometry)?,
-                false => (conv::conv(&mut pass.tape, input, &weight, self.geometry)?, None),
-            };
-            return norm.forward_with_moments(pass, &output, tiles.as_ref(), Fused { residual, relu });
+                || addend.is_some_and(|addend| addend.needs_grad(pass))
+                || [&self.weight, &norm.scale, &norm.shift].into_iter().any(Parameter::is_trainable))
+    }
+
+    /// All of it as one operation, with running statistics.
+    fn folded(&self, input: &Tensor, residual: Option<&Tensor>, relu: bool) -> Result<Tensor> {
+        let (scale, shift) = self.norm.folded()?;
+        let epilogue = Epilogue { scale_shift: Some((&scale, &shift)), residual, relu };
+        match self.precision {
+            Precision::F32 => conv::forward(input, &self.weight.value, self.geometry, epilogue),
+            Precision::Tf32 | Precision::Bf16 => mma::forward(input, &self.packed()?, self.geometry, epilogue),
         }
-        let (scale, shift) = batchnorm::fold(
-            &norm.scale.value,
-            &norm.shift.value,
-            &norm.running_mean.value,
-            &norm.running_variance.value,
-            norm.eps,
-        )?;
-        let epilogue = Epilogue { scale_shift: Some((&scale, &shift)), residual: residual.map(Var::value), relu };
-        Ok(Var::constant(conv::forward(input.value(), &self.weight.value, self.geometry, epilogue)?))
+    }
+
+    /// The convolution on tensor cores, and its batchnorm, still to be applied.
+    fn normed(&self, pass: &mut Pass, input: &Var) -> Result<Norm> {
+        let (weight, batch) = (pass.parameter(&self.weight), self.norm.uses_batch(pass));
+        let (output, tiles) = conv::conv_packed(&mut pass.tape, input, &weight, &self.packed()?, self.geometry, batch)?;
+        self.norm.over(pass, output, tiles.as_ref())
+    }
+
+    /// The weight as tensor cores read it: the copy at hand, or one made now.
+    fn packed(&self) -> Result<Packed> {
+        match &self.weight.packed {
+            Some(packed) => Ok(packed.clone()),
+            None => self.pack(),
+        }
+    }
+
+    fn pack(&self) -> Result<Packed> {
+        // Nothing needs the gradient of the images.
+        let flipped = self.weight.value.shape().last() * self.geometry.groups != IMAGE_CHANNELS;
+        mma::pack(&self.weight.value, self.geometry.groups, self.precision, flipped)
+    }
+
+    /// Chooses what it computes with, and makes the copies of its weight that this needs.
+    pub(super) fn set_precision(&mut self, precision: Precision) -> Result<()> {
+        self.precision = precision;
+        self.weight.packed = match precision {
+            Precision::F32 => None,
+            Precision::Tf32 | Precision::Bf16 => Some(self.pack()?),
+        };
+        Ok(())
+    }
+
+    pub(super) fn precision(&self) -> Precision {
+        self.precision
     }
 }
 

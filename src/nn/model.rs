@@ -4,7 +4,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use super::{Arch, BatchNorm, FreezeState, Grouping, Head, HeadSpec, Pass, ResNet, Unit};
 use crate::{
-    Device, Result, Tensor,
+    Device, Error, Precision, Result, Tensor,
     autograd::{Parameter, Parameters, Var},
     ops::batchnorm::Moments,
 };
@@ -68,6 +68,28 @@ impl Model {
         self.grouping.group(self.arch(), Unit::of(name))
     }
 
+    /// What it computes with. Default: f32.
+    pub fn precision(&self) -> Precision {
+        self.backbone.precision()
+    }
+
+    /// Chooses what it computes with. To be called anew after parameters were set otherwise than by an
+    /// [`Optimizer`](crate::optim::Optimizer), which keeps the copies that tensor cores read.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] if the device cannot compute with it; [`Error::OutOfMemory`].
+    pub fn set_precision(&mut self, precision: Precision) -> Result<()> {
+        precision.check(self.device())?;
+        self.backbone.convolutions_mut().try_for_each(|convolution| convolution.set_precision(precision))
+    }
+
+    /// Where its parameters lie.
+    fn device(&self) -> &Device {
+        let mut device = None;
+        self.visit(&mut |parameter| device = Some(parameter.value.device()));
+        device.unwrap_or_else(|| unreachable!("a network has parameters"))
+    }
+
     /// Makes the groups trainable or frozen as `state` says. A frozen group's batchnorms use and keep their running
     /// statistics; with `freeze_norms` those of all groups do, while their scale and shift still learn.
     pub fn apply(&mut self, state: &FreezeState, freeze_norms: bool) {
@@ -103,14 +125,17 @@ impl Model {
     /// The same network with its parameters on another device.
     ///
     /// # Errors
-    /// [`Error::OutOfMemory`](crate::Error::OutOfMemory) if they do not fit there.
+    /// [`Error::OutOfMemory`] if they do not fit there; [`Error::Setting`] if it cannot compute with the network's
+    /// precision.
     pub fn to_device(mut self, device: &Device) -> Result<Self> {
         let mut outcome = Ok(());
         self.visit_mut(&mut |parameter| match parameter.value.to_device(device) {
-            Ok(value) => parameter.value = value,
+            Ok(value) => parameter.set_value(value),
             Err(error) => outcome = Err(error),
         });
-        outcome.map(|()| self)
+        outcome?;
+        self.set_precision(self.precision())?;
+        Ok(self)
     }
 
     /// Logits in evaluation mode.
@@ -148,7 +173,7 @@ impl Model {
 
     /// Every batchnorm.
     pub fn norms_mut(&mut self) -> impl Iterator<Item = &mut BatchNorm> {
-        self.backbone.norms_mut().chain(self.head.norms_mut())
+        self.backbone.convolutions_mut().map(|convolution| &mut convolution.norm).chain(self.head.norms_mut())
     }
 }
 

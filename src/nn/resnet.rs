@@ -3,14 +3,15 @@
 
 use std::{fmt, ops::Range, str::FromStr};
 
-use super::{Arch, BatchNorm, Block, ConvNorm, Pass, block::BlockSpec, layers::Kernel};
+use super::{
+    Arch, Block, ConvNorm, Pass,
+    block::BlockSpec,
+    layers::{IMAGE_CHANNELS, Kernel},
+};
 use crate::{
-    Device, Error, Result,
+    Device, Error, Precision, Result,
     autograd::{Parameter, Parameters, Var},
-    ops::{
-        conv::Geometry,
-        pool::{Window, max_pool},
-    },
+    ops::{augment::pack_images, conv::Geometry, pool::Window},
 };
 
 /// A place in the network whose activation can be asked for.
@@ -102,17 +103,26 @@ impl ResNet {
         }
     }
 
-    /// Runs some of the units: from images `[N, H, W, 3]` if they start at 0, from the activation before otherwise.
+    /// What its convolutions compute with, and its activations are stored in.
+    pub fn precision(&self) -> Precision {
+        self.stem.precision()
+    }
+
+    /// Runs some of the units: from images `[N, H, W, 3]` if they start at 0, from the activation before otherwise. In a
+    /// precision other than f32 images may also come as its kernels take them, `[N, H, W, 4]` with zeros last.
     ///
     /// # Errors
     /// [`Error::Shape`] if extents do not fit.
     pub fn forward_units(&self, pass: &mut Pass, input: &Var, units: Range<usize>) -> Result<Var> {
         let mut x = input.clone();
         if units.contains(&0) {
-            x = self.stem.forward(pass, &x, None, true)?;
-            if let Some(window) = self.stem_pool {
-                x = max_pool(&mut pass.tape, &x, window)?;
+            if self.precision() != Precision::F32 && x.value().shape().last() == IMAGE_CHANNELS {
+                x = Var::constant(pack_images(x.value(), self.precision())?);
             }
+            x = match self.stem_pool {
+                Some(window) => self.stem.forward_pooled(pass, &x, window)?,
+                None => self.stem.forward(pass, &x, None, true)?,
+            };
         }
         for (unit, block) in self.stages.iter().flatten().enumerate() {
             if units.contains(&(unit + 1)) {
@@ -130,15 +140,15 @@ impl ResNet {
         self.forward_units(pass, images, 0..self.units())
     }
 
-    pub(super) fn norms_mut(&mut self) -> impl Iterator<Item = &mut BatchNorm> {
-        let blocks = self.stages.iter_mut().flatten().flat_map(Block::norms_mut);
-        std::iter::once(&mut self.stem.norm).chain(blocks)
+    pub(super) fn convolutions_mut(&mut self) -> impl Iterator<Item = &mut ConvNorm> {
+        let blocks = self.stages.iter_mut().flatten().flat_map(Block::convolutions_mut);
+        std::iter::once(&mut self.stem).chain(blocks)
     }
 }
 
 fn stem(arch: Arch) -> (Kernel, Geometry) {
     let (size, stride) = if arch.spec().cifar { (3, 1) } else { (7, 2) };
-    let kernel = Kernel { inputs: 3, outputs: arch.stem_channels(), size };
+    let kernel = Kernel { inputs: IMAGE_CHANNELS, outputs: arch.stem_channels(), size };
     (kernel, Geometry { stride, padding: size / 2, groups: 1 })
 }
 

@@ -2,11 +2,18 @@
 
 use std::{fmt, str::FromStr};
 
+use serde::{Deserialize, Serialize};
+
 use super::DType;
+use crate::{Device, Error, Result};
+
+/// Compute capability of the first GPUs with the tensor cores that TF32 and bf16 need.
+const TENSOR_CORES: (u32, u32) = (8, 0);
 
 /// What a network's activations are stored in and what its convolutions multiply with. Parameters, batchnorm statistics,
 /// sums and the head are f32 in all of them.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum Precision {
     /// f32 throughout.
@@ -25,6 +32,18 @@ impl Precision {
             Precision::F32 | Precision::Tf32 => DType::F32,
             Precision::Bf16 => DType::BF16,
         }
+    }
+
+    /// # Errors
+    /// [`Error::Setting`] if `device` cannot compute with it.
+    pub(crate) fn check(self, device: &Device) -> Result<()> {
+        let remedy = match device {
+            _ if self == Precision::F32 => return Ok(()),
+            Device::Cuda(cuda) if cuda.properties().capability >= TENSOR_CORES => return Ok(()),
+            Device::Cuda(_) => "has no tensor cores for it: that takes compute capability 8.0",
+            Device::Cpu(_) => "computes in f32 alone",
+        };
+        Err(Error::setting("dtype", format!("{self} is for newer GPUs: {device} {remedy}; use f32")))
     }
 }
 

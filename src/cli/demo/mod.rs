@@ -208,14 +208,18 @@ impl Demo {
     }
 
     fn learner(&self, weights: Weights, data: ImageData, mode: Mode) -> Result<Learner> {
-        let learner = Learner::pretrained(weights, data)?.device(self.compute.open()?)?.seed(self.compute.seed)?;
+        let learner = Learner::pretrained(weights, data)?
+            .device(self.compute.open()?)?
+            .precision(self.compute.dtype)?
+            .seed(self.compute.seed)?;
         interrupt::cancels(learner.cancel_token())?;
         Ok(learner.callback(Progress::new(mode)))
     }
 
     /// Shows what the finished model says of some pictures, the first of several classes.
     fn classify(&self) -> Result<()> {
-        let classifier = Classifier::load(self.out.join("model.safetensors"), self.compute.open()?)?;
+        let classifier = Classifier::load(self.out.join("model.safetensors"), self.compute.open()?)?
+            .precision(self.compute.dtype)?;
         outln!("\nsome of them");
         for shape in SHAPES.iter().take(4) {
             let file = self.data().join("valid").join(shape.name).join("0000.png");
@@ -261,6 +265,7 @@ impl Demo {
             seed: self.compute.seed,
             threads: self.compute.threads,
             device: self.compute.device.to_string(),
+            dtype: self.compute.dtype,
             strict: false,
             head: HeadSpec::default(),
             transforms: Transforms::new(SIDE as usize).augment(Augment::SideOn).max_zoom(1.1),

@@ -1,9 +1,9 @@
 //! Convolution on the tape.
 
-use super::{Epilogue, Geometry, TileMoments, forward, forward_with_moments, input_grad, weight_grad};
+use super::{Epilogue, Geometry, TileMoments, forward, forward_with_moments, input_grad, mma, weight_grad};
 use crate::{
     Result, Tensor,
-    autograd::{Tape, Var},
+    autograd::{Fusion, Gradient, Packed, Rest, Sink, Strided, Tape, Var},
 };
 
 /// The convolution of `input` `[N, H, W, C]` with `weight` `[K, R, S, C / groups]`.
@@ -44,4 +44,53 @@ fn record(tape: &mut Tape, input: &Var, weight: &Var, geometry: Geometry, output
         }
         Ok(())
     })
+}
+
+/// The convolution of `input` with `weight` on tensor cores, which read `packed`, and with `moments` those of its output.
+/// On the way back it completes the gradient of its input where it can, and takes the sums that the input's sink asks
+/// for.
+///
+/// # Errors
+/// [`Error::Shape`](crate::Error::Shape) if the extents do not fit.
+pub fn conv_packed(
+    tape: &mut Tape,
+    input: &Var,
+    weight: &Var,
+    packed: &Packed,
+    geometry: Geometry,
+    moments: bool,
+) -> Result<(Var, Option<TileMoments>)> {
+    let (output, moments) = match moments {
+        true => {
+            mma::forward_with_moments(input.value(), packed, geometry).map(|(output, tiles)| (output, Some(tiles)))?
+        }
+        false => (mma::forward(input.value(), packed, geometry, Epilogue::default())?, None),
+    };
+    let (input_slot, weight_slot) = (input.slot(), weight.slot());
+    let (input_shape, weight_shape) = (input.value().shape(), weight.value().shape());
+    let saved_input = weight.needs_grad().then(|| input.value().clone());
+    let saved_weight = input.needs_grad().then(|| packed.clone());
+    let sink = input.sink().cloned();
+    let fusion = Fusion { completes: Some(input), ..Fusion::default() };
+    let output = tape.record_fused(&[input, weight], output, fusion, move |gradient, gradients| {
+        let grad = gradient.value;
+        if let (Some(slot), Some(input)) = (weight_slot, saved_input) {
+            gradients.add(slot, mma::weight_grad(&grad, &input, weight_shape, geometry)?)?;
+        }
+        let (Some(slot), Some(packed)) = (input_slot, saved_weight) else { return Ok(()) };
+        let whole = |rest: Rest, sink: Option<&Sink>| {
+            mma::input_grad(&grad, &packed, input_shape, geometry, mma::GradFinish { rest, sink })
+        };
+        if let Some(rest) = gradients.take_rest(slot) {
+            let (value, sums) = whole(rest, sink.as_deref())?;
+            gradients.finish(slot, Gradient { value, sums });
+        } else if geometry.stride > 1 && weight_shape.dims()[1..3] == [1, 1] && gradients.takes_strided(slot) {
+            let value = mma::input_grad_strided(&grad, &packed)?;
+            gradients.add_strided(slot, Strided { value, stride: geometry.stride });
+        } else {
+            gradients.add(slot, whole(Rest::default(), None)?.0)?;
+        }
+        Ok(())
+    });
+    Ok((output, moments))
 }
