@@ -84,13 +84,6 @@ __device__ __forceinline__ void copy_async_wait() {
     asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
 }
 
-// Two f32 to a pair of bf16, to the nearest, ties to even; `low` in the low half.
-__device__ __forceinline__ u32 bf16_pair(float low, float high) {
-    u32 pair;
-    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
-    return pair;
-}
-
 // To TF32: an f32 with 10 bits of mantissa, to the nearest, ties away from zero.
 __device__ __forceinline__ u32 tf32_bits(float x) {
     u32 bits;

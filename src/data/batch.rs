@@ -95,7 +95,8 @@ impl Batch {
     ///
     /// # Errors
     /// [`Error::OutOfMemory`](crate::Error::OutOfMemory).
-    pub fn upload(&self, transforms: &Transforms, device: &Device) -> Result<Tensor> {
-        augment(&self.patches, &self.lighting, transforms.mean, transforms.std, device)
+    pub fn upload(&self, transforms: &Transforms, device: &Device, precision: crate::Precision) -> Result<Tensor> {
+        let x = augment(&self.patches, &self.lighting, transforms.mean, transforms.std, device)?;
+        if precision == crate::Precision::F32 { Ok(x) } else { crate::ops::augment::pack_images(&x, precision) }
     }
 }

@@ -7,7 +7,10 @@ use crate::{
     Device, Error, Precision, Result, Tensor,
     autograd::{Packed, Parameter, Parameters, Role, Var},
     ops::{
-        batchnorm::{self, Affine, Fused, Moments, Norm, Normaliser},
+        batchnorm::{
+            self, Affine, Fused, Moments, Norm,
+            fused::{Normaliser, finalize},
+        },
         conv::{self, Epilogue, Geometry, TileMoments, mma},
         linear,
         pool::{Window, max_pool},
@@ -91,7 +94,7 @@ impl BatchNorm {
     fn over(&self, pass: &mut Pass, input: Var, tiles: Option<&TileMoments>) -> Result<Norm> {
         let (scale, shift) = (pass.parameter(&self.scale), pass.parameter(&self.shift));
         let normaliser = match tiles {
-            Some(tiles) => batchnorm::finalize(tiles, scale.value(), shift.value(), self.eps)?,
+            Some(tiles) => finalize(tiles, scale.value(), shift.value(), self.eps)?,
             None => {
                 let (factor, offset) = self.folded()?;
                 Normaliser { moments: self.running(), factor, offset }
@@ -223,7 +226,7 @@ impl ConvNorm {
                 Some(addend) => Some(batchnorm::Shortcut::Value(addend.compute(pass)?)),
                 None => None,
             };
-            return batchnorm::fused(&mut pass.tape, norm, shortcut, relu);
+            return batchnorm::apply_fused(&mut pass.tape, norm, shortcut, relu);
         }
         let weight = pass.parameter(&self.weight);
         let (output, tiles) = match self.norm.uses_batch(pass) {
@@ -239,7 +242,7 @@ impl ConvNorm {
     pub(super) fn forward_pooled(&self, pass: &mut Pass, input: &Var, window: Window) -> Result<Var> {
         if self.precision != Precision::F32 && self.is_trained(pass, input, None) {
             let norm = self.normed(pass, input)?;
-            return batchnorm::fused_pooled(&mut pass.tape, norm, window);
+            return batchnorm::apply_fused_pooled(&mut pass.tape, norm, window);
         }
         let output = self.forward(pass, input, None, true)?;
         max_pool(&mut pass.tape, &output, window)

@@ -4,7 +4,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use super::{Arch, BatchNorm, FreezeState, Grouping, Head, HeadSpec, Pass, ResNet, Unit};
 use crate::{
-    Device, Error, Precision, Result, Tensor,
+    Device, Precision, Result, Tensor,
     autograd::{Parameter, Parameters, Var},
     ops::batchnorm::Moments,
 };

@@ -44,7 +44,7 @@ impl Pixels {
         let mut loader = data.clone().batch_size(count).loader(split, &LoaderOptions::evaluation().on(device))?;
         let batch = loader.next().ok_or_else(|| Error::data(data.root(), "holds no pictures"))??;
         let (size, images) = (data.transforms.size, batch.len());
-        let values = batch.upload(&data.transforms, device)?;
+        let values = batch.upload(&data.transforms, device, unfreeze::Precision::F32)?;
         let labels = Tensor::new(batch.labels, [images], device)?;
         Ok(Self { values: values.reshape([images, size * size * 3])?, labels })
     }

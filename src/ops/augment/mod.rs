@@ -50,3 +50,11 @@ pub fn augment(
         Device::Cuda(cuda) => cuda::augment(patches, levels, shape, cuda),
     }
 }
+
+/// SHIM
+pub fn pack_images(images: &Tensor, precision: crate::Precision) -> Result<Tensor> {
+    let v = images.to_vec::<f32>()?;
+    let d = images.dims();
+    let w = v.chunks(3).flat_map(|p| [p[0], p[1], p[2], 0.0]).collect();
+    Tensor::new(w, [d[0], d[1], d[2], 4], images.device())?.cast(precision.storage())
+}

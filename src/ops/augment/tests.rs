@@ -101,7 +101,7 @@ fn views_are_the_processors_bit_for_bit() -> Result<()> {
                     expected.extend(bytes.map(|(i, &byte)| normalised(byte, light, mean[i % 3], std[i % 3]).to_bits()));
                     batch.push(transforms.prepare(&image, view)?, 0, n);
                 }
-                let output = batch.upload(&transforms, &device)?;
+                let output = batch.upload(&transforms, &device, crate::Precision::F32)?;
                 assert_eq!(output.dims(), [12, size, size, 3]);
                 assert!(bits(&output) == expected, "{device}, {size} pixels, {transforms:?}");
             }

@@ -4,15 +4,18 @@
 mod cpu;
 pub(super) mod cuda;
 pub mod fused;
+mod fused_grad;
 mod grad;
 #[cfg(test)]
 mod tests;
 
+pub use fused_grad::{Norm, Shortcut, fused as apply_fused, fused_pooled as apply_fused_pooled};
 pub use grad::{Affine, Fused, batchnorm};
 
 use std::sync::Arc;
 
 use super::{conv::TileMoments, expect_shape};
+pub use crate::autograd::{Sink, TileSums};
 use crate::{Device, Error, Result, Tensor, device::CudaDevice};
 use fused::{Addend, RunningUpdate};
 
@@ -66,48 +69,6 @@ impl Moments {
     fn unbiased(&self) -> f32 {
         self.rows as f32 / (self.rows as f32 - 1.0)
     }
-}
-
-/// What a batchnorm with ReLU asks of the gradient of its output, so that whoever computes it takes the sums in the same
-/// pass.
-#[derive(Clone, Debug)]
-pub struct Sink {
-    /// Which outputs were positive, u8 `[rows, C / 8]`: bit j of a byte tells of channel 8·b + j. Without a ReLU none.
-    pub mask: Option<Tensor>,
-    /// What was normalised.
-    pub input: Tensor,
-    /// Its mean, f32 `[C]`.
-    pub mean: Tensor,
-}
-
-/// Sums of a gradient g per tile of rows and channel, f32 `[tiles, C]`.
-#[derive(Clone, Debug)]
-pub struct TileSums {
-    /// Of g.
-    pub sum: Tensor,
-    /// Of g · (y − mean), where y is what the batchnorm normalised.
-    pub product: Tensor,
-}
-
-/// What a batchnorm with ReLU asks of the gradient of its output, so that whoever computes it takes the sums in the same
-/// pass.
-#[derive(Clone, Debug)]
-pub struct Sink {
-    /// Which outputs were positive, u8 `[rows, C / 8]`: bit j of a byte tells of channel 8·b + j. Without a ReLU none.
-    pub mask: Option<Tensor>,
-    /// What was normalised.
-    pub input: Tensor,
-    /// Its mean, f32 `[C]`.
-    pub mean: Tensor,
-}
-
-/// Sums of a gradient g per tile of rows and channel, f32 `[tiles, C]`.
-#[derive(Clone, Debug)]
-pub struct TileSums {
-    /// Of g.
-    pub sum: Tensor,
-    /// Of g · (y − mean), where y is what the batchnorm normalised.
-    pub product: Tensor,
 }
 
 fn enough(rows: usize, input: &Tensor) -> Result<()> {

@@ -1,9 +1,13 @@
 //! Convolution on the tape.
 
-use super::{Epilogue, Geometry, TileMoments, forward, forward_with_moments, input_grad, mma, weight_grad};
+use super::{
+    Epilogue, Geometry, TileMoments, forward, forward_with_moments, input_grad,
+    mma::{self, GradFinish, Partial},
+    weight_grad,
+};
 use crate::{
     Result, Tensor,
-    autograd::{Fusion, Gradient, Packed, Rest, Sink, Strided, Tape, Var},
+    autograd::{Fusion, Gradient, Packed, Rest, Sink, Strided, Tape, TileSums, Var},
 };
 
 /// The convolution of `input` `[N, H, W, C]` with `weight` `[K, R, S, C / groups]`.
@@ -78,19 +82,37 @@ pub fn conv_packed(
             gradients.add(slot, mma::weight_grad(&grad, &input, weight_shape, geometry)?)?;
         }
         let (Some(slot), Some(packed)) = (input_slot, saved_weight) else { return Ok(()) };
-        let whole = |rest: Rest, sink: Option<&Sink>| {
-            mma::input_grad(&grad, &packed, input_shape, geometry, mma::GradFinish { rest, sink })
-        };
+        let whole = |finish: GradFinish| mma::input_grad(&grad, &packed, input_shape, geometry, finish);
         if let Some(rest) = gradients.take_rest(slot) {
-            let (value, sums) = whole(rest, sink.as_deref())?;
-            gradients.finish(slot, Gradient { value, sums });
+            let gradient = complete(rest, sink.as_deref(), whole)?;
+            gradients.finish(slot, gradient);
         } else if geometry.stride > 1 && weight_shape.dims()[1..3] == [1, 1] && gradients.takes_strided(slot) {
             let value = mma::input_grad_strided(&grad, &packed)?;
             gradients.add_strided(slot, Strided { value, stride: geometry.stride });
         } else {
-            gradients.add(slot, whole(Rest::default(), None)?.0)?;
+            gradients.add(slot, whole(GradFinish::default())?.0)?;
         }
         Ok(())
     });
     Ok((output, moments))
+}
+
+/// The gradient of which `rest` is there and `last` computes the last part.
+fn complete(
+    rest: Rest,
+    sink: Option<&Sink>,
+    last: impl FnOnce(GradFinish) -> Result<(Tensor, Option<TileSums>)>,
+) -> Result<Gradient> {
+    let strided =
+        rest.strided.as_ref().map(|Strided { value, stride }| Partial::Strided { grad: value, stride: *stride });
+    let (partial, later) = match (strided, &rest.dense) {
+        (Some(strided), dense) => (Some(strided), dense.as_ref()),
+        (None, dense) => (dense.as_ref().map(Partial::Dense), None),
+    };
+    // With two parts there, one is left to be added afterwards, and the sums to the sink's owner.
+    let (mut value, sums) = last(GradFinish { partial, sink: sink.filter(|_| later.is_none()) })?;
+    if let Some(later) = later {
+        value.add_assign(later)?;
+    }
+    Ok(Gradient { value, sums })
 }

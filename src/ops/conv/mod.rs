@@ -13,7 +13,7 @@ pub(super) mod plan;
 #[cfg(test)]
 mod tests;
 
-pub use grad::{conv, conv_with_moments};
+pub use grad::{conv, conv_packed, conv_with_moments};
 
 use super::{expect_shape, nhwc};
 use crate::{Device, Error, Result, Shape, Tensor};
