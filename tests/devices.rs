@@ -139,7 +139,7 @@ mod hardware {
 
     use unfreeze::{
         Device, DeviceName, Error, Tensor,
-        device::cuda::{Driver, Hardware, Image, Launch, MemoryInfo, Prebuilt, gpus},
+        device::cuda::{Driver, GraphId, Hardware, Image, Launch, MemoryInfo, Prebuilt, gpus},
     };
 
     use super::{again, driver};
@@ -168,6 +168,7 @@ mod hardware {
         for variables in [&[kernels][..], &[kernels, ("LIBCUDA_EAGER", "1")]] {
             again("hardware::memory_and_kernels", folder.path(), variables);
             again("hardware::input_beside_kernels", folder.path(), variables);
+            again("hardware::graphs", folder.path(), variables);
             again("hardware::failures", folder.path(), variables);
             again("hardware::tensors_on_a_device", folder.path(), variables);
         }
@@ -236,6 +237,52 @@ mod hardware {
         assert_eq!(sums, expected);
         assert!(gpu.stage(2, &[0]).unwrap_err().to_string().contains("no input slot 2"));
         gpu.free(output);
+    }
+
+    /// What is captured runs at replays, in order; what cannot be is refused before it reaches the driver.
+    #[test]
+    #[ignore = "run by the_drivers_rules_are_kept"]
+    fn graphs() {
+        let gpu = open();
+        let module = gpu.load(Image::Cubin(ELF)).unwrap();
+        let sum = gpu.function(module, "sum").unwrap();
+        let [input, copy, output] = [1000, 1000, 8].map(|bytes| gpu.alloc(bytes).unwrap());
+        let result = || {
+            let mut bytes = [0; 8];
+            gpu.download(output, &mut bytes).unwrap();
+            u64::from_ne_bytes(bytes)
+        };
+        gpu.fill(output, 0, 8).unwrap();
+        gpu.begin_capture().unwrap();
+        gpu.copy(input, copy, 500).unwrap();
+        gpu.fill(copy + 500, 1, 500).unwrap();
+        gpu.launch(sum, &LAUNCH, &params(copy, 1000, 2, output)).unwrap();
+        // Memory may be allocated, and other threads do as they like.
+        let later = gpu.alloc(100).unwrap();
+        std::thread::scope(|scope| scope.spawn(|| assert_eq!(result(), 0)).join().unwrap());
+        let refused = [
+            gpu.upload(input, &[0]),
+            gpu.download(input, &mut [0]),
+            gpu.stage(0, &[0]).map(drop),
+            gpu.synchronize(),
+            gpu.replay(GraphId(1)),
+        ];
+        for error in refused.map(Result::unwrap_err) {
+            assert!(error.to_string().contains("while a graph is captured"), "{error}");
+        }
+        assert!(gpu.begin_capture().unwrap_err().to_string().contains("captured already"));
+        let graph = gpu.end_capture().unwrap();
+        for value in [3, 7] {
+            gpu.upload(input, &[value; 1000]).unwrap();
+            gpu.replay(graph).unwrap();
+            assert_eq!(result(), 2 * (500 * u64::from(value) + 500));
+        }
+        gpu.forget(graph);
+        assert!(gpu.replay(graph).unwrap_err().to_string().contains("a graph that is not there"));
+        // One that is still there when the GPU is left goes with it.
+        gpu.begin_capture().unwrap();
+        gpu.end_capture().unwrap();
+        [input, copy, output, later].into_iter().for_each(|address| gpu.free(address));
     }
 
     #[test]

@@ -180,6 +180,24 @@ impl Tensor {
         first.ok_or_else(|| Error::shape("scalar", format!("{} has no element", self.shape)))
     }
 
+    /// Writes other elements to the place where they are, from the host; to a copy if another tensor shares them.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if there are more or fewer, or of another type; [`Error::OutOfMemory`].
+    pub fn overwrite<T: Element>(&mut self, elements: &[T]) -> Result<()> {
+        if elements.len() != self.shape.elements() {
+            return Err(Error::shape("tensor", format!("{} elements do not fill {}", elements.len(), self.shape)));
+        }
+        match self.device.clone() {
+            Device::Cpu(_) => self.as_slice_mut::<T>()?.copy_from_slice(elements),
+            Device::Cuda(cuda) => {
+                self.pointer_mut::<T>(&cuda)?;
+                self.buffer(&cuda)?.overwrite(bytemuck::cast_slice(elements))?;
+            }
+        }
+        Ok(())
+    }
+
     /// The first `count` elements.
     fn download<T: Element>(&self, count: usize) -> Result<Vec<T>> {
         match &self.storage {

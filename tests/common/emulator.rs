@@ -2,16 +2,23 @@
 //! Shared by the library's own tests and those beside this folder.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     env,
-    sync::{Arc, Mutex, OnceLock},
+    sync::{
+        Arc, Mutex, MutexGuard, OnceLock,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+    thread::{self, ThreadId},
 };
 
 use unfreeze::{
     Device, DeviceName, Error, Result,
     device::{
         CudaDevice,
-        cuda::{Attributes, Compiler, Driver, FunctionId, Image, ImageKind, Launch, MemoryInfo, ModuleId, Properties},
+        cuda::{
+            Attributes, Compiler, Driver, FunctionId, GraphId, Image, ImageKind, Launch, MemoryInfo, ModuleId,
+            Properties,
+        },
     },
 };
 
@@ -25,6 +32,30 @@ pub struct Emulator {
     slots: Mutex<BTreeMap<usize, u64>>,
     counters: Mutex<BTreeMap<String, simt::Counters>>,
     carved: Mutex<Vec<(u64, usize)>>,
+    live: Mutex<BTreeSet<u64>>,
+    capture: Mutex<Option<Capture>>,
+    graphs: Mutex<BTreeMap<u64, Capture>>,
+    calls: AtomicUsize,
+    launches: AtomicUsize,
+}
+
+/// Something that a graph holds.
+#[derive(Clone)]
+enum Operation {
+    Launch(FunctionId, Launch, Vec<u8>),
+    Copy { from: u64, to: u64, bytes: usize },
+    Fill { to: u64, byte: u8, bytes: usize },
+    Carve(u64, usize),
+    Release(u64),
+}
+
+/// A graph, captured or being captured.
+#[derive(Clone)]
+struct Capture {
+    thread: ThreadId,
+    operations: Vec<Operation>,
+    /// Chunks allocated meanwhile: what is carved from them is carved anew at each replay.
+    chunks: Vec<(u64, usize)>,
 }
 
 /// How an emulated GPU is to be.
@@ -71,6 +102,11 @@ impl Emulator {
             slots: Mutex::default(),
             counters: Mutex::default(),
             carved: Mutex::default(),
+            live: Mutex::default(),
+            capture: Mutex::default(),
+            graphs: Mutex::default(),
+            calls: AtomicUsize::default(),
+            launches: AtomicUsize::default(),
         }
     }
 
@@ -82,6 +118,97 @@ impl Emulator {
     /// What each kernel has done so far.
     pub fn counters(&self) -> BTreeMap<String, simt::Counters> {
         self.counters.lock().unwrap().clone()
+    }
+}
+
+impl Emulator {
+    /// Calls that the host has made, as far as they reach a driver of hardware.
+    pub fn calls(&self) -> usize {
+        self.calls.load(Relaxed)
+    }
+
+    /// Kernels that have run.
+    pub fn launches(&self) -> usize {
+        self.launches.load(Relaxed)
+    }
+
+    /// Kernels of each graph that there is.
+    pub fn graphs(&self) -> Vec<usize> {
+        let kernels = |graph: &Capture| {
+            graph.operations.iter().filter(|operation| matches!(operation, Operation::Launch(..))).count()
+        };
+        self.graphs.lock().unwrap().values().map(kernels).collect()
+    }
+
+    fn count_call(&self) {
+        self.calls.fetch_add(1, Relaxed);
+    }
+
+    /// Counts a call; what is being captured.
+    fn called(&self) -> MutexGuard<'_, Option<Capture>> {
+        self.count_call();
+        self.capture.lock().unwrap()
+    }
+
+    /// Counts a call that is no part of a graph.
+    fn outside(&self, what: &str) -> Result<()> {
+        match &*self.called() {
+            Some(capture) if capture.thread == thread::current().id() => {
+                let message = format!("{what} while a graph is captured");
+                Err(Error::Device { device: "emulated".into(), message })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Does something, or writes it down where this thread captures a graph.
+    fn queue(&self, operation: Operation) -> Result<()> {
+        if let Some(capture) = &mut *self.called()
+            && capture.thread == thread::current().id()
+        {
+            capture.operations.push(operation);
+            return Ok(());
+        }
+        self.perform(operation)
+    }
+
+    /// As [`Emulator::queue`], for bookkeeping: written down where it is about the graph's own chunks.
+    fn keep_book(&self, address: u64, operation: Operation) -> Result<()> {
+        if let Some(capture) = &mut *self.capture.lock().unwrap()
+            && capture.thread == thread::current().id()
+            && capture.chunks.iter().any(|(chunk, bytes)| (*chunk..chunk + *bytes as u64).contains(&address))
+        {
+            capture.operations.push(operation);
+            return Ok(());
+        }
+        self.perform(operation)
+    }
+
+    fn perform(&self, operation: Operation) -> Result<()> {
+        match operation {
+            Operation::Launch(function, Launch { grid, block, shared, cooperative }, params) => {
+                let (module, entry) = self.functions.lock().unwrap()[function.0 as usize].clone();
+                let launch = simt::Launch { grid, block, dynamic_shared: shared, cooperative };
+                let counters = self.gpu.launch(&module, &entry, &launch, &params).map_err(failed)?;
+                *self.counters.lock().unwrap().entry(entry).or_default() += counters;
+                self.launches.fetch_add(1, Relaxed);
+                Ok(())
+            }
+            Operation::Copy { from, to, bytes } => self.gpu.copy(from, to, bytes).map_err(failed),
+            Operation::Fill { to, byte, bytes } => self.gpu.fill(to, byte, bytes).map_err(failed),
+            Operation::Carve(address, bytes) => {
+                // What outlived the replay before ends here.
+                if !self.live.lock().unwrap().insert(address) {
+                    self.gpu.release(address).map_err(failed)?;
+                }
+                self.gpu.carve(address, bytes, "tensor").map_err(failed)
+            }
+            // Of a graph that was never replayed, nothing is there.
+            Operation::Release(address) => match self.live.lock().unwrap().remove(&address) {
+                true => self.gpu.release(address).map_err(failed),
+                false => Ok(()),
+            },
+        }
     }
 }
 
@@ -99,30 +226,40 @@ impl Driver for Emulator {
         if bytes > free {
             return Err(Error::OutOfMemory { device: "emulated".into(), requested: bytes, free, total });
         }
-        self.gpu.alloc(bytes, "chunk").map_err(failed)
+        let address = self.gpu.alloc(bytes, "chunk").map_err(failed)?;
+        if let Some(capture) = &mut *self.called()
+            && capture.thread == thread::current().id()
+        {
+            capture.chunks.push((address, bytes));
+        }
+        Ok(address)
     }
 
     fn free(&self, address: u64) {
+        self.count_call();
         self.gpu.free(address).expect("a chunk");
     }
 
     fn upload(&self, to: u64, from: &[u8]) -> Result<()> {
+        self.outside("an upload")?;
         self.gpu.write(to, from).map_err(failed)
     }
 
     fn download(&self, from: u64, to: &mut [u8]) -> Result<()> {
+        self.outside("a download")?;
         self.gpu.read(from, to).map_err(failed)
     }
 
     fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<()> {
-        self.gpu.copy(from, to, bytes).map_err(failed)
+        self.queue(Operation::Copy { from, to, bytes })
     }
 
     fn fill(&self, to: u64, byte: u8, bytes: usize) -> Result<()> {
-        self.gpu.fill(to, byte, bytes).map_err(failed)
+        self.queue(Operation::Fill { to, byte, bytes })
     }
 
     fn stage(&self, slot: usize, bytes: &[u8]) -> Result<u64> {
+        self.outside("input")?;
         let address = self.gpu.alloc(bytes.len(), "input slot").map_err(failed)?;
         self.gpu.write(address, bytes).map_err(failed)?;
         let before = self.slots.lock().unwrap().insert(slot, address);
@@ -131,6 +268,7 @@ impl Driver for Emulator {
     }
 
     fn unstage(&self, slot: usize) -> Result<()> {
+        self.count_call();
         let address = self.slots.lock().unwrap().remove(&slot).expect("a slot in use");
         self.gpu.free(address).map_err(failed)
     }
@@ -159,25 +297,46 @@ impl Driver for Emulator {
     }
 
     fn launch(&self, function: FunctionId, launch: &Launch, params: &[u8]) -> Result<()> {
-        let (module, entry) = self.functions.lock().unwrap()[function.0 as usize].clone();
-        let Launch { grid, block, shared, cooperative } = *launch;
-        let launch = simt::Launch { grid, block, dynamic_shared: shared, cooperative };
-        let counters = self.gpu.launch(&module, &entry, &launch, params).map_err(failed)?;
-        *self.counters.lock().unwrap().entry(entry).or_default() += counters;
-        Ok(())
+        self.queue(Operation::Launch(function, *launch, params.to_vec()))
     }
 
     fn synchronize(&self) -> Result<()> {
+        self.outside("waiting")
+    }
+
+    fn begin_capture(&self) -> Result<()> {
+        let mut capture = self.called();
+        assert!(capture.is_none(), "a graph is captured already");
+        *capture = Some(Capture { thread: thread::current().id(), operations: Vec::new(), chunks: Vec::new() });
         Ok(())
+    }
+
+    fn end_capture(&self) -> Result<GraphId> {
+        let capture = self.called().take().expect("a capture");
+        let mut graphs = self.graphs.lock().unwrap();
+        let number = graphs.last_key_value().map_or(0, |(number, _)| number + 1);
+        graphs.insert(number, capture);
+        Ok(GraphId(number))
+    }
+
+    fn replay(&self, graph: GraphId) -> Result<()> {
+        self.outside("a replay")?;
+        let operations = self.graphs.lock().unwrap()[&graph.0].operations.clone();
+        operations.into_iter().try_for_each(|operation| self.perform(operation))
+    }
+
+    fn forget(&self, graph: GraphId) {
+        self.count_call();
+        self.graphs.lock().unwrap().remove(&graph.0).expect("a graph");
     }
 
     fn carve(&self, address: u64, bytes: usize) -> Result<()> {
         self.carved.lock().unwrap().push((address, bytes));
-        self.gpu.carve(address, bytes, "tensor").map_err(failed)
+        self.keep_book(address, Operation::Carve(address, bytes))
     }
 
     fn release(&self, address: u64) {
-        self.gpu.release(address).expect("a buffer");
+        self.keep_book(address, Operation::Release(address)).expect("a buffer");
     }
 }
 

@@ -120,10 +120,12 @@ typedef struct {
     Function* function;
     struct { uint64_t input; uint32_t count; uint32_t factor; uint64_t output; } params;
 } Operation;
-typedef struct { int live, begin, end; Operation queue[1024]; } Stream;
+typedef struct { int live, count; Operation operations[16]; } Graph;
+typedef struct { int live, begin, end; Graph* capture; Operation queue[1024]; } Stream;
 
 static Event events[MOST];
 static Stream streams[MOST];
+static Graph graphs[MOST];
 static Function functions[MOST];
 static int function_count, module_count;
 
@@ -135,6 +137,14 @@ static int pending(void) {
 
 static Operation* push(Stream* stream, int kind) {
     rule(stream && stream->live, "a queue that is not one");
+    if (stream->capture) {
+        rule(kind == COPY || kind == FILL || kind == LAUNCH, "an event in a graph");
+        rule(stream->capture->count < 16, "too much is captured");
+        Operation* operation = &stream->capture->operations[stream->capture->count++];
+        memset(operation, 0, sizeof *operation);
+        operation->kind = kind;
+        return operation;
+    }
     if (stream->begin == stream->end) stream->begin = stream->end = 0;
     rule(stream->end < 1024, "too much is queued");
     Operation* operation = &stream->queue[stream->end++];
@@ -187,7 +197,7 @@ int cuDevicePrimaryCtxRetain(void** result, int device) { retained++; *result = 
 int cuDevicePrimaryCtxRelease_v2(int device) {
     retained--;
     for (int i = 0; i < MOST; i++)
-        rule(!blocks[i].at && !events[i].live && !streams[i].live, "the context is released before what is in it");
+        rule(!blocks[i].at && !events[i].live && !streams[i].live && !graphs[i].live, "the context is released before what is in it");
     rule(!module_count, "a module was not unloaded");
     return 0;
 }
@@ -204,7 +214,8 @@ int cuMemGetInfo_v2(size_t* available, size_t* total) {
     return 0;
 }
 
-static int copy(char* to, char* from, size_t bytes, Stream* stream) {
+static int copy(char* to, char* from, size_t bytes, Stream* stream, int host) {
+    rule(!host || !stream->capture, "the host's memory in a graph");
     Operation* operation = push(stream, COPY);
     operation->to = to;
     operation->from = from;
@@ -214,19 +225,19 @@ static int copy(char* to, char* from, size_t bytes, Stream* stream) {
 int cuMemcpyHtoDAsync_v2(uint64_t to, void* from, size_t bytes, Stream* stream) {
     ENTER();
     for (int i = 0; i < MOST; i++)
-        if (blocks[i].at == from && blocks[i].host) return copy(block(to, bytes, "an upload"), from, bytes, stream);
+        if (blocks[i].at == from && blocks[i].host) return copy(block(to, bytes, "an upload"), from, bytes, stream, 1);
     // Other memory is taken at once.
     char* taken = malloc(bytes);
     memcpy(taken, from, bytes);
-    return copy(block(to, bytes, "an upload"), taken, bytes, stream);
+    return copy(block(to, bytes, "an upload"), taken, bytes, stream, 1);
 }
 int cuMemcpyDtoHAsync_v2(void* to, uint64_t from, size_t bytes, Stream* stream) {
     ENTER();
-    return copy(to, block(from, bytes, "a download"), bytes, stream);
+    return copy(to, block(from, bytes, "a download"), bytes, stream, 1);
 }
 int cuMemcpyDtoDAsync_v2(uint64_t to, uint64_t from, size_t bytes, Stream* stream) {
     ENTER();
-    return copy(block(to, bytes, "a copy"), block(from, bytes, "a copy"), bytes, stream);
+    return copy(block(to, bytes, "a copy"), block(from, bytes, "a copy"), bytes, stream, 0);
 }
 int cuMemsetD8Async(uint64_t to, unsigned char value, size_t bytes, Stream* stream) {
     ENTER();
@@ -243,8 +254,37 @@ int cuStreamCreate(Stream** stream, unsigned flags) {
         if (!streams[i].live) { *stream = &streams[i]; memset(*stream, 0, sizeof **stream); (*stream)->live = 1; return 0; }
     return 2;
 }
-int cuStreamDestroy_v2(Stream* stream) { ENTER(); stream->live = 0; return 0; }
-int cuStreamSynchronize(Stream* stream) { ENTER(); rule(stream && stream->live, "a queue"); return finish(stream, NULL, 0); }
+int cuStreamDestroy_v2(Stream* stream) { ENTER(); rule(!stream->capture, "a queue is captured"); stream->live = 0; return 0; }
+int cuStreamSynchronize(Stream* stream) { ENTER(); rule(stream && stream->live && !stream->capture, "a queue"); return finish(stream, NULL, 0); }
+int cuStreamBeginCapture_v2(Stream* stream, unsigned mode) {
+    ENTER();
+    rule(stream && stream->live && !stream->capture && mode == 2, "a queue to capture");
+    for (int i = 0; i < MOST; i++)
+        if (!graphs[i].live) { stream->capture = &graphs[i]; memset(&graphs[i], 0, sizeof graphs[i]); graphs[i].live = 1; return 0; }
+    return 2;
+}
+int cuStreamEndCapture(Stream* stream, Graph** graph) {
+    ENTER();
+    rule(stream && stream->capture, "the end of a capture that did not begin");
+    *graph = stream->capture;
+    stream->capture = NULL;
+    return 0;
+}
+int cuGraphInstantiateWithFlags(Graph** executable, Graph* graph, unsigned long long flags) {
+    ENTER();
+    rule(graph && graph->live && !flags, "a graph");
+    for (int i = 0; i < MOST; i++)
+        if (!graphs[i].live) { graphs[i] = *graph; *executable = &graphs[i]; return 0; }
+    return 2;
+}
+int cuGraphDestroy(Graph* graph) { ENTER(); rule(graph && graph->live, "a graph"); graph->live = 0; return 0; }
+int cuGraphExecDestroy(Graph* graph) { return cuGraphDestroy(graph); }
+int cuGraphLaunch(Graph* graph, Stream* stream) {
+    ENTER();
+    rule(graph && graph->live && !stream->capture, "a graph to replay");
+    for (int i = 0; i < graph->count; i++) *push(stream, graph->operations[i].kind) = graph->operations[i];
+    return 0;
+}
 int cuStreamWaitEvent(Stream* stream, Event* event, unsigned flags) {
     ENTER();
     rule(event && event->live, "an event");

@@ -44,6 +44,11 @@ impl Arena {
         Ok(address)
     }
 
+    /// Sees to it that a block of `bytes` fits into a chunk that is there.
+    pub fn reserve(&mut self, bytes: usize, driver: &dyn Driver) -> Result<()> {
+        if self.free.values().any(|free| *free >= bytes) { Ok(()) } else { self.grow(bytes, driver) }
+    }
+
     /// Takes back a block.
     pub fn free(&mut self, address: u64, driver: &dyn Driver) {
         if let Some((taken, bytes)) = self.live.remove(&address) {
@@ -69,13 +74,14 @@ impl Arena {
         MemoryUse { live: self.in_use, peak: self.peak }
     }
 
-    pub fn reset_peak(&mut self) {
-        self.peak = self.in_use;
-    }
-
     /// Bytes that are in chunks but not in blocks.
     pub fn unused(&self) -> usize {
         self.free.values().sum()
+    }
+
+    /// Bytes of all chunks.
+    pub fn held(&self) -> usize {
+        self.chunks.values().sum()
     }
 
     fn take(&mut self, bytes: usize) -> Option<u64> {
@@ -106,8 +112,7 @@ impl Arena {
     }
 
     fn grow(&mut self, bytes: usize, driver: &dyn Driver) -> Result<()> {
-        let held: usize = self.chunks.values().sum();
-        let wanted = held.clamp(SMALLEST_CHUNK, LARGEST_CHUNK).max(bytes);
+        let wanted = self.held().clamp(SMALLEST_CHUNK, LARGEST_CHUNK).max(bytes);
         // Where that much is not left, the block alone may still fit, or may once unused chunks are given back.
         let (address, size) = match driver.alloc(wanted) {
             Ok(address) => (address, wanted),

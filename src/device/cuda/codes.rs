@@ -74,6 +74,11 @@ const CODES: &[(u32, &str, &str)] = &[
     (802, "SYSTEM_NOT_READY", "start NVIDIA's fabric manager (nvidia-fabricmanager)"),
     (803, "SYSTEM_DRIVER_MISMATCH", MISMATCH),
     (804, "COMPAT_NOT_SUPPORTED_ON_DEVICE", "the forward-compatibility libcuda is for data-centre GPUs; remove it"),
+    (900, "STREAM_CAPTURE_UNSUPPORTED", ""),
+    (901, "STREAM_CAPTURE_INVALIDATED", ""),
+    (904, "STREAM_CAPTURE_UNJOINED", ""),
+    (905, "STREAM_CAPTURE_ISOLATION", ""),
+    (906, "STREAM_CAPTURE_IMPLICIT", ""),
     (999, "UNKNOWN", "restarting the machine, or reloading the nvidia_uvm module, often helps"),
 ];
 

@@ -61,6 +61,23 @@ pub trait Driver: Send + Sync {
     /// Waits for everything queued.
     fn synchronize(&self) -> Result<()>;
 
+    /// From here to [`Driver::end_capture`], what this thread launches, copies within the GPU and fills is written down
+    /// instead of done, and [`carve`](Driver::carve) and [`release`](Driver::release) with it where they tell of blocks
+    /// allocated meanwhile. What exchanges data with the host or waits is then an error. Other threads go on as ever.
+    ///
+    /// # Errors
+    /// Also where a graph is being captured already.
+    fn begin_capture(&self) -> Result<()>;
+
+    /// Ends it, in any case; what was written down.
+    fn end_capture(&self) -> Result<GraphId>;
+
+    /// Queues all that is written down in a graph, in its order.
+    fn replay(&self, graph: GraphId) -> Result<()>;
+
+    /// Forgets a graph; replays that are queued still run.
+    fn forget(&self, graph: GraphId);
+
     /// Says that `bytes` at `address`, inside a block of [`Driver::alloc`], are a buffer of their own from now on, with
     /// arbitrary contents. For drivers that check accesses.
     fn carve(&self, address: u64, bytes: usize) -> Result<()> {
@@ -128,6 +145,10 @@ pub struct ModuleId(pub u64);
 /// A kernel of a loaded module, as its driver numbers it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct FunctionId(pub u64);
+
+/// A captured graph, as its driver numbers it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct GraphId(pub u64);
 
 /// What a kernel takes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

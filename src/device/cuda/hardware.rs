@@ -1,5 +1,7 @@
 //! The [`Driver`] that is a GPU, through cudarc's thin layer over the CUDA driver. One queue computes, another brings
-//! input; every answer of the driver is checked.
+//! input, a third is where graphs are captured; every answer of the driver is checked.
+
+mod recorder;
 
 use std::{
     ffi::{CString, c_void},
@@ -13,12 +15,13 @@ use cudarc::driver::{
 };
 
 use super::{
-    Attributes, Driver, FunctionId, Image, ImageKind, Launch, MemoryInfo, ModuleId, Properties, SLOTS,
+    Attributes, Driver, FunctionId, GraphId, Image, ImageKind, Launch, MemoryInfo, ModuleId, Properties, SLOTS,
     codes::Code,
     lock,
     probe::{Gpu, Unavailable},
 };
 use crate::{Error, Result};
+use recorder::Recorder;
 
 /// Input buffers grow to multiples of this many bytes.
 const SLOT_GRAIN: usize = 1 << 20;
@@ -30,6 +33,7 @@ pub struct Hardware {
     context: sys::CUcontext,
     compute: sys::CUstream,
     copies: sys::CUstream,
+    recorder: Recorder,
     properties: Properties,
     modules: Mutex<Vec<sys::CUmodule>>,
     functions: Mutex<Vec<Function>>,
@@ -116,6 +120,7 @@ impl Hardware {
             context,
             compute: queue()?,
             copies: queue()?,
+            recorder: Recorder::new(queue()?),
             properties,
             modules: Mutex::default(),
             functions: Mutex::default(),
@@ -152,6 +157,24 @@ impl Hardware {
         }
     }
 
+    /// Where this thread's work goes.
+    fn queue(&self) -> sys::CUstream {
+        self.recorder.queue().unwrap_or(self.compute)
+    }
+
+    /// That this thread captures no graph, of which `what` could be no part.
+    fn not_capturing(&self, what: &str) -> Result<()> {
+        match self.recorder.queue() {
+            None => Ok(()),
+            Some(_) => Err(self.refused(&format!("{what} while a graph is captured"))),
+        }
+    }
+
+    /// An error that is not the driver's.
+    fn refused(&self, message: &str) -> Error {
+        Error::Device { device: self.name.clone(), message: message.into() }
+    }
+
     /// Gives `slot` buffers of `capacity` bytes, once nothing uses those it has.
     fn grow(&self, slot: &mut Slot, capacity: usize) -> Result<()> {
         self.run("waiting for input", || {
@@ -173,14 +196,13 @@ impl Hardware {
     }
 
     fn no_function(&self) -> Error {
-        Error::Device { device: self.name.clone(), message: "a kernel that was not loaded".into() }
+        self.refused("a kernel that was not loaded")
     }
 
     fn slot(&self, slot: usize) -> Result<&Mutex<Slot>> {
-        self.slots.get(slot).ok_or_else(|| {
-            let message = format!("there is no input slot {slot}; the last is {}", SLOTS - 1);
-            Error::Device { device: self.name.clone(), message }
-        })
+        self.slots
+            .get(slot)
+            .ok_or_else(|| self.refused(&format!("there is no input slot {slot}; the last is {}", SLOTS - 1)))
     }
 }
 
@@ -231,6 +253,7 @@ impl Driver for Hardware {
     }
 
     fn upload(&self, to: u64, from: &[u8]) -> Result<()> {
+        self.not_capturing("an upload")?;
         self.run("copying to the GPU", || {
             // SAFETY: the caller owns `from.len()` bytes at `to`. The driver has taken what is not page-locked, as
             // Rust's memory is not, by the time that it returns.
@@ -239,6 +262,7 @@ impl Driver for Hardware {
     }
 
     fn download(&self, from: u64, to: &mut [u8]) -> Result<()> {
+        self.not_capturing("a download")?;
         self.run("copying from the GPU", || {
             // SAFETY: the caller owns `to.len()` bytes at `from`; `to` is borrowed until the copy is done.
             let copied = unsafe { result::memcpy_dtoh_async(to, from, self.compute) };
@@ -250,15 +274,16 @@ impl Driver for Hardware {
 
     fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<()> {
         // SAFETY: the caller owns both ranges.
-        self.run("copying", || unsafe { result::memcpy_dtod_async(to, from, bytes, self.compute) })
+        self.run("copying", || unsafe { result::memcpy_dtod_async(to, from, bytes, self.queue()) })
     }
 
     fn fill(&self, to: u64, byte: u8, bytes: usize) -> Result<()> {
         // SAFETY: the caller owns the range.
-        self.run("filling", || unsafe { result::memset_d8_async(to, byte, bytes, self.compute) })
+        self.run("filling", || unsafe { result::memset_d8_async(to, byte, bytes, self.queue()) })
     }
 
     fn stage(&self, slot: usize, bytes: &[u8]) -> Result<u64> {
+        self.not_capturing("input")?;
         let mut slot = lock(self.slot(slot)?);
         if slot.capacity < bytes.len().max(1) {
             self.grow(&mut slot, bytes.len().max(1).next_multiple_of(SLOT_GRAIN))?;
@@ -306,8 +331,7 @@ impl Driver for Hardware {
     fn function(&self, module: ModuleId, entry: &str) -> Result<FunctionId> {
         let module = lock(&self.modules).get(module.0 as usize).copied();
         let (Some(module), Ok(name)) = (module, CString::new(entry)) else {
-            let message = format!("there is no kernel {entry:?}, or not its module");
-            return Err(Error::Device { device: self.name.clone(), message });
+            return Err(self.refused(&format!("there is no kernel {entry:?}, or not its module")));
         };
         self.run(&format!("finding the kernel {entry}"), || {
             // SAFETY: modules are not unloaded while this struct lives.
@@ -353,16 +377,37 @@ impl Driver for Hardware {
             // The driver reads as many bytes as the kernel's one parameter has, before it returns.
             let mut params = [params.as_ptr().cast_mut().cast::<c_void>()];
             // SAFETY: the compiler has compared the parameter's layout with the kernel's.
-            unsafe { queue(function.raw, (gx, gy, gz), (bx, by, bz), launch.shared, self.compute, &mut params) }
+            unsafe { queue(function.raw, (gx, gy, gz), (bx, by, bz), launch.shared, self.queue(), &mut params) }
         })
     }
 
     fn synchronize(&self) -> Result<()> {
+        self.not_capturing("waiting")?;
         // SAFETY: queues are our own.
         self.run("waiting for the GPU", || unsafe {
             result::stream::synchronize(self.copies)?;
             result::stream::synchronize(self.compute)
         })
+    }
+
+    fn begin_capture(&self) -> Result<()> {
+        let begun = self.run("beginning a graph", || self.recorder.begin())?;
+        begun.ok_or_else(|| self.refused("a graph is captured already"))
+    }
+
+    fn end_capture(&self) -> Result<GraphId> {
+        self.run("capturing a graph", || self.recorder.end()).map(GraphId)
+    }
+
+    fn replay(&self, graph: GraphId) -> Result<()> {
+        self.not_capturing("a replay")?;
+        let found = self.run("replaying a graph", || self.recorder.replay(graph.0, self.compute))?;
+        found.ok_or_else(|| self.refused("a graph that is not there"))
+    }
+
+    fn forget(&self, graph: GraphId) {
+        // A failure here is one of the kernels before, which shows in the next call; or the process is ending.
+        let _ = self.run("forgetting a graph", || self.recorder.forget(graph.0));
     }
 }
 
@@ -374,6 +419,7 @@ impl Drop for Hardware {
             unsafe {
                 let _ = result::stream::synchronize(self.copies);
                 let _ = result::stream::synchronize(self.compute);
+                self.recorder.destroy();
                 for slot in &self.slots {
                     let mut slot = lock(slot);
                     let _ = slot.release();

@@ -5,20 +5,24 @@ mod cache;
 mod codes;
 mod compile;
 mod driver;
+mod graph;
 #[cfg(feature = "cuda")]
 mod hardware;
 mod locate;
+mod memory;
 mod nvrtc;
 mod params;
 mod prebuilt;
 mod probe;
 mod resources;
 mod source;
+mod table;
 
 pub use cache::{CACHE_VARIABLE, kernel_cache};
 pub use codes::Code;
 pub use compile::Compiler;
-pub use driver::{Attributes, Driver, FunctionId, Image, ImageKind, Launch, MemoryInfo, ModuleId, Properties};
+pub use driver::{Attributes, Driver, FunctionId, GraphId, Image, ImageKind, Launch, MemoryInfo, ModuleId, Properties};
+pub use graph::Graph;
 #[cfg(feature = "cuda")]
 pub use hardware::Hardware;
 pub use locate::{NVRTC_VARIABLE, all_nvrtc, find_nvrtc};
@@ -30,6 +34,7 @@ pub use probe::{CAPABILITY_NEEDED, DRIVER_NEEDED, Gpu, Unavailable, gpus, versio
 pub use resources::Resources;
 pub(crate) use source::Kernel;
 pub use source::{F32_ARCHS, HEADERS, Source};
+pub use table::Table;
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -38,7 +43,8 @@ use std::{
 
 use super::{CpuDevice, MemoryUse};
 use crate::{Error, Result};
-use arena::Arena;
+use graph::Graphs;
+use memory::{Memory, Owner};
 
 /// Input buffers that the driver fills beside running kernels.
 const SLOTS: usize = 2;
@@ -49,7 +55,8 @@ pub struct CudaDevice {
     driver: Arc<dyn Driver>,
     host: CpuDevice,
     compiler: Compiler,
-    arena: Mutex<Arena>,
+    memory: Mutex<Memory>,
+    graphs: Graphs,
     loaded: Mutex<Loaded>,
     free_slots: Mutex<VecDeque<usize>>,
 }
@@ -76,7 +83,8 @@ impl CudaDevice {
             driver,
             host: CpuDevice::new(threads)?,
             compiler,
-            arena: Mutex::default(),
+            memory: Mutex::default(),
+            graphs: Graphs::default(),
             loaded: Mutex::default(),
             free_slots: Mutex::new((0..SLOTS).collect()),
         })
@@ -140,11 +148,11 @@ impl CudaDevice {
     }
 
     pub(super) fn memory(&self) -> MemoryUse {
-        lock(&self.arena).memory()
+        lock(&self.memory).memory()
     }
 
     pub(super) fn reset_peak(&self) {
-        lock(&self.arena).reset_peak();
+        lock(&self.memory).reset_peak();
     }
 
     /// Bytes that new tensors can still take.
@@ -152,13 +160,21 @@ impl CudaDevice {
     /// # Errors
     /// [`Error::Device`] if the driver does not say.
     pub fn available(&self) -> Result<usize> {
-        Ok(self.driver.memory()?.free + lock(&self.arena).unused())
+        Ok(self.driver.memory()?.free + lock(&self.memory).unused())
     }
 
     /// A block of `bytes` with arbitrary contents.
     pub(crate) fn alloc(self: &Arc<Self>, bytes: usize) -> Result<Buffer> {
-        let address = lock(&self.arena).alloc(bytes, &*self.driver)?;
-        Ok(Buffer { device: self.clone(), address, bytes, slot: None })
+        self.alloc_from(self.graphs.owner(), bytes)
+    }
+
+    fn alloc_from(self: &Arc<Self>, owner: Owner, bytes: usize) -> Result<Buffer> {
+        let alloc = || lock(&self.memory).alloc(owner, bytes, &*self.driver);
+        let address = match alloc() {
+            Err(Error::OutOfMemory { .. }) if self.graphs.evict() => alloc()?,
+            outcome => outcome?,
+        };
+        Ok(Buffer { device: self.clone(), address, bytes, place: Place::Arena(owner) })
     }
 
     /// A copy of `bytes` on the GPU.
@@ -174,7 +190,7 @@ impl CudaDevice {
         let slot = if bytes.is_empty() { None } else { lock(&self.free_slots).pop_front() };
         let Some(slot) = slot else { return self.upload(bytes) };
         match self.driver.stage(slot, bytes) {
-            Ok(address) => Ok(Buffer { device: self.clone(), address, bytes: bytes.len(), slot: Some(slot) }),
+            Ok(address) => Ok(Buffer { device: self.clone(), address, bytes: bytes.len(), place: Place::Slot(slot) }),
             Err(error) => {
                 lock(&self.free_slots).push_back(slot);
                 Err(error)
@@ -246,7 +262,7 @@ impl Drop for CudaDevice {
     fn drop(&mut self) {
         // Every buffer holds its device, so that none is left, and all chunks go back: the primary context is shared with
         // the rest of the process and may outlive this device.
-        lock(&self.arena).trim(&*self.driver);
+        lock(&self.memory).trim(&*self.driver);
     }
 }
 
@@ -268,8 +284,14 @@ pub(crate) struct Buffer {
     device: Arc<CudaDevice>,
     address: u64,
     bytes: usize,
-    /// The input slot that it is.
-    slot: Option<usize>,
+    place: Place,
+}
+
+/// Where a block is from.
+enum Place {
+    Arena(Owner),
+    /// It is this input slot.
+    Slot(usize),
 }
 
 impl Buffer {
@@ -314,9 +336,9 @@ impl Buffer {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        match self.slot {
-            None => lock(&self.device.arena).free(self.address, &*self.device.driver),
-            Some(slot) => {
+        match self.place {
+            Place::Arena(owner) => lock(&self.device.memory).free(owner, self.address, &*self.device.driver),
+            Place::Slot(slot) => {
                 // An error here shows again in the next call that waits.
                 let _ = self.device.driver.unstage(slot);
                 lock(&self.device.free_slots).push_back(slot);

@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use super::{Item, Rule, Table};
+use super::{Item, Rule};
 use crate::{
     Result,
     device::{
         CudaDevice,
-        cuda::{Buffer, F32_ARCHS, Kernel, Params, Source, kernel_params},
+        cuda::{F32_ARCHS, Kernel, Params, Source, Table, kernel_params},
     },
     ops::small,
 };
@@ -63,12 +63,6 @@ pub static SOURCE: Source = Source {
 static SGD: Kernel<SgdParams> = Kernel::new(&SOURCE, "sgd", THREADS);
 static ADAMW: Kernel<AdamWParams> = Kernel::new(&SOURCE, "adamw", THREADS);
 
-/// A table on the GPU, and what is in it.
-pub struct Uploaded {
-    bytes: Vec<u8>,
-    buffer: Buffer,
-}
-
 pub fn step(cuda: &Arc<CudaDevice>, rule: Rule, items: &mut [Item], table: &mut Table) -> Result<()> {
     let (mut bytes, mut blocks) = (Vec::new(), 0);
     for item in &mut *items {
@@ -91,7 +85,7 @@ pub fn step(cuda: &Arc<CudaDevice>, rule: Rule, items: &mut [Item], table: &mut 
         bytes.extend(segment.to_bytes());
         blocks += elements.div_ceil(BLOCK);
     }
-    let segments = uploaded(cuda, table, bytes)?;
+    let segments = table.address(cuda, bytes)?;
     let count = small("optimizer", items.len())?;
     let grid = [blocks, 1, 1];
     match rule {
@@ -103,20 +97,4 @@ pub fn step(cuda: &Arc<CudaDevice>, rule: Rule, items: &mut [Item], table: &mut 
             cuda.launch(&ADAMW, grid, 0, &AdamWParams { segments, count, beta1, beta2, eps, correction1, correction2 })
         }
     }
-}
-
-/// The address of a table of `bytes`: that of the last one if it has as many, so that a step leaves memory as it was.
-pub(in crate::ops) fn uploaded(cuda: &Arc<CudaDevice>, table: &mut Table, bytes: Vec<u8>) -> Result<u64> {
-    if let Some(last) = &mut table.0
-        && last.bytes.len() == bytes.len()
-        && Arc::ptr_eq(last.buffer.device(), cuda)
-    {
-        if last.bytes != bytes {
-            last.buffer.overwrite(&bytes)?;
-            last.bytes = bytes;
-        }
-        return Ok(last.buffer.address());
-    }
-    let buffer = cuda.upload(&bytes)?;
-    Ok(table.0.insert(Uploaded { bytes, buffer }).buffer.address())
 }

@@ -5,9 +5,8 @@ pub(super) mod cuda;
 #[cfg(test)]
 mod tests;
 
-use std::fmt;
-
 use super::expect_shape;
+pub use crate::device::cuda::Table;
 use crate::{Device, Error, Result, Tensor};
 
 /// How parameters move.
@@ -65,23 +64,6 @@ pub struct Item<'a> {
     pub lr: f32,
     /// Weight decay: with SGD an L2 penalty added to the gradient, with AdamW decoupled from it.
     pub weight_decay: f32,
-}
-
-/// Where the last step on a GPU found its parameters. Kept from step to step, it goes up again only when something in
-/// it changed. A clone is empty.
-#[derive(Default)]
-pub struct Table(Option<cuda::Uploaded>);
-
-impl Clone for Table {
-    fn clone(&self) -> Self {
-        Self::default()
-    }
-}
-
-impl fmt::Debug for Table {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Table")
-    }
 }
 
 /// Moves every parameter of `items`, which lie on one device.

@@ -15,7 +15,7 @@ use crate::{
             fused::{Addend, RunningUpdate},
         },
         conv::TileMoments,
-        optimizer::{Table, cuda::uploaded},
+        optimizer::Table,
         small,
     },
 };
@@ -236,7 +236,7 @@ pub fn update_running(cuda: &CudaDevice, update: &mut RunningUpdate) -> Result<(
 pub fn update_running_all(cuda: &Arc<CudaDevice>, updates: &mut [RunningUpdate], table: &mut Table) -> Result<()> {
     let entries = updates.iter_mut().map(|update| Running::new(cuda, update)).collect::<Result<Vec<_>>>()?;
     let channels = entries.iter().map(|entry| entry.channels).max().unwrap_or(0) as usize;
-    let entries = uploaded(cuda, table, entries.iter().flat_map(Params::to_bytes).collect())?;
+    let entries = table.address(cuda, entries.iter().flat_map(Params::to_bytes).collect())?;
     cuda.launch(&RUNNING_ALL, [per_channel(channels), updates.len(), 1], 0, &RunningTable { entries })
 }
 
