@@ -161,7 +161,7 @@ impl Driver for Emulator {
     fn launch(&self, function: FunctionId, launch: &Launch, params: &[u8]) -> Result<()> {
         let (module, entry) = self.functions.lock().unwrap()[function.0 as usize].clone();
         let Launch { grid, block, shared, cooperative } = *launch;
-        let launch = simt::Launch { grid, block, dynamic_shared: shared, cooperative };
+        let launch = simt::Launch { grid, block, dynamic_shared: shared, cooperative, ..simt::Launch::default() };
         let counters = self.gpu.launch(&module, &entry, &launch, params).map_err(failed)?;
         *self.counters.lock().unwrap().entry(entry).or_default() += counters;
         Ok(())

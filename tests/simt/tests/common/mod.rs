@@ -150,7 +150,8 @@ fn compile_kernels(name: &str, archs: &[&str]) -> Vec<(String, Module)> {
     let file = format!("{name}.cu");
     if std::env::var_os("SIMT_WRITE_PTX").is_some() {
         let nvrtc = nvrtc().expect("writing PTX needs NVRTC");
-        std::fs::write(&stored, nvrtc.compile(&source, &file, "sm_80", &[])).expect("cannot write PTX");
+        let arch = archs.iter().find(|&&arch| arch == "sm_80").unwrap_or(&archs[0]);
+        std::fs::write(&stored, nvrtc.compile(&source, &file, arch, &[])).expect("cannot write PTX");
     }
     let mut all = vec![("stored".to_string(), std::fs::read_to_string(&stored).expect("no stored PTX"))];
     if let Some(nvrtc) = nvrtc() {
@@ -176,6 +177,13 @@ impl Params {
 
     pub fn u32(mut self, value: u32) -> Params {
         self.0.extend(value.to_le_bytes());
+        self
+    }
+
+    /// Bytes aligned to 64, such as a tensor map.
+    pub fn map(mut self, map: &[u8; 128]) -> Params {
+        self.0.resize(self.0.len().next_multiple_of(64), 0);
+        self.0.extend(map);
         self
     }
 
