@@ -2,7 +2,7 @@
 //!
 //! PTX names a new register for nearly every value; sharing places keeps a warp's registers in the CPU's cache.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use crate::code::asynchronous::{Asynchronous, Factor};
 use crate::code::{Class, Inst, Op, SINK, TRUE};
@@ -44,7 +44,7 @@ pub(crate) fn finish(
     let mut flow = Flow::new(&mut code, counts);
     let fixed: Vec<(Class, u32)> = constants.iter().map(|&(class, reg, _)| (class, reg)).collect();
     flow.find_unwritten(&fixed);
-    flow.find_asynchronous();
+    flow.find_asynchronous(&fixed);
     let places = flow.share(&fixed);
     let rename = |class: Class, reg: &mut u32| *reg = places.map[class as usize][*reg as usize];
     for inst in &mut code {
@@ -250,8 +250,8 @@ impl<'c> Flow<'c> {
         }
     }
 
-    /// Marks instructions that touch the registers of `wgmma`, or what those are moved to.
-    fn find_asynchronous(&mut self) {
+    /// Marks instructions that touch the registers of `wgmma`, or what is moved to and from those; constants aside.
+    fn find_asynchronous(&mut self, fixed: &[(Class, u32)]) {
         let first = self.index(Class::Word, 0);
         for inst in &*self.code {
             let Op::Asynchronous(op) = &inst.op else { continue };
@@ -262,15 +262,19 @@ impl<'c> Flow<'c> {
         if self.asynchronous.iter().all(|&bits| bits == 0) {
             return;
         }
+        let constant: HashSet<u32> = fixed.iter().filter(|f| f.0 == Class::Word).map(|f| f.1).collect();
+        let moves = |inst: &Inst| match inst.op {
+            Op::Mov32 { d, a } if !constant.contains(&a) => Some([first + d as usize, first + a as usize]),
+            _ => None,
+        };
+        let moves: Vec<_> = self.code.iter().filter_map(moves).collect();
         let mut changed = true;
         while changed {
             changed = false;
-            for inst in &*self.code {
-                if let Op::Mov32 { d, a } = inst.op
-                    && has(&self.asynchronous, first + a as usize)
-                    && !has(&self.asynchronous, first + d as usize)
-                {
-                    set(&mut self.asynchronous, first + d as usize);
+            for pair in &moves {
+                let marked = pair.map(|reg| has(&self.asynchronous, reg));
+                if marked[0] != marked[1] {
+                    pair.iter().for_each(|&reg| set(&mut self.asynchronous, reg));
                     changed = true;
                 }
             }

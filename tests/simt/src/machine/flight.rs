@@ -114,13 +114,14 @@ impl Flight {
 pub(crate) fn check_registers(cluster: &Cluster, warp: &mut Warp, inst: &Inst, lane: usize) -> Step {
     let watched = &cluster.context.entry.asynchronous;
     let flight = &mut warp.flight;
-    let touched = Register { touched: flight.fences, ..Register::default() };
     match &inst.op {
         Op::Asynchronous(op) if matches!(**op, Asynchronous::Wgmma(_)) => return Ok(()),
         Op::Mov32 { d, a } => {
             if watched[*d as usize] {
-                let moved = if watched[*a as usize] { flight.registers[*a as usize] } else { touched };
-                flight.registers[*d as usize] = moved;
+                // What is not watched is a constant.
+                let constant = Register::default();
+                flight.registers[*d as usize] =
+                    if watched[*a as usize] { flight.registers[*a as usize] } else { constant };
             }
             return Ok(());
         }

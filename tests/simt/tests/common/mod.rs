@@ -99,7 +99,10 @@ impl Nvrtc {
             assert_eq!(self.function::<Get>(get)(program, buffer.as_mut_ptr().cast()), 0);
             CStr::from_bytes_until_nul(&buffer).expect("text without end").to_string_lossy().into_owned()
         };
-        let all = ["-lineinfo", "-default-device"].iter().chain(options).map(|o| o.to_string());
+        let all = ["-lineinfo", "-default-device", "--include-path=tests/kernels"]
+            .iter()
+            .chain(options)
+            .map(|o| o.to_string());
         let all: Vec<CString> = all
             .chain([format!("--gpu-architecture={arch}")])
             .map(|o| CString::new(o).expect("an option with NUL"))

@@ -1,12 +1,6 @@
 // A GEMM in the manner of Hopper: a producer warp, TMA with multicast in clusters of two blocks, mbarriers, two
 // warpgroups that multiply. And the same with a mistake, as a parameter says.
-typedef unsigned short u16;
-typedef unsigned int u32;
-typedef unsigned long long u64;
-
-struct __align__(64) TensorMap {
-    unsigned char bytes[128];
-};
+#include "sm90.cuh"
 
 enum Mistake : u32 {
     NONE,
@@ -27,38 +21,6 @@ enum Mistake : u32 {
 
 constexpr u32 TILE = 128, DEPTH = 64, STAGES = 3, TILE_BYTES = 2 * TILE * DEPTH;
 
-__device__ __forceinline__ u32 shared_address(const void* p) { return (u32)__cvta_generic_to_shared(p); }
-__device__ __forceinline__ u32 cluster_rank() {
-    u32 rank;
-    asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
-    return rank;
-}
-__device__ __forceinline__ u32 in_block(u32 address, u32 rank) {
-    u32 mapped;
-    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(mapped) : "r"(address), "r"(rank));
-    return mapped;
-}
-__device__ __forceinline__ void cluster_sync() {
-    asm volatile("barrier.cluster.arrive.release.aligned;\n\tbarrier.cluster.wait.acquire.aligned;" ::: "memory");
-}
-__device__ __forceinline__ void init(u32 barrier, u32 count) {
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(count) : "memory");
-}
-__device__ __forceinline__ void expect(u32 barrier, u32 bytes) {
-    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
-}
-__device__ __forceinline__ void arrive_in(u32 barrier, u32 rank) {
-    asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(in_block(barrier, rank)) : "memory");
-}
-__device__ __forceinline__ void wait(u32 barrier, u32 parity) {
-    u32 done;
-    do {
-        asm volatile("{\n.reg .pred p;\nmbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}"
-                     : "=r"(done)
-                     : "r"(barrier), "r"(parity)
-                     : "memory");
-    } while (!done);
-}
 __device__ __forceinline__ void load(u32 to, const TensorMap* map, int x, int y, u32 barrier, u16 blocks) {
     asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster"
                  " [%0], [%1, {%2, %3}], [%4], %5;"
@@ -111,7 +73,7 @@ __device__ __forceinline__ void gemm(const Params& p, Mistake mistake) {
             init(shared_address(&full[i]), 1);
             init(shared_address(&empty[i]), 4);
         }
-        if (mistake != NO_INIT_FENCE) asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+        if (mistake != NO_INIT_FENCE) init_fence();
     }
     if (mistake == NO_CLUSTER_SYNC) __syncthreads(); else cluster_sync();
     if (warp < 4) {
@@ -137,16 +99,16 @@ __device__ __forceinline__ void gemm(const Params& p, Mistake mistake) {
         for (u32 step = 0; step < steps && !idle; step++) {
             u32 stage = step % STAGES;
             if (mistake != NO_FULL_WAIT) wait(shared_address(&full[stage]), step / STAGES & 1);
-            if (mistake != NO_PRODUCT_FENCE) asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+            if (mistake != NO_PRODUCT_FENCE) product_fence();
             for (u32 k = 0; k < DEPTH / 16; k++) {
                 u32 at = mistake == LANE_DESCRIPTORS ? threadIdx.x % 2 * 1024 : 0;
                 u64 a = descriptor(tile_a(stage) + group * TILE_BYTES / 2 + 32 * k + at, 1);
                 multiply(d, a, descriptor(tile_b(stage) + 32 * k, mistake == WRONG_SWIZZLE ? 2 : 1), 1);
             }
-            asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
-            if (mistake != NO_PRODUCT_WAIT && mistake != EARLY_RELEASE) asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+            product_commit();
+            if (mistake != NO_PRODUCT_WAIT && mistake != EARLY_RELEASE) product_wait<0>();
             if (threadIdx.x % 128 < 2) arrive_in(shared_address(&empty[stage]), threadIdx.x % 128);
-            if (mistake == EARLY_RELEASE) asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+            if (mistake == EARLY_RELEASE) product_wait<0>();
         }
         u32 lane = threadIdx.x % 32;
         for (u32 i = 0; i < 64; i++) {
@@ -154,7 +116,7 @@ __device__ __forceinline__ void gemm(const Params& p, Mistake mistake) {
             u32 column = blockIdx.y * TILE + i / 4 * 8 + lane % 4 * 2 + i % 2;
             if (row < p.m && column < p.n) p.out[(u64)row * p.n + column] = d[i];
         }
-        if (mistake == NO_PRODUCT_WAIT) asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+        if (mistake == NO_PRODUCT_WAIT) product_wait<0>();
     }
     if (mistake != EARLY_EXIT) cluster_sync();
 }
