@@ -352,10 +352,10 @@ pub(crate) fn expire(cluster: &mut Cluster) -> bool {
 /// For a deadlock: what a warp waits for.
 pub(crate) fn describe(cluster: &Cluster, block: usize, offset: u32) -> String {
     let Some(mbarrier) = cluster.shared[block].mbarriers.get(&(offset as usize)) else {
-        return format!("waits at an mbarrier at byte {offset} that is gone,");
+        return format!("waits at an mbarrier at byte {offset} that is gone, at");
     };
     format!(
-        "waits at the mbarrier at byte {offset} of shared memory (phase {}, lacking {} arrivals of {} and {} bytes)",
+        "waits at the mbarrier at byte {offset} of shared memory (phase {}, lacking {} arrivals of {} and {} bytes) at",
         mbarrier.phase, mbarrier.pending, mbarrier.expected, mbarrier.bytes
     )
 }
