@@ -188,7 +188,8 @@ impl Emulator {
         match operation {
             Operation::Launch(function, Launch { grid, block, shared, cooperative }, params) => {
                 let (module, entry) = self.functions.lock().unwrap()[function.0 as usize].clone();
-                let launch = simt::Launch { grid, block, dynamic_shared: shared, cooperative };
+                let launch =
+                    simt::Launch { grid, block, dynamic_shared: shared, cooperative, ..simt::Launch::default() };
                 let counters = self.gpu.launch(&module, &entry, &launch, &params).map_err(failed)?;
                 *self.counters.lock().unwrap().entry(entry).or_default() += counters;
                 self.launches.fetch_add(1, Relaxed);
