@@ -1,24 +1,39 @@
-// One optimizer step on every parameter in one launch. A table has a segment per parameter; each block takes BLOCK
-// elements of one, which it finds by the number of the segment's first block.
+// One optimizer step on every parameter in one launch, and the copies of the weights that tensor cores read. A table has
+// a segment per parameter; each block takes BLOCK elements of one, or of a weight with copies a tile of 32 filters by 32
+// channels of one tap, which it finds by the number of the segment's first block. What is new in each step, learning
+// rates and the like, lies in memory of its own: a captured launch finds it there.
 //
-// One rounding per operation, in the processor's order: its bits. Bound by memory: SGD reads three arrays and writes
-// two, AdamW reads four and writes three; a block's search reads log2(segments) numbers.
+// One rounding per operation, in the processor's order: its bits (update.cuh). Copies are as conv_pack.cu makes them,
+// whose zeros stay. Bound by memory: SGD reads three arrays and writes two, AdamW reads four and writes three, and either
+// writes two copies; a tile's rows are turned in 4.1 KB of shared memory, so that both copies are written in rows of 32
+// neighbours. A block's search reads log2(segments) numbers.
+#include "extents.cuh"
 #include "pack.cuh"
+#include "ptx.cuh"
+#include "update.cuh"
 
 constexpr u32 THREADS = 256;
 constexpr u32 PER_THREAD = 4;
 constexpr u32 BLOCK = 4 * PER_THREAD * THREADS;
+constexpr u32 SIDE = 32;
 
 struct Segment {
     float* value;
     const float* grad;
     float* first;   // the momentum buffer, or the mean of gradients
     float* second;  // the mean of squared gradients, or null
+    void* forward;  // the copies of a convolution's weight (conv_pack.cu), or null
+    void* flipped;  // or null
     u64 count;
     u32 first_block;
-    float lr;
-    float weight_decay;
+    u32 group;  // whose rates are its
+    u32 taps, group_c, group_k, joined, width_c, width_k;  // as in ConvPackParams
+    u32 bf16;  // whether the copies are of bf16, not f32
     u32 unused;
+};
+
+struct Rates {
+    float lr, weight_decay;
 };
 
 // The last segment whose first block is not after this one.
@@ -43,79 +58,110 @@ __device__ inline void for_own(const Segment& segment, const Update& update) {
     }
 }
 
+__device__ inline void store_copy(const Segment& segment, void* copy, u64 at, float value) {
+    if (segment.bf16) static_cast<u16*>(copy)[at] = u16(bf16_pair(value, 0.0f));
+    else static_cast<float*>(copy)[at] = value;
+}
+
+// The same for a tile of a weight with copies.
+template <class Update>
+__device__ inline void for_own_tile(const Segment& s, const Update& update) {
+    __shared__ float tile[SIDE][SIDE + 1];
+    const u32 filters = s.joined * s.group_k, channels = s.joined * s.group_c;
+    u32 block = blockIdx.x - s.first_block;
+    const u32 first_c = take_digit(block, ceil_div(channels, SIDE)) * SIDE;
+    const u32 first_k = take_digit(block, ceil_div(filters, SIDE)) * SIDE;
+    const u32 tap = take_digit(block, s.taps), group = block;
+    const u32 col = threadIdx.x % SIDE, row = threadIdx.x / SIDE;
+    // Whether a filter and a channel exist, of one group before these were joined.
+    const auto own = [&](u32 k, u32 c) { return k < filters && c < channels && k / s.group_k == c / s.group_c; };
+#pragma unroll
+    for (u32 i = 0; i < SIDE; i += THREADS / SIDE) {
+        const u32 k = first_k + row + i, c = first_c + col;
+        if (!own(k, c)) continue;
+        const u64 filter = (u64(group) * filters + k) * s.taps + tap;
+        const float value = update.template at<1>(filter * s.group_c + c % s.group_c).at[0];
+        tile[row + i][col] = value;
+        store_copy(s, s.forward, filter * s.width_c + c, value);
+    }
+    if (!s.flipped) return;
+    __syncthreads();
+#pragma unroll
+    for (u32 i = 0; i < SIDE; i += THREADS / SIDE) {
+        const u32 c = first_c + row + i, k = first_k + col;
+        const u64 channel = (u64(group) * s.width_c + c) * s.taps + s.taps - 1 - tap;
+        if (own(k, c)) store_copy(s, s.flipped, channel * s.width_k + k, tile[col][row + i]);
+    }
+}
+
+// Moves this block's elements.
+template <class Update>
+__device__ inline void step(const Segment& segment, const Update& update) {
+    if (segment.forward) for_own_tile(segment, update);
+    else for_own(segment, update);
+}
+
 struct SgdParams {
     const Segment* segments;
+    const Rates* rates;
     u32 count;
     float momentum;
     u32 nesterov;
 };
 
-// g += weight_decay * p;  b = momentum * b + g;  p -= lr * (nesterov ? g + momentum * b : b)
 struct Sgd {
     const Segment& segment;
-    float momentum;
-    bool nesterov;
+    SgdRule rule;
+    Rates rates;
 
     template <u32 V>
-    __device__ void at(u64 at) const {
+    __device__ Pack<float, V> at(u64 at) const {
         Pack<float, V> p = load<V>(segment.value + at), b = load<V>(segment.first + at);
         const Pack<float, V> grad = load<V>(segment.grad + at);
 #pragma unroll
-        for (u32 j = 0; j < V; ++j) {
-            const float g = __fadd_rn(grad.at[j], __fmul_rn(segment.weight_decay, p.at[j]));
-            b.at[j] = __fadd_rn(__fmul_rn(momentum, b.at[j]), g);
-            const float step = nesterov ? __fadd_rn(g, __fmul_rn(momentum, b.at[j])) : b.at[j];
-            p.at[j] = __fsub_rn(p.at[j], __fmul_rn(segment.lr, step));
-        }
+        for (u32 j = 0; j < V; ++j) rule(p.at[j], b.at[j], grad.at[j], rates.lr, rates.weight_decay);
         store(segment.value + at, p);
         store(segment.first + at, b);
+        return p;
     }
 };
 
 extern "C" __global__ void __launch_bounds__(THREADS) sgd(const SgdParams p) {
     const Segment segment = own_segment(p.segments, p.count);
-    for_own(segment, Sgd{segment, p.momentum, p.nesterov != 0});
+    step(segment, Sgd{segment, {p.momentum, p.nesterov != 0}, p.rates[segment.group]});
 }
 
 struct AdamWParams {
     const Segment* segments;
+    const Rates* rates;
+    const float* corrections;  // of this step: see AdamWRule
     u32 count;
     float beta1;
     float beta2;
     float eps;
-    float correction1;  // 1 - beta1^step
-    float correction2;  // sqrt(1 - beta2^step)
 };
 
-// p -= lr * weight_decay * p;  m = beta1 * m + (1 - beta1) * g;  v = beta2 * v + (1 - beta2) * g * g;
-// p -= lr / correction1 * m / (sqrt(v) / correction2 + eps)
 struct AdamW {
     const Segment& segment;
-    const AdamWParams& rule;
+    AdamWRule rule;
+    Rates rates;
 
     template <u32 V>
-    __device__ void at(u64 at) const {
+    __device__ Pack<float, V> at(u64 at) const {
         Pack<float, V> p = load<V>(segment.value + at);
         Pack<float, V> m = load<V>(segment.first + at), v = load<V>(segment.second + at);
         const Pack<float, V> grad = load<V>(segment.grad + at);
-        const float decay = __fmul_rn(segment.lr, segment.weight_decay), rate = __fdiv_rn(segment.lr, rule.correction1);
-        const float new1 = 1.0f - rule.beta1, new2 = 1.0f - rule.beta2;
 #pragma unroll
-        for (u32 j = 0; j < V; ++j) {
-            const float g = grad.at[j];
-            p.at[j] = __fsub_rn(p.at[j], __fmul_rn(decay, p.at[j]));
-            m.at[j] = __fadd_rn(__fmul_rn(rule.beta1, m.at[j]), __fmul_rn(new1, g));
-            v.at[j] = __fadd_rn(__fmul_rn(rule.beta2, v.at[j]), __fmul_rn(__fmul_rn(new2, g), g));
-            const float root = __fadd_rn(__fdiv_rn(__fsqrt_rn(v.at[j]), rule.correction2), rule.eps);
-            p.at[j] = __fsub_rn(p.at[j], __fdiv_rn(__fmul_rn(rate, m.at[j]), root));
-        }
+        for (u32 j = 0; j < V; ++j) rule(p.at[j], m.at[j], v.at[j], grad.at[j], rates.lr, rates.weight_decay);
         store(segment.value + at, p);
         store(segment.first + at, m);
         store(segment.second + at, v);
+        return p;
     }
 };
 
 extern "C" __global__ void __launch_bounds__(THREADS) adamw(const AdamWParams p) {
     const Segment segment = own_segment(p.segments, p.count);
-    for_own(segment, AdamW{segment, p});
+    const AdamWRule rule{p.beta1, p.beta2, p.eps, p.corrections[0], p.corrections[1]};
+    step(segment, AdamW{segment, rule, p.rates[segment.group]});
 }

@@ -84,7 +84,7 @@ impl Model {
     }
 
     /// Where its parameters lie.
-    fn device(&self) -> &Device {
+    pub(crate) fn device(&self) -> &Device {
         let mut device = None;
         self.visit(&mut |parameter| device = Some(parameter.value.device()));
         device.unwrap_or_else(|| unreachable!("a network has parameters"))

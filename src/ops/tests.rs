@@ -9,7 +9,7 @@ use super::{
     dropout::dropout,
     elementwise::{add, relu, scale},
     loss::{CrossEntropy, Target, cross_entropy},
-    optimizer::{Item, Rule, Table, step},
+    optimizer::{Item, Rate, Rates, Rule, Table, step},
     pool::{Window, concat_pool, max_pool},
     reduce::Summary,
     shortcut::shortcut,
@@ -52,9 +52,9 @@ fn network(device: &Device) -> Result<Vec<Vec<u32>>> {
     let mut parameter = normal(1, "x", [3, 13, 11, 12], device);
     let mut buffers = [Tensor::zeros(parameter.shape(), device)?, Tensor::zeros(parameter.shape(), device)?];
     let rule = Rule::AdamW { beta1: 0.9, beta2: 0.99, eps: 1e-5, step: 1 };
-    let item =
-        Item { parameter: &mut parameter, grad: &grads["x"], buffers: &mut buffers, lr: 0.1, weight_decay: 0.01 };
-    step(rule, &mut [item], &mut Table::default())?;
+    let rates = Rates::new(rule, &[Rate { lr: 0.1, weight_decay: 0.01 }], device)?;
+    let item = Item { parameter: &mut parameter, grad: &grads["x"], buffers: &mut buffers, packed: None, group: 0 };
+    step(&rates, &mut [item], &mut Table::default())?;
     results.push(vec![Summary::of(&parameter)?.sum.to_bits() as u32]);
     results.extend(grads.values().chain([&parameter]).map(bits));
     Ok(results)

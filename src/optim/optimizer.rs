@@ -11,7 +11,7 @@ use crate::{
     Error, Result, Tensor,
     autograd::{ParameterGradients, Parameters},
     nn::Model,
-    ops::optimizer::{self, Item, Rule, Table},
+    ops::optimizer::{self, Item, Rate, Rates, Rule, Table},
 };
 
 /// Which update rule, and its constants.
@@ -77,6 +77,7 @@ pub struct Optimizer {
     kind: OptimizerKind,
     state: BTreeMap<Arc<str>, Vec<Tensor>>,
     steps: u32,
+    rates: Option<Rates>,
     table: Table,
 }
 
@@ -88,7 +89,7 @@ impl Optimizer {
 
     /// An optimizer that has made `steps` steps, still without buffers.
     pub(crate) fn restored(kind: OptimizerKind, steps: u32) -> Self {
-        Self { kind, state: BTreeMap::new(), steps, table: Table::default() }
+        Self { kind, state: BTreeMap::new(), steps, rates: None, table: Table::default() }
     }
 
     /// The update rule.
@@ -132,11 +133,37 @@ impl Optimizer {
         lrs: &[f32],
         weight_decays: &[f32],
     ) -> Result<()> {
+        self.prepare(model, lrs, weight_decays)?;
+        // A step that fails does not count.
+        self.apply(model, gradients).inspect_err(|_| self.steps -= 1)
+    }
+
+    /// Counts the next step and puts its rates where [`Optimizer::apply`] finds them, which is then captured or replayed.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] if a group has no rate.
+    pub(crate) fn prepare(&mut self, model: &Model, lrs: &[f32], weight_decays: &[f32]) -> Result<()> {
         let groups = model.grouping().names(model.arch()).len();
         if lrs.len() != groups || weight_decays.len() != groups {
             let message = format!("{} and {} given for {groups} layer groups", lrs.len(), weight_decays.len());
             return Err(Error::setting("learning rates and weight decays", message));
         }
+        let rates = lrs.iter().zip(weight_decays).map(|(&lr, &weight_decay)| Rate { lr, weight_decay });
+        let (rates, rule) = (rates.collect::<Vec<_>>(), self.kind.rule(self.steps + 1));
+        match &mut self.rates {
+            Some(found) => found.set(rule, &rates, model.device())?,
+            none => *none = Some(Rates::new(rule, &rates, model.device())?),
+        }
+        self.steps += 1;
+        Ok(())
+    }
+
+    /// Moves every trainable parameter that has a gradient, with the rates of [`Optimizer::prepare`].
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if a gradient's shape is not its parameter's; [`Error::OutOfMemory`].
+    pub(crate) fn apply(&mut self, model: &mut Model, gradients: &ParameterGradients) -> Result<()> {
+        let Some(rates) = &self.rates else { return Err(Error::setting("learning rates", "none were prepared")) };
         let (grouping, arch) = (model.grouping(), model.arch());
         let mut found = Vec::new();
         model.visit_mut(&mut |parameter| {
@@ -156,12 +183,10 @@ impl Optimizer {
         for (parameter, grad) in found {
             let group = grouping.group(arch, crate::nn::Unit::of(parameter.name()));
             if let Some(buffers) = state.remove(&**parameter.name()) {
-                let (lr, weight_decay) = (lrs[group], weight_decays[group]);
-                items.push(Item { parameter: &mut parameter.value, grad, buffers, lr, weight_decay });
+                let packed = parameter.packed.as_mut();
+                items.push(Item { parameter: &mut parameter.value, grad, buffers, packed, group });
             }
         }
-        optimizer::step(self.kind.rule(self.steps + 1), &mut items, &mut self.table)?;
-        self.steps += 1;
-        Ok(())
+        optimizer::step(rates, &mut items, &mut self.table)
     }
 }

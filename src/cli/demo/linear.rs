@@ -7,7 +7,7 @@ use unfreeze::{
     ops::{
         linear,
         loss::{CrossEntropy, Target, correct, cross_entropy},
-        optimizer::{self, Item, Rule, Table},
+        optimizer::{self, Item, Rate, Rates, Rule, Table},
     },
 };
 
@@ -68,10 +68,10 @@ impl Learned {
         Ok(Self { momentum: zeros.clone(), parameter: Parameter::new(name, role, zeros) })
     }
 
-    fn item<'a>(&'a mut self, gradients: &'a ParameterGradients, weight_decay: f32) -> Option<Item<'a>> {
+    fn item<'a>(&'a mut self, gradients: &'a ParameterGradients, group: usize) -> Option<Item<'a>> {
         let grad = gradients.get(self.parameter.name())?;
         let buffers = std::slice::from_mut(&mut self.momentum);
-        Some(Item { parameter: &mut self.parameter.value, grad, buffers, lr: LR, weight_decay })
+        Some(Item { parameter: &mut self.parameter.value, grad, buffers, packed: None, group })
     }
 }
 
@@ -83,6 +83,8 @@ fn fit(train: &Pixels, valid: &Pixels, classes: usize, weight_decay: f32, device
     let mut bias = Learned::zeros("bias", Role::LinearBias, [classes], device)?;
     let input = Var::constant(train.values.clone());
     let target = Target::Labels(train.labels.clone());
+    let rates = [weight_decay, 0.0].map(|weight_decay| Rate { lr: LR, weight_decay });
+    let rates = Rates::new(RULE, &rates, device)?;
     let (mut best, mut table) = (0.0, Table::default());
     for step in 1..=STEPS {
         let mut tape = Tape::new();
@@ -90,8 +92,8 @@ fn fit(train: &Pixels, valid: &Pixels, classes: usize, weight_decay: f32, device
         let logits = linear::linear(&mut tape, &input, &w, &b)?;
         let loss = cross_entropy(&mut tape, &logits, &target, &CrossEntropy::default())?;
         let gradients = tape.backward(&loss)?;
-        let items = [weight.item(&gradients, weight_decay), bias.item(&gradients, 0.0)];
-        optimizer::step(RULE, &mut items.into_iter().flatten().collect::<Vec<_>>(), &mut table)?;
+        let items = [weight.item(&gradients, 0), bias.item(&gradients, 1)];
+        optimizer::step(&rates, &mut items.into_iter().flatten().collect::<Vec<_>>(), &mut table)?;
         if step % INTERVAL == 0 {
             best = f32::max(best, valid.accuracy(&weight.parameter.value, &bias.parameter.value)?);
         }

@@ -8,7 +8,7 @@ use crate::{
         gather::gather,
         linear::linear,
         loss::{CrossEntropy, Target, cross_entropy},
-        optimizer::{self, Item, Rule, Table},
+        optimizer::{self, Item, Rate, Rates, Rule, Table},
         testing::{
             bits, cases,
             emulator::{Settings, emulated, gpu},
@@ -74,11 +74,12 @@ impl State {
                     parameter,
                     grad: &grads[name],
                     buffers,
-                    lr: *lr,
-                    weight_decay: steps.weight_decay,
+                    packed: None,
+                    group: 0,
                 })
                 .collect();
-            optimizer::step(rule, &mut items, &mut Table::default())?;
+            let rates = Rates::new(rule, &[Rate { lr: *lr, weight_decay: steps.weight_decay }], &device)?;
+            optimizer::step(&rates, &mut items, &mut Table::default())?;
         }
         Ok(losses)
     }

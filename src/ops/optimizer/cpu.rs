@@ -2,12 +2,13 @@
 
 use rayon::prelude::*;
 
-use super::{Item, Rule};
+use super::{Item, Rate, Rule};
 use crate::{Error, Result, device::CpuDevice, ops::CHUNK};
 
-pub fn step(cpu: &CpuDevice, rule: Rule, item: &mut Item) -> Result<()> {
-    let Item { parameter, grad, buffers, lr, weight_decay } = item;
-    let (p, g, lr, weight_decay) = (parameter.as_slice_mut::<f32>()?, grad.as_slice::<f32>()?, *lr, *weight_decay);
+pub fn step(cpu: &CpuDevice, rule: Rule, rate: Rate, item: &mut Item) -> Result<()> {
+    let Rate { lr, weight_decay } = rate;
+    let Item { parameter, grad, buffers, .. } = item;
+    let (p, g) = (parameter.as_slice_mut::<f32>()?, grad.as_slice::<f32>()?);
     match (rule, &mut **buffers) {
         (Rule::Sgd { momentum, nesterov }, [buffer]) => {
             let b = buffer.as_slice_mut::<f32>()?;

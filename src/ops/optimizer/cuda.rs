@@ -1,20 +1,26 @@
-//! Optimizer steps on the GPU: `kernels/optimizer.cu`, one launch for all parameters.
+//! Optimizer steps on the GPU: `kernels/optimizer.cu`, one launch for all parameters and their copies for tensor cores.
 
 use std::sync::Arc;
 
-use super::{Item, Rule};
+use half::bf16;
+
+use super::{Item, Rates, Rule, Table};
 use crate::{
-    Result,
+    Error, Result, Tensor,
+    autograd::Packed,
     device::{
         CudaDevice,
-        cuda::{F32_ARCHS, Kernel, Params, Source, Table, kernel_params},
+        cuda::{F32_ARCHS, Kernel, Params, Source, kernel_params},
     },
-    ops::small,
+    ops::{conv::mma::joined, expect_shape, small},
+    tensor::DType,
 };
 
 /// Threads of a block, and the elements that it moves: `BLOCK`.
 const THREADS: u32 = 256;
 const BLOCK: usize = 4096;
+/// Filters and channels of a block of a weight with copies: `SIDE`.
+const SIDE: usize = 32;
 
 kernel_params! {
     /// A parameter in the table.
@@ -23,10 +29,18 @@ kernel_params! {
         grad: u64,
         first: u64,
         second: u64,
+        forward: u64,
+        flipped: u64,
         count: u64,
         first_block: u32,
-        lr: f32,
-        weight_decay: f32,
+        group: u32,
+        taps: u32,
+        group_c: u32,
+        group_k: u32,
+        joined: u32,
+        width_c: u32,
+        width_k: u32,
+        bf16: u32,
         unused: u32,
     }
 }
@@ -34,6 +48,7 @@ kernel_params! {
 kernel_params! {
     struct SgdParams {
         segments: u64,
+        rates: u64,
         count: u32,
         momentum: f32,
         nesterov: u32,
@@ -43,12 +58,12 @@ kernel_params! {
 kernel_params! {
     struct AdamWParams {
         segments: u64,
+        rates: u64,
+        corrections: u64,
         count: u32,
         beta1: f32,
         beta2: f32,
         eps: f32,
-        correction1: f32,
-        correction2: f32,
     }
 }
 
@@ -63,38 +78,107 @@ pub static SOURCE: Source = Source {
 static SGD: Kernel<SgdParams> = Kernel::new(&SOURCE, "sgd", THREADS);
 static ADAMW: Kernel<AdamWParams> = Kernel::new(&SOURCE, "adamw", THREADS);
 
-pub fn step(cuda: &Arc<CudaDevice>, rule: Rule, items: &mut [Item], table: &mut Table) -> Result<()> {
+pub fn step(cuda: &Arc<CudaDevice>, rates: &Rates, items: &mut [Item], table: &mut Table) -> Result<()> {
     let (mut bytes, mut blocks) = (Vec::new(), 0);
     for item in &mut *items {
         let elements = item.parameter.shape().elements();
+        let copies = item.packed.as_deref_mut().map(|packed| Copies::of(cuda, item.parameter, packed)).transpose()?;
         let [first, second] = match &mut *item.buffers {
             [first, second] => [first.pointer_mut::<f32>(cuda)?, second.pointer_mut::<f32>(cuda)?],
             buffers => [buffers[0].pointer_mut::<f32>(cuda)?, 0],
         };
+        let first_block = small("optimizer", blocks)?;
+        blocks += copies.as_ref().map_or(elements.div_ceil(BLOCK), Copies::blocks);
+        let copies = copies.unwrap_or_default();
         let segment = Segment {
             value: item.parameter.pointer_mut::<f32>(cuda)?,
             grad: item.grad.pointer::<f32>(cuda)?,
             first,
             second,
+            forward: copies.forward,
+            flipped: copies.flipped,
             count: elements as u64,
-            first_block: small("optimizer", blocks)?,
-            lr: item.lr,
-            weight_decay: item.weight_decay,
+            first_block,
+            group: small("optimizer", item.group)?,
+            taps: small("optimizer", copies.taps)?,
+            group_c: small("optimizer", copies.group_c)?,
+            group_k: small("optimizer", copies.group_k)?,
+            joined: small("optimizer", copies.joined)?,
+            width_c: small("optimizer", copies.width_c)?,
+            width_k: small("optimizer", copies.width_k)?,
+            bf16: copies.bf16.into(),
             unused: 0,
         };
         bytes.extend(segment.to_bytes());
-        blocks += elements.div_ceil(BLOCK);
     }
     let segments = table.address(cuda, bytes)?;
     let count = small("optimizer", items.len())?;
+    let resident = rates.resident.as_ref().ok_or_else(|| cuda.error("the rates of this step are not on the GPU"))?;
+    let corrections = resident.pointer::<f32>(cuda)?;
+    let groups = corrections + 2 * size_of::<f32>() as u64;
     let grid = [blocks, 1, 1];
-    match rule {
+    match rates.rule {
         Rule::Sgd { momentum, nesterov } => {
-            cuda.launch(&SGD, grid, 0, &SgdParams { segments, count, momentum, nesterov: nesterov.into() })
+            let params = SgdParams { segments, rates: groups, count, momentum, nesterov: nesterov.into() };
+            cuda.launch(&SGD, grid, 0, &params)
         }
-        Rule::AdamW { beta1, beta2, eps, step } => {
-            let [correction1, correction2] = Rule::corrections(beta1, beta2, step);
-            cuda.launch(&ADAMW, grid, 0, &AdamWParams { segments, count, beta1, beta2, eps, correction1, correction2 })
+        Rule::AdamW { beta1, beta2, eps, .. } => {
+            let params = AdamWParams { segments, rates: groups, corrections, count, beta1, beta2, eps };
+            cuda.launch(&ADAMW, grid, 0, &params)
         }
+    }
+}
+
+/// Where the copies of a weight lie, and its extents, as kernels take them (see `kernels/conv_pack.cu`).
+#[derive(Default)]
+struct Copies {
+    forward: u64,
+    flipped: u64,
+    taps: usize,
+    groups: usize,
+    group_c: usize,
+    group_k: usize,
+    joined: usize,
+    width_c: usize,
+    width_k: usize,
+    bf16: bool,
+}
+
+impl Copies {
+    fn of(cuda: &CudaDevice, weight: &Tensor, packed: &mut Packed) -> Result<Self> {
+        let Packed { forward, flipped, groups } = packed;
+        let &[k, r, s, group_c] = weight.dims() else {
+            let message = format!("a weight with copies should be [K, R, S, C], is {}", weight.shape());
+            return Err(Error::shape("optimizer", message));
+        };
+        let (width_c, group_k) = (forward.shape().last(), k / *groups);
+        let joined = joined(*groups, group_c, group_k);
+        let width_k = (joined * group_k).next_multiple_of(4);
+        expect_shape("optimizer", "copy of the weight", forward, [k, r, s, width_c])?;
+        if let Some(flipped) = flipped {
+            expect_shape("optimizer", "flipped copy", flipped, [*groups / joined * width_c, r, s, width_k])?;
+        }
+        let bf16 = forward.dtype() == DType::BF16;
+        let mut address = |copy: &mut Tensor| match bf16 {
+            true => copy.pointer_mut::<bf16>(cuda),
+            false => copy.pointer_mut::<f32>(cuda),
+        };
+        Ok(Self {
+            forward: address(forward)?,
+            flipped: flipped.as_mut().map_or(Ok(0), address)?,
+            taps: r * s,
+            groups: *groups,
+            group_c,
+            group_k,
+            joined,
+            width_c,
+            width_k,
+            bf16,
+        })
+    }
+
+    fn blocks(&self) -> usize {
+        let Self { taps, groups, group_c, group_k, joined, .. } = *self;
+        (joined * group_c).div_ceil(SIDE) * (joined * group_k).div_ceil(SIDE) * taps * (groups / joined)
     }
 }

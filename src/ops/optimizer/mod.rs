@@ -1,4 +1,5 @@
-//! Optimizer steps: all parameters at once, each with rates of its own.
+//! Optimizer steps: all parameters at once, each with the rates of its group. Where weights have copies for tensor cores,
+//! a step writes them too.
 
 mod cpu;
 pub(super) mod cuda;
@@ -7,7 +8,7 @@ mod tests;
 
 use super::expect_shape;
 pub use crate::device::cuda::Table;
-use crate::{Device, Error, Result, Tensor};
+use crate::{Device, Error, Result, Tensor, autograd::Packed};
 
 /// How parameters move.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -60,34 +61,105 @@ pub struct Item<'a> {
     pub grad: &'a Tensor,
     /// As many as [`Rule::buffers`].
     pub buffers: &'a mut [Tensor],
+    /// Its copies for tensor cores.
+    pub packed: Option<&'a mut Packed>,
+    /// Number of the group whose rates are its.
+    pub group: usize,
+}
+
+/// How fast a group of parameters moves.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Rate {
     /// Learning rate.
     pub lr: f32,
     /// Weight decay: with SGD an L2 penalty added to the gradient, with AdamW decoupled from it.
     pub weight_decay: f32,
 }
 
+/// What is new in each step: the rates of each group, and of AdamW the number of the step. On a GPU they lie in its memory,
+/// where a step that was captured finds them.
+#[derive(Debug)]
+pub struct Rates {
+    rule: Rule,
+    groups: Vec<Rate>,
+    /// Both corrections of AdamW, then learning rate and weight decay of each group.
+    resident: Option<Tensor>,
+}
+
+impl Rates {
+    /// Those of a step on `device`.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] for a step 0 of AdamW, whose correction would divide by zero; [`Error::OutOfMemory`].
+    pub fn new(rule: Rule, groups: &[Rate], device: &Device) -> Result<Self> {
+        let mut rates = Self { rule, groups: Vec::new(), resident: None };
+        rates.set(rule, groups, device)?;
+        Ok(rates)
+    }
+
+    /// Sets those of the next step; in place where there are as many.
+    ///
+    /// # Errors
+    /// As of [`Rates::new`].
+    pub fn set(&mut self, rule: Rule, groups: &[Rate], device: &Device) -> Result<()> {
+        if let Rule::AdamW { step: 0, .. } = rule {
+            return Err(Error::setting("adamw step", "steps are numbered from 1"));
+        }
+        (self.rule, self.groups) = (rule, groups.to_vec());
+        if let Device::Cpu(_) = device {
+            return Ok(());
+        }
+        let corrections = match rule {
+            Rule::Sgd { .. } => [1.0; 2],
+            Rule::AdamW { beta1, beta2, step, .. } => Rule::corrections(beta1, beta2, step),
+        };
+        let rates = groups.iter().flat_map(|rate| [rate.lr, rate.weight_decay]);
+        let values: Vec<f32> = corrections.into_iter().chain(rates).collect();
+        match &mut self.resident {
+            Some(resident) if resident.device().is(device) && resident.dims() == [values.len()] => {
+                resident.overwrite(&values)
+            }
+            resident => {
+                let shape = [values.len()];
+                *resident = Some(Tensor::new(values, shape, device)?);
+                Ok(())
+            }
+        }
+    }
+}
+
+impl Clone for Rates {
+    /// Without what lies on a GPU, whose place is one owner's.
+    fn clone(&self) -> Self {
+        Self { rule: self.rule, groups: self.groups.clone(), resident: None }
+    }
+}
+
 /// Moves every parameter of `items`, which lie on one device.
 ///
 /// # Errors
-/// [`Error::Shape`] if shapes differ or buffers are missing; [`Error::Setting`] for a step 0 of AdamW, whose correction
-/// would divide by zero. Then nothing has moved.
-pub fn step(rule: Rule, items: &mut [Item], table: &mut Table) -> Result<()> {
-    if let Rule::AdamW { step: 0, .. } = rule {
-        return Err(Error::setting("adamw step", "steps are numbered from 1"));
-    }
+/// [`Error::Shape`] if shapes differ or buffers are missing; [`Error::Setting`] if there are no rates for a group. Then
+/// nothing has moved.
+pub fn step(rates: &Rates, items: &mut [Item], table: &mut Table) -> Result<()> {
     for item in &*items {
         expect_shape("optimizer", "gradient", item.grad, item.parameter.shape())?;
-        if item.buffers.len() != rule.buffers() {
-            let message = format!("{} buffers for a rule of {}", item.buffers.len(), rule.buffers());
+        if item.buffers.len() != rates.rule.buffers() {
+            let message = format!("{} buffers for a rule of {}", item.buffers.len(), rates.rule.buffers());
             return Err(Error::shape("optimizer", message));
         }
         item.buffers
             .iter()
             .try_for_each(|buffer| expect_shape("optimizer", "buffer", buffer, item.parameter.shape()))?;
+        if item.group >= rates.groups.len() {
+            let message = format!("there are none for group {}, only for {}", item.group, rates.groups.len());
+            return Err(Error::setting("learning rates", message));
+        }
     }
     match items.first().map(|item| item.parameter.device().clone()) {
         None => Ok(()),
-        Some(Device::Cuda(device)) => cuda::step(&device, rule, items, table),
-        Some(Device::Cpu(device)) => items.iter_mut().try_for_each(|item| cpu::step(&device, rule, item)),
+        Some(Device::Cuda(device)) => cuda::step(&device, rates, items, table),
+        Some(Device::Cpu(device)) => {
+            items.iter_mut().try_for_each(|item| cpu::step(&device, rates.rule, rates.groups[item.group], item))
+        }
     }
 }

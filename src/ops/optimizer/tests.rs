@@ -1,8 +1,10 @@
 use proptest::prelude::*;
 
-use super::{Item, Rule, Table, step};
+use super::{Item, Rate, Rates, Rule, Table, step};
 use crate::{
-    Device, Result, Tensor,
+    DType, Device, Precision, Result, Tensor,
+    autograd::Packed,
+    ops::conv::mma::pack,
     ops::testing::{F32, assert_close, assert_close_to, bits, cases, cpu, devices, norm, normal, on, wide},
 };
 
@@ -33,8 +35,9 @@ proptest! {
             let mut velocity: Option<Vec<f64>> = None;
             for number in 0..STEPS {
                 let grad = normal(u64::from(number), "grad", [len], &device);
-                let item = Item { parameter: &mut p, grad: &grad, buffers: &mut buffers, lr, weight_decay };
-                step(rule, &mut [item], &mut Table::default())?;
+                let item = Item { parameter: &mut p, grad: &grad, buffers: &mut buffers, packed: None, group: 0 };
+                let rates = Rates::new(rule, &[Rate { lr, weight_decay }], &device)?;
+                step(&rates, &mut [item], &mut Table::default())?;
                 let [lr, momentum, weight_decay] = [lr, momentum, weight_decay].map(f64::from);
                 let decayed: Vec<f64> = wide(&grad).iter().zip(&exact).map(|(g, p)| g + weight_decay * p).collect();
                 let new: Vec<f64> = match &velocity {
@@ -68,8 +71,10 @@ proptest! {
             let (mut m, mut v) = (vec![0f64; len], vec![0f64; len]);
             for number in 1..=STEPS {
                 let grad = normal(u64::from(number), "grad", [len], &device);
-                let item = Item { parameter: &mut p, grad: &grad, buffers: &mut buffers, lr, weight_decay };
-                step(Rule::AdamW { beta1, beta2, eps, step: number }, &mut [item], &mut Table::default())?;
+                let item = Item { parameter: &mut p, grad: &grad, buffers: &mut buffers, packed: None, group: 0 };
+                let rule = Rule::AdamW { beta1, beta2, eps, step: number };
+                let rates = Rates::new(rule, &[Rate { lr, weight_decay }], &device)?;
+                step(&rates, &mut [item], &mut Table::default())?;
                 let [lr, beta1, beta2, eps, weight_decay] = [lr, beta1, beta2, eps, weight_decay].map(f64::from);
                 for (at, g) in wide(&grad).into_iter().enumerate() {
                     m[at] = beta1 * m[at] + (1.0 - beta1) * g;
@@ -97,18 +102,16 @@ fn moved(rule: Rule, lengths: &[usize], device: &Device) -> Result<Vec<Vec<u32>>
     let named = |name: &str, at: usize| on(device, &normal(at as u64, name, [lengths[at]], &cpu(1)));
     let mut parameters: Vec<Tensor> = (0..lengths.len()).map(|at| named("p", at)).collect();
     let mut buffers: Vec<Vec<Tensor>> = parameters.iter().map(|parameter| fresh(rule, parameter)).collect();
-    let mut table = Table::default();
+    let (mut table, mut rates) = (Table::default(), Rates::new(rule, &[], device)?);
     for number in 0..3 {
         let grads: Vec<Tensor> = (0..lengths.len()).map(|at| named(&format!("grad {number}"), at)).collect();
-        let rates = |at: usize| (0.1 / (at + number + 1) as f32, 0.01 * at as f32);
+        let rate = |at: usize| Rate { lr: 0.1 / (at + number + 1) as f32, weight_decay: 0.01 * at as f32 };
+        rates.set(rule, &(0..lengths.len()).map(rate).collect::<Vec<_>>(), device)?;
         let all = parameters.iter_mut().zip(&mut buffers).zip(&grads).enumerate();
         let mut items: Vec<Item> = all
-            .map(|(at, ((parameter, buffers), grad))| {
-                let (lr, weight_decay) = rates(at);
-                Item { parameter, grad, buffers, lr, weight_decay }
-            })
+            .map(|(group, ((parameter, buffers), grad))| Item { parameter, grad, buffers, packed: None, group })
             .collect();
-        step(rule, &mut items, &mut table)?;
+        step(&rates, &mut items, &mut table)?;
     }
     Ok(parameters.iter().chain(buffers.iter().flatten()).map(bits).collect())
 }
@@ -135,8 +138,9 @@ fn a_step_leaves_clones_alone() -> Result<()> {
             let before = p.clone();
             let (grad, mut buffers) = (before.clone(), fresh(rule, &p));
             let zeros = buffers.clone();
-            let item = Item { parameter: &mut p, grad: &grad, buffers: &mut buffers, lr: 0.1, weight_decay: 0.0 };
-            step(rule, &mut [item], &mut Table::default())?;
+            let item = Item { parameter: &mut p, grad: &grad, buffers: &mut buffers, packed: None, group: 0 };
+            let rates = Rates::new(rule, &[Rate { lr: 0.1, weight_decay: 0.0 }], &device)?;
+            step(&rates, &mut [item], &mut Table::default())?;
             assert_eq!(before.to_vec::<f32>()?, [1.0; 3]);
             assert_eq!(zeros[0].to_vec::<f32>()?, [0.0; 3]);
             assert_ne!(p.to_vec::<f32>()?, [1.0; 3]);
@@ -152,18 +156,21 @@ fn what_does_not_fit_is_an_error_and_moves_nothing() -> Result<()> {
         let grad = Tensor::full([3], 1.0, &device)?;
         for rule in RULES {
             let fits = fresh(rule, &fitting);
-            let attempt = |grad: &Tensor, buffers: &[Tensor], rule: Rule| {
+            let attempt_in = |group: usize, grad: &Tensor, buffers: &[Tensor], rule: Rule| {
                 let (mut first, mut parameter) = (fitting.clone(), fitting.clone());
                 let [mut whole, mut buffers] = [fits.clone(), buffers.to_vec()];
-                let whole = Item { parameter: &mut first, grad, buffers: &mut whole, lr: 0.1, weight_decay: 0.0 };
+                let whole = Item { parameter: &mut first, grad, buffers: &mut whole, packed: None, group: 0 };
                 let mut items = vec![whole];
                 let buffers = &mut buffers;
-                items.push(Item { parameter: &mut parameter, grad, buffers, lr: 0.1, weight_decay: 0.0 });
-                let outcome = step(rule, &mut items, &mut Table::default());
+                items.push(Item { parameter: &mut parameter, grad, buffers, packed: None, group });
+                let outcome = Rates::new(rule, &[Rate { lr: 0.1, weight_decay: 0.0 }], &device)
+                    .and_then(|rates| step(&rates, &mut items, &mut Table::default()));
                 assert_eq!(outcome.is_err(), first.to_vec::<f32>().unwrap() == [0.0; 3]);
                 outcome
             };
+            let attempt = |grad: &Tensor, buffers: &[Tensor], rule: Rule| attempt_in(0, grad, buffers, rule);
             assert!(attempt(&grad, &fits, rule).is_ok());
+            assert!(attempt_in(1, &grad, &fits, rule).unwrap_err().to_string().contains("group 1"));
             assert!(attempt(&wrong, &fits, rule).is_err());
             assert!(attempt(&grad, &[], rule).is_err());
             assert!(attempt(&grad, &[&fits[..], &fits[..1]].concat(), rule).is_err());
@@ -172,6 +179,40 @@ fn what_does_not_fit_is_an_error_and_moves_nothing() -> Result<()> {
             if let Rule::AdamW { beta1, beta2, eps, .. } = rule {
                 let error = attempt(&grad, &fits, Rule::AdamW { beta1, beta2, eps, step: 0 }).expect_err("no step 0");
                 assert!(error.to_string().contains("from 1"), "{error}");
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What a step makes of packed weights is what packing the moved master makes, for every kind of grouping.
+#[test]
+fn copies_for_tensor_cores_follow_their_master() -> Result<()> {
+    let Some(device) = crate::ops::testing::emulator::gpu() else { return Ok(()) };
+    // Filters, taps, channels of a group, groups: a stem, ragged tiles, joined groups, groups too wide to be joined.
+    for (k, r, group_c, groups) in [(8, 7, 3, 1), (40, 3, 72, 1), (64, 3, 4, 16), (128, 1, 64, 2)] {
+        for precision in [Precision::Bf16, Precision::Tf32] {
+            for rule in RULES {
+                let mut weight = normal(1, "weight", [k, r, r, group_c], &device);
+                let grad = normal(2, "grad", weight.shape(), &device);
+                let flipped = group_c != 3;
+                let mut packed = pack(&weight, groups, precision, flipped)?;
+                let mut buffers = fresh(rule, &weight);
+                let rates = Rates::new(rule, &[Rate { lr: 0.1, weight_decay: 0.01 }], &device)?;
+                let (mut alone, mut own) = (weight.clone(), buffers.clone());
+                let item = Item { parameter: &mut alone, grad: &grad, buffers: &mut own, packed: None, group: 0 };
+                step(&rates, &mut [item], &mut Table::default())?;
+                let copies = Some(&mut packed);
+                let item =
+                    Item { parameter: &mut weight, grad: &grad, buffers: &mut buffers, packed: copies, group: 0 };
+                step(&rates, &mut [item], &mut Table::default())?;
+                assert!(bits(&weight) == bits(&alone), "{k} {r} {group_c} {groups} {rule:?}");
+                let expected = pack(&weight, groups, precision, flipped)?;
+                let all = |packed: &Packed| {
+                    let copies = [Some(&packed.forward), packed.flipped.as_ref()].into_iter().flatten();
+                    copies.map(|copy| copy.cast(DType::F32).map(|copy| bits(&copy))).collect::<Result<Vec<_>>>()
+                };
+                assert!(all(&packed)? == all(&expected)?, "{k} {r} {group_c} {groups} {precision} {rule:?}");
             }
         }
     }

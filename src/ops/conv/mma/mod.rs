@@ -102,7 +102,7 @@ impl Factors {
 }
 
 /// How many narrow groups are made one: the most that divide their number and stay within [`JOINED`] channels and filters.
-fn joined(groups: usize, group_c: usize, group_k: usize) -> usize {
+pub(in crate::ops) fn joined(groups: usize, group_c: usize, group_k: usize) -> usize {
     let fits = |count: &usize| groups.is_multiple_of(*count) && count * group_c.max(group_k) <= JOINED;
     (1..=groups.min(JOINED)).rev().find(fits).unwrap_or(1)
 }
