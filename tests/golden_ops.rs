@@ -16,7 +16,7 @@ use unfreeze::{
         conv::{Geometry, conv},
         linear::linear,
         loss::{CrossEntropy, Target, cross_entropy, log_softmax},
-        optimizer::{self, Item, Rule, Table},
+        optimizer::{self, Item, Rate, Rates, Rule, Table},
         pool::{Window, concat_pool, max_pool},
     },
 };
@@ -144,8 +144,9 @@ impl Golden {
         let mut buffers: Vec<Tensor> = (0..rule(1).buffers()).map(zeros).collect();
         for number in 1..=4 {
             let grad = &self.tensor(&format!("{group}.g{number}"));
-            let item = Item { parameter: &mut parameter, grad, buffers: &mut buffers, lr, weight_decay };
-            optimizer::step(rule(number), &mut [item], &mut Table::default()).unwrap();
+            let item = Item { parameter: &mut parameter, grad, buffers: &mut buffers, packed: None, group: 0 };
+            let rates = Rates::new(rule(number), &[Rate { lr, weight_decay }], &self.device).unwrap();
+            optimizer::step(&rates, &mut [item], &mut Table::default()).unwrap();
             self.check(&format!("{group}.p{number}"), &parameter);
         }
     }
