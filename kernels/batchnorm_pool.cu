@@ -12,9 +12,9 @@
 // A block takes CHANNELS channels (see batchnorm.cuh) of a patch: forwards OUT_COLS outputs in each of LANES / OUT_COLS
 // rows, a thread one of them; backwards 8 × 16 pixels, so that a patch is a tile of partial sums.
 // Bound by memory: forwards x is read and y and its bytes are written; backwards x, the gradient (a quarter of it at
-// stride 2) and the bytes are read, and dx is written. Windows overlap: a thread asks for each of its window's pixels,
-// or for all windows over its pixel, 9 / 4 of what lies there at stride 2. The first-level cache serves all but the
-// patch's border: 1.2 times x forwards, 1.4 times the gradient and its bytes backwards reach the second level.
+// stride 2) and the bytes are read, and dx is written. Windows overlap: at stride 2 threads ask for x 9 / 4 times
+// forwards, and warps 3 / 2 times for the gradient and the bytes backwards. The first-level cache serves all but the
+// patch's border: 1.2 times x and 1.4 times the gradient and the bytes reach the second level.
 // Shared memory: 4 to 8 KiB for the sums over lanes.
 #include "batchnorm.cuh"
 
