@@ -35,6 +35,16 @@ impl Network {
         kernels
     }
 
+    /// The kernels of a step of the head on cached features, which are looked up by their rows.
+    pub fn cached_step(&self) -> Vec<Kernel> {
+        let gather = kernel("gather", Family::Head, moved(2.0 * self.features() * F32));
+        let [_, linear] = self.head();
+        let mut kernels = vec![gather, linear];
+        kernels.extend(self.head_backward(None));
+        kernels.push(self.optimizer(&[], false));
+        kernels
+    }
+
     /// Bytes that the forward pass of [`Network::training_step`] keeps for the backward pass: of every trained
     /// convolution its input and its output, a bit per element where a block ends, and the places of maxima. The images do not count.
     pub fn saved(&self, frozen: usize) -> f64 {
