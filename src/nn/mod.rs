@@ -2,6 +2,7 @@
 
 mod arch;
 mod block;
+pub mod cost;
 mod groups;
 mod head;
 mod init;

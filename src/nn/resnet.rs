@@ -146,14 +146,14 @@ impl ResNet {
     }
 }
 
-fn stem(arch: Arch) -> (Kernel, Geometry) {
+pub(super) fn stem(arch: Arch) -> (Kernel, Geometry) {
     let (size, stride) = if arch.spec().cifar { (3, 1) } else { (7, 2) };
     let kernel = Kernel { inputs: IMAGE_CHANNELS, outputs: arch.stem_channels(), size };
     (kernel, Geometry { stride, padding: size / 2, groups: 1 })
 }
 
 /// Name and extents of each block, by stage.
-fn stages(arch: Arch) -> Vec<Vec<(String, BlockSpec)>> {
+pub(super) fn stages(arch: Arch) -> Vec<Vec<(String, BlockSpec)>> {
     let spec = arch.spec();
     let mut inputs = arch.stem_channels();
     let stages = spec.blocks.iter().enumerate().map(|(stage, &count)| {

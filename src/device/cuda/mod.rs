@@ -37,7 +37,7 @@ pub use source::{F32_ARCHS, HEADERS, Source};
 pub use table::Table;
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{BTreeMap, HashMap, VecDeque},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -61,11 +61,12 @@ pub struct CudaDevice {
     free_slots: Mutex<VecDeque<usize>>,
 }
 
-/// Modules by source, kernels by source and entry.
+/// Modules by source, kernels by source and entry, and how often each was launched.
 #[derive(Default)]
 struct Loaded {
     modules: HashMap<&'static str, ModuleId>,
     functions: HashMap<(&'static str, &'static str), FunctionId>,
+    launches: BTreeMap<&'static str, u64>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -231,7 +232,14 @@ impl CudaDevice {
     /// # Errors
     /// [`Error::Device`] where it does not compile or the driver refuses the launch.
     pub fn run(&self, source: &'static Source, entry: &'static str, launch: &Launch, params: &[u8]) -> Result<()> {
-        self.driver.launch(self.function(source, entry)?, launch, params)
+        self.driver.launch(self.function(source, entry)?, launch, params)?;
+        *lock(&self.loaded).launches.entry(entry).or_default() += 1;
+        Ok(())
+    }
+
+    /// How often each kernel was launched so far.
+    pub fn launches(&self) -> BTreeMap<&'static str, u64> {
+        lock(&self.loaded).launches.clone()
     }
 
     /// Loads a kernel, once.

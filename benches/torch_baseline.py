@@ -1,0 +1,288 @@
+#!/usr/bin/env python3
+"""PyTorch's side of `unfreeze bench compare`: torchvision's ResNets, doing what they are asked on standard input.
+
+A request is a JSON object on a line, so is its answer (src/cli/bench/protocol.rs). Everything is as fast as PyTorch's
+users know how to have it: channels_last, bf16 autocast or TF32, cuDNN's benchmark mode, fused SGD, gradients set to
+none, torch.compile in its modes with CUDA graphs where they have them; forward also with batchnorm folded into the
+convolutions. Data are random and lie on the device; four batches take turns.
+
+Variants: eager; graph (eager, the whole step with its optimizer captured as a CUDA graph); compile, reduce-overhead,
+max-autotune (torch.compile's modes); and, of forward alone, folded-… (batchnorm folded, weights in the data type itself,
+without autocast).
+"""
+
+import argparse
+import contextlib
+import json
+import struct
+import sys
+import time
+
+import torch
+import torchvision
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+BATCHES = 4
+CLASSES = 1000
+CACHED = 8192
+LR, MOMENTUM, WD = 1e-4, 0.9, 1e-4
+MODES = ["eager", "graph", "compile", "reduce-overhead", "max-autotune"]
+GPU_MODES = ["graph", "reduce-overhead"]
+DTYPES = {"f32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16}
+
+
+def read_safetensors(path):
+    """Tensors of a safetensors file of f32 tensors, by name."""
+    with open(path, "rb") as file:
+        header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
+        data = bytearray(file.read())
+    header.pop("__metadata__", None)
+    tensors = {}
+    for name, entry in header.items():
+        if entry["dtype"] != "F32":
+            raise ValueError(f"{name} is {entry['dtype']}, not F32")
+        start, end = entry["data_offsets"]
+        tensors[name] = torch.frombuffer(data[start:end], dtype=torch.float32).reshape(entry["shape"]).clone()
+    return tensors
+
+
+def fold(module):
+    """Folds every batchnorm into the convolution before it, in torchvision's blocks and stem."""
+    names = {name: child for name, child in module.named_children()}
+    for name, child in names.items():
+        number = name.removeprefix("conv")
+        norm = "1" if name == "0" else f"bn{number}" if name.startswith("conv") else None
+        if isinstance(child, torch.nn.Conv2d) and isinstance(names.get(norm), torch.nn.BatchNorm2d):
+            setattr(module, name, fuse_conv_bn_eval(child, names[norm]))
+            setattr(module, norm, torch.nn.Identity())
+        else:
+            fold(child)
+
+
+class Task:
+    """A cell made ready: `step` does its work on the next batch."""
+
+    def __init__(self, cell, variant, device):
+        self.device, self.batch, self.work = device, cell["batch_size"], cell["work"]
+        self.folded, mode = variant.startswith("folded-"), variant.removeprefix("folded-")
+        if mode not in MODES:
+            raise ValueError(f"no variant {variant}")
+        if self.folded and self.work != "forward":
+            raise ValueError("batchnorm can be folded where nothing is trained")
+        self.dtype = DTYPES[cell["dtype"]]
+        set_tf32(cell["dtype"])
+        torch.manual_seed(0)
+        model = torchvision.models.get_model(cell["arch"], num_classes=CLASSES)
+        model = model.to(device, memory_format=torch.channels_last)
+        self.count = 0
+        if self.work == "cached":
+            model = model.fc
+        self.trained = freeze(model, self.work)
+        self.model = model
+        # Frozen modules keep their running statistics.
+        if self.folded:
+            fold(model)
+            model.to(self.dtype)
+        self.marks_steps = mode in ("reduce-overhead", "max-autotune")
+        self.forward = model
+        if mode not in ("eager", "graph"):
+            self.forward = torch.compile(model, mode=None if mode == "compile" else mode)
+        if self.trained:
+            self.optimizer = torch.optim.SGD(self.trained, LR, momentum=MOMENTUM, weight_decay=WD, fused=True)
+        self.data(cell)
+        self.graph = None
+        if mode == "graph":
+            self.capture()
+
+    def data(self, cell):
+        labels = lambda n: torch.randint(CLASSES, (n,), device=self.device)
+        if self.work == "cached":
+            self.samples = max(CACHED, self.batch)
+            self.features = torch.rand(self.samples, self.model.in_features, device=self.device)
+            self.labels, self.order = labels(self.samples), torch.randperm(self.samples, device=self.device)
+            return
+        # As stored by the network: nothing is converted on either side.
+        shape = (self.batch, 3, cell["size"], cell["size"])
+        image = lambda: torch.rand(shape, device=self.device).mul_(4).sub_(2).to(self.dtype, memory_format=torch.channels_last)
+        self.batches = [(image(), labels(self.batch)) for _ in range(BATCHES)]
+
+    def step(self):
+        inputs, labels = self.next()
+        if self.graph is not None:
+            self.static[0].copy_(inputs)
+            self.static[1].copy_(labels)
+            return self.graph.replay()
+        if self.marks_steps:
+            torch.compiler.cudagraph_mark_step_begin()
+        return self.work_on(inputs, labels)
+
+    def next(self):
+        number = self.count
+        self.count += 1
+        if self.work != "cached":
+            return self.batches[number % BATCHES]
+        start = number % (self.samples // self.batch) * self.batch
+        rows = self.order[start : start + self.batch]
+        return self.features[rows], self.labels[rows]
+
+    def work_on(self, inputs, labels):
+        if self.work != "forward":
+            return self.learn(inputs, labels)
+        with torch.inference_mode(), self.autocast():
+            return self.forward(inputs)
+
+    def capture(self):
+        """Records a whole step, on copies of the inputs, after some on a stream of their own as PyTorch asks for."""
+        self.static = tuple(tensor.clone() for tensor in self.next())
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                self.work_on(*self.static)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            self.work_on(*self.static)
+        self.graph = graph
+
+    def learn(self, inputs, labels):
+        self.optimizer.zero_grad(set_to_none=True)
+        # The head on cached features is f32 on both sides.
+        with contextlib.nullcontext() if self.work == "cached" else self.autocast():
+            loss = torch.nn.functional.cross_entropy(self.forward(inputs), labels)
+        loss.backward()
+        self.optimizer.step()
+
+    def autocast(self):
+        if self.dtype != torch.bfloat16 or self.folded:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, self.dtype)
+
+
+def freeze(model, work):
+    """Freezes what `work` does not train, in evaluation mode; the parameters that are left."""
+    if work == "cached":
+        return list(model.parameters())
+    first = {"forward": None, "full": "conv1", "layer3": "layer3", "layer4": "layer4", "head": "fc"}[work]
+    names = [name for name, _ in model.named_children()]
+    model.train()
+    for index, (name, child) in enumerate(model.named_children()):
+        frozen = first is None or index < names.index(first)
+        child.train(not frozen).requires_grad_(not frozen)
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def set_tf32(dtype):
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = dtype != "f32"
+    torch.backends.cudnn.benchmark = True
+
+
+class Server:
+    """Answers requests."""
+
+    def __init__(self, device):
+        self.device, self.task, self.estimate = device, None, 0.0
+
+    def hello(self):
+        gpu = self.device.type == "cuda"
+        name = torch.cuda.get_device_name(self.device) if gpu else f"cpu, {torch.get_num_threads()} threads"
+        cuda = f", CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}" if gpu else ""
+        modes = [mode for mode in MODES if gpu or mode not in GPU_MODES]
+        variants = modes + [f"folded-{mode}" for mode in modes]
+        return {"device": name, "software": f"PyTorch {torch.__version__}{cuda}", "variants": variants}
+
+    def logits(self, cell, weights, images):
+        set_tf32(cell["dtype"])
+        model = torchvision.models.get_model(cell["arch"], num_classes=CLASSES)
+        missing = model.load_state_dict(read_safetensors(weights), strict=False)
+        if missing.unexpected_keys or any("num_batches" not in key for key in missing.missing_keys):
+            raise ValueError(f"weights do not fit: {missing}")
+        model = model.eval().to(self.device, memory_format=torch.channels_last)
+        size = cell["size"]
+        pixels = torch.arange(images * size * size * 3, dtype=torch.float64).mul_(0.7).sin_().float()
+        pixels = pixels.reshape(images, size, size, 3).permute(0, 3, 1, 2).to(self.device)
+        dtype = DTYPES[cell["dtype"]]
+        with torch.inference_mode(), torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
+            return {"logits": model(pixels).float().flatten().tolist()}
+
+    def prepare(self, cell, variant, warm_up):
+        self.forget()
+        self.task = Task(cell, variant, self.device)
+        # Steps that compile or choose algorithms; then the time asked for.
+        for _ in range(3):
+            self.run(1)
+        start = time.perf_counter()
+        while time.perf_counter() - start < warm_up:
+            self.run(self.steps(warm_up / 4))
+        return {"ready": True}
+
+    def block(self, seconds):
+        if self.task is None:
+            raise ValueError("no cell is ready")
+        steps = self.steps(seconds)
+        return {"steps": steps, "seconds": self.run(steps)}
+
+    def finish(self):
+        peak = torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else None
+        self.forget()
+        return {"peak_memory": peak}
+
+    def forget(self):
+        self.task = None
+        torch._dynamo.reset()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats(self.device)
+
+    def steps(self, seconds):
+        return min(max(1, int(seconds / self.estimate + 0.999)), 10**6)
+
+    def run(self, steps):
+        """Seconds of some steps, with one wait before and one after."""
+        self.synchronize()
+        start = time.perf_counter()
+        for _ in range(steps):
+            self.task.step()
+        self.synchronize()
+        seconds = max(time.perf_counter() - start, 1e-9)
+        self.estimate = seconds / steps
+        return seconds
+
+    def synchronize(self):
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def answer(self, line):
+        try:
+            request = json.loads(line)
+            return getattr(self, REQUESTS[request.pop("request")])(**request)
+        except Exception as error:  # whatever a cell does to PyTorch, the next one is asked for all the same
+            self.task = None
+            return {"error": f"{type(error).__name__}: {error}"}
+
+
+REQUESTS = {name: name for name in ("hello", "logits", "prepare", "block", "finish")}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="cuda:0")
+    parser.add_argument("--threads", type=int, default=0, help="0: as many as PyTorch takes")
+    arguments = parser.parse_args()
+    name = arguments.device
+    if name == "auto":
+        name = "cuda:0" if torch.cuda.is_available() else "cpu"
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    device = torch.device(name)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    server = Server(device)
+    # Compilers print; answers alone go to the pipe.
+    answers, sys.stdout = sys.stdout, sys.stderr
+    for line in sys.stdin:
+        print(json.dumps(server.answer(line)), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+//! `unfreeze bench cache`: epochs of a head on cached activations.
+
+use clap::Args;
+use serde_json::json;
+use unfreeze::{Error, Precision, Result};
+
+use super::{
+    cell::{Cell, Work},
+    network::{Measured, Options},
+    task::{CACHED, Task},
+};
+
+#[derive(Args)]
+pub struct Cache {
+    /// Samples of the data set
+    #[arg(long, default_value_t = CACHED, value_name = "N", value_parser = samples)]
+    samples: usize,
+    #[command(flatten)]
+    options: Options,
+    /// Print a JSON object: seconds of an epoch, samples, and what `forward` prints
+    #[arg(long)]
+    json: bool,
+}
+
+fn samples(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(number) if (2..=1 << 22).contains(&number) => Ok(number),
+        _ => Err("give a whole number from 2 to 4194304".into()),
+    }
+}
+
+impl Cache {
+    pub fn run(self) -> Result<()> {
+        let Options { arch, batch_size, ref compute, .. } = self.options;
+        if batch_size > self.samples {
+            let message = format!("{batch_size} are more than the {} samples", self.samples);
+            return Err(Error::setting("--batch-size", message));
+        }
+        // Features are f32 whatever the backbone computes in.
+        let (size, dtype) = (arch.published_size(), Precision::F32);
+        let cell = Cell { arch, size, batch_size, work: Work::Cached, dtype };
+        let task = Task::cached(cell, self.samples, compute.seed, &compute.open()?)?;
+        let measured = Measured::of(task, &self.options)?;
+        let seconds = self.samples as f64 / measured.rate();
+        if self.json {
+            let mut object = measured.object();
+            object["samples"] = json!(self.samples);
+            object["seconds"] = json!(seconds);
+            outln!("{object}");
+        } else {
+            measured.print(false);
+            outln!("  an epoch of {} samples: {seconds:.3} s", self.samples);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,50 @@
+//! The cells of a comparison, in order of importance.
+
+use clap::Args;
+use unfreeze::{Precision, nn::Arch};
+
+use crate::cli::{
+    bench::cell::{Cell, Work},
+    options::{count, side},
+};
+
+/// Which cells are measured; what comes first in a list is measured first, and the first list changes slowest.
+#[derive(Args, Clone)]
+pub struct Grid {
+    /// What networks compute in
+    #[arg(long, value_delimiter = ',', default_values = ["bf16", "tf32"], value_name = "NAME,NAME")]
+    dtype: Vec<Precision>,
+    /// Images per batch
+    #[arg(long, value_delimiter = ',', default_values = ["256", "64"], value_name = "N,N", value_parser = count)]
+    batch_size: Vec<usize>,
+    /// What is done
+    #[arg(long, value_delimiter = ',', value_enum, value_name = "NAME,NAME",
+          default_values = ["forward", "full", "layer4", "cached", "layer3", "head"])]
+    work: Vec<Work>,
+    /// Architectures
+    #[arg(long, value_delimiter = ',', default_values = ["resnet50", "resnet18", "resnet34"], value_name = "NAME,NAME")]
+    arch: Vec<Arch>,
+    /// Side of the images in pixels
+    #[arg(long, default_value_t = 224, value_name = "N", value_parser = side)]
+    size: usize,
+}
+
+impl Grid {
+    /// Every cell, each once.
+    pub fn cells(&self) -> Vec<Cell> {
+        let mut cells = Vec::new();
+        for &dtype in &self.dtype {
+            for &batch_size in &self.batch_size {
+                for &work in &self.work {
+                    for &arch in &self.arch {
+                        let cell = Cell { arch, size: self.size, batch_size, work, dtype };
+                        if !cells.contains(&cell) {
+                            cells.push(cell);
+                        }
+                    }
+                }
+            }
+        }
+        cells
+    }
+}

@@ -1,0 +1,53 @@
+//! `unfreeze bench`: how fast this machine is, how near to what it could be, and beside PyTorch.
+
+mod cache;
+mod cell;
+mod compare;
+mod explain;
+mod measure;
+mod network;
+mod ops;
+mod protocol;
+mod roof;
+mod serve;
+mod task;
+
+use clap::{Args, Subcommand};
+use unfreeze::Result;
+
+/// Measure speed on random data
+#[derive(Args)]
+pub struct Bench {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Subcommand)]
+enum What {
+    /// The frozen network, in evaluation mode
+    Forward(network::Forward),
+    /// A whole training step: forward, backward, optimizer
+    Train(network::Train),
+    /// Epochs of a linear head on cached activations
+    Cache(cache::Cache),
+    /// Each operation alone, at the shapes of a network
+    Ops(ops::Ops),
+    /// This engine beside PyTorch, every network and setting in turn
+    Compare(Box<compare::Compare>),
+    /// Measures what it is told to on standard input, for `compare`
+    #[command(hide = true)]
+    Serve(serve::Serve),
+}
+
+impl Bench {
+    pub fn run(self) -> Result<()> {
+        match self.what {
+            What::Forward(command) => command.run(),
+            What::Train(command) => command.run(),
+            What::Cache(command) => command.run(),
+            What::Ops(command) => command.run(),
+            What::Compare(command) => command.run(),
+            What::Serve(command) => command.run(),
+        }
+    }
+}

@@ -1,0 +1,224 @@
+//! `unfreeze bench forward` and `unfreeze bench train`.
+
+use clap::{Args, ValueEnum};
+use serde_json::{Value, json};
+use unfreeze::{Device, Precision, Result, nn::Arch, nn::cost::Roof};
+
+use super::{
+    cell::{Cell, Work},
+    explain,
+    measure::{Sorted, Timer, size},
+    roof::{self, RoofFlags},
+    task::Task,
+};
+use crate::cli::options::{Compute, count, side};
+
+/// Settings of a measurement.
+#[derive(Args)]
+pub struct Options {
+    /// Architecture, such as resnet34
+    #[arg(long, default_value = "resnet34")]
+    pub arch: Arch,
+    /// Images per batch
+    #[arg(long, default_value_t = 16, value_name = "N", value_parser = count)]
+    pub batch_size: usize,
+    #[command(flatten)]
+    pub timing: Timing,
+    #[command(flatten)]
+    pub roof: RoofFlags,
+    #[command(flatten)]
+    pub compute: Compute,
+}
+
+/// How long is measured.
+#[derive(Args, Clone, Copy)]
+pub struct Timing {
+    /// Measured rounds
+    #[arg(long, default_value_t = 10, value_name = "N", value_parser = count)]
+    pub rounds: usize,
+    /// Seconds that a round takes at least
+    #[arg(long, default_value_t = 0.5, value_name = "S", value_parser = seconds)]
+    pub seconds: f64,
+    /// Seconds before the first round, and two steps at least, that do not count
+    #[arg(long, default_value_t = 1.0, value_name = "S", value_parser = seconds)]
+    pub warm_up: f64,
+}
+
+/// A time from 0 to an hour.
+pub fn seconds(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(seconds) if (0.0..=3600.0).contains(&seconds) => Ok(seconds),
+        _ => Err("give seconds, from 0 to 3600".into()),
+    }
+}
+
+/// The images, and what the network computes in.
+#[derive(Args)]
+pub struct Images {
+    /// Side of the images in pixels [default: 224, or 32 for CIFAR networks]
+    #[arg(long, value_name = "N", value_parser = side)]
+    size: Option<usize>,
+    /// What activations are stored and multiplied in: f32, tf32 or bf16
+    #[arg(long, default_value_t = Precision::F32, value_name = "NAME")]
+    dtype: Precision,
+}
+
+#[derive(Args)]
+pub struct Forward {
+    #[command(flatten)]
+    images: Images,
+    #[command(flatten)]
+    options: Options,
+    /// Print a JSON object: images_per_second (the median), low and high (the 5th and 95th percentile), peak_memory in
+    /// bytes, roof (flops and bytes per second, null if unknown), floor (images per second at the roof), share of it, and
+    /// the settings
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Args)]
+pub struct Train {
+    /// What is trained; what lies before runs frozen, in evaluation mode
+    #[arg(long, value_enum, default_value_t = Trainable::All)]
+    trainable: Trainable,
+    /// Show what a step consists of instead: kernels, operations, bytes, activations kept, by the model of the cost and
+    /// as counted on the device
+    #[arg(long)]
+    explain: bool,
+    #[command(flatten)]
+    images: Images,
+    #[command(flatten)]
+    options: Options,
+    /// Print a JSON object, as `forward` does
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Trainable {
+    /// The whole network
+    All,
+    /// layer4 and the head
+    Layer4,
+    /// layer3, layer4 and the head
+    Layer3,
+    /// The head
+    Head,
+}
+
+impl Forward {
+    pub fn run(self) -> Result<()> {
+        let device = self.options.compute.open()?;
+        let task = self.options.task(&self.images, Work::Forward, &device)?;
+        Measured::of(task, &self.options)?.print(self.json);
+        Ok(())
+    }
+}
+
+impl Train {
+    pub fn run(self) -> Result<()> {
+        let device = self.options.compute.open()?;
+        let work = match self.trainable {
+            Trainable::All => Work::Full,
+            Trainable::Layer4 => Work::Layer4,
+            Trainable::Layer3 => Work::Layer3,
+            Trainable::Head => Work::Head,
+        };
+        let task = self.options.task(&self.images, work, &device)?;
+        if self.explain {
+            return explain::run(task, self.json);
+        }
+        Measured::of(task, &self.options)?.print(self.json);
+        Ok(())
+    }
+}
+
+impl Options {
+    fn task(&self, images: &Images, work: Work, device: &Device) -> Result<Task> {
+        let size = images.size.unwrap_or(self.arch.published_size());
+        let cell = Cell { arch: self.arch, size, batch_size: self.batch_size, work, dtype: images.dtype };
+        Task::new(cell, self.compute.seed, device)
+    }
+}
+
+/// What was measured of a task.
+pub struct Measured {
+    cell: Cell,
+    device: Device,
+    /// Images per second of each round.
+    rates: Sorted,
+    rounds: usize,
+    steps: usize,
+    peak: usize,
+    roof: Option<Roof>,
+}
+
+impl Measured {
+    /// Measures `task`.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`](unfreeze::Error::OutOfMemory); [`Error::Device`](unfreeze::Error::Device).
+    pub fn of(mut task: Task, options: &Options) -> Result<Self> {
+        let (cell, device) = (*task.cell(), task.device().clone());
+        let roof = options.roof.roof(&device, cell.dtype)?;
+        let Timing { rounds, seconds, warm_up } = options.timing;
+        device.reset_peak();
+        let mut timer = Timer::new(&device, warm_up, || task.step())?;
+        let (mut rates, mut steps) = (Vec::with_capacity(rounds), 0);
+        for _ in 0..rounds {
+            let block = timer.block(seconds)?;
+            steps = block.steps;
+            rates.push((cell.batch_size * block.steps) as f64 / block.seconds);
+        }
+        drop(timer);
+        let peak = device.memory().peak;
+        Ok(Self { cell, device, rates: Sorted::new(rates), rounds, steps, peak, roof })
+    }
+
+    /// Images per second, the median.
+    pub fn rate(&self) -> f64 {
+        self.rates.median()
+    }
+
+    /// Images per second at the roof.
+    fn floor(&self) -> Option<f64> {
+        self.roof.map(|roof| self.cell.batch_size as f64 / roof.floor(&self.cell.kernels()))
+    }
+
+    /// The measurement as an object.
+    pub fn object(&self) -> Value {
+        let Cell { arch, size, batch_size, work, dtype } = self.cell;
+        let floor = self.floor();
+        json!({
+            "bench": work.name(), "arch": arch.name(), "size": size, "batch_size": batch_size,
+            "dtype": dtype.to_string(), "device": self.device.to_string(),
+            "product": roof::product_name(&self.device), "threads": self.device.threads(), "rounds": self.rounds,
+            "steps_per_round": self.steps, "images_per_second": self.rate(), "low": self.rates.quantile(0.05),
+            "high": self.rates.quantile(0.95), "peak_memory": self.peak, "roof": roof::object(self.roof.as_ref()),
+            "floor": floor, "share": floor.map(|floor| self.rate() / floor),
+        })
+    }
+
+    /// Prints it, as an object or for people.
+    pub fn print(&self, json: bool) {
+        if json {
+            return outln!("{}", self.object());
+        }
+        let (low, high) = (self.rates.quantile(0.05), self.rates.quantile(0.95));
+        outln!(
+            "{}, {}: {:.1} images/s (median of {}; 5 % below {low:.1}, 5 % above {high:.1})",
+            self.cell,
+            roof::product_name(&self.device),
+            self.rate(),
+            self.rounds,
+        );
+        outln!("  tensors at the peak: {}", size(self.peak as f64));
+        match (self.roof, self.floor()) {
+            (Some(roof), Some(floor)) => {
+                let share = self.rate() / floor;
+                outln!("  {}: {floor:.1} images/s; reached {share:.3} of it", roof::describe(&self.device, &roof));
+            }
+            _ => outln!("  roof: unknown for this product; --roof-tflops tells"),
+        }
+    }
+}

@@ -1,0 +1,215 @@
+//! A cell made ready: a network and random data on the device, and its step.
+
+use unfreeze::{
+    Device, Error, Precision, Result, Tensor,
+    autograd::Var,
+    cache::Activations,
+    checkpoint::{Checkpoint, LoadOptions, load_into},
+    data::shuffled,
+    nn::{FreezeState, Grouping, HeadSpec, Model, Pass},
+    ops::loss::{CrossEntropy, Target, cross_entropy},
+    optim::{Optimizer, OptimizerKind},
+    random::Random,
+};
+
+use super::cell::{CLASSES, Cell, Work};
+
+/// Batches that take turns, so that no cache holds the one that comes next.
+pub const BATCHES: usize = 4;
+
+/// Most memory for the images of all batches: the activations of one take many times as much.
+const MOST_BYTES: usize = 32 << 30;
+
+/// Samples whose activations are cached, unless a batch has more.
+pub const CACHED: usize = 8192;
+
+/// Learning rate: random labels teach nothing, and losses are to stay finite.
+const LR: f32 = 1e-4;
+/// Weight decay.
+const WD: f32 = 1e-4;
+
+/// A network, its data, and what its steps keep.
+pub struct Task {
+    cell: Cell,
+    device: Device,
+    model: Model,
+    input: Input,
+    optimizer: Optimizer,
+    rates: Vec<f32>,
+    decays: Vec<f32>,
+    steps: usize,
+}
+
+enum Input {
+    Images(Vec<(Var, Target)>),
+    Cached { activations: Activations, order: Vec<u32> },
+}
+
+impl Task {
+    /// The network of `cell` with random weights, and its data, made from `seed`.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] for a cell that makes no sense; [`Error::OutOfMemory`].
+    pub fn new(cell: Cell, seed: u64, device: &Device) -> Result<Self> {
+        cell.validate()?;
+        let mut model = model(&cell, seed, device)?;
+        model.set_grouping(Grouping::PerStage);
+        let mut state = FreezeState::head_only(cell.arch, model.grouping());
+        match (cell.work, cell.work.first_stage()) {
+            (Work::Full, _) => state.unfreeze(),
+            // Groups are the stem, the stages counted from 1, and the head.
+            (_, Some(stage)) => state.freeze_to(stage as isize)?,
+            (Work::Forward | Work::Head | Work::Cached | Work::Layer3 | Work::Layer4, None) => {}
+        }
+        model.apply(&state, false);
+        let input = if cell.work == Work::Cached {
+            cached(&cell, cell.batch_size.max(CACHED), seed, device)?
+        } else {
+            Input::Images(batches(&cell, seed, device)?)
+        };
+        let groups = state.names().len();
+        Ok(Self {
+            cell,
+            device: device.clone(),
+            model,
+            input,
+            optimizer: Optimizer::new(OptimizerKind::default()),
+            rates: vec![LR; groups],
+            decays: vec![WD; groups],
+            steps: 0,
+        })
+    }
+
+    /// As [`Task::new`], of a cell of [`Work::Cached`] over so many samples, at least a batch.
+    ///
+    /// # Errors
+    /// As of [`Task::new`].
+    pub fn cached(cell: Cell, samples: usize, seed: u64, device: &Device) -> Result<Self> {
+        let mut task = Self::new(cell, seed, device)?;
+        task.input = cached(&cell, samples, seed, device)?;
+        Ok(task)
+    }
+
+    /// What it is a task of.
+    pub fn cell(&self) -> &Cell {
+        &self.cell
+    }
+
+    /// The device it runs on.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// Does its work on the next batch. A GPU may not be done when this returns.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`]; [`Error::Device`].
+    pub fn step(&mut self) -> Result<()> {
+        let number = self.steps;
+        self.steps += 1;
+        match &self.input {
+            Input::Images(batches) if self.cell.work == Work::Forward => {
+                let (images, _) = &batches[number % batches.len()];
+                self.model.forward(&mut Pass::evaluation(), images).map(drop)
+            }
+            Input::Images(batches) => {
+                let (images, target) = &batches[number % batches.len()];
+                let mut pass = Pass::training(0, number as u64);
+                let logits = self.model.forward(&mut pass, images)?;
+                let target = target.clone();
+                self.learn(pass, &logits, &target)
+            }
+            Input::Cached { activations, order } => {
+                let size = self.cell.batch_size;
+                let start = number % (order.len() / size) * size;
+                let (features, labels) = activations.gather(&order[start..start + size], &self.device)?;
+                let target = Target::labels(labels, CLASSES, &self.device)?;
+                let mut pass = Pass::training(0, number as u64);
+                let logits = self.model.head.classify(&mut pass, &Var::constant(features))?;
+                self.learn(pass, &logits, &target)
+            }
+        }
+    }
+
+    /// Bytes that a forward pass in training leaves for the backward pass, as the device counts them.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`]; [`Error::Device`].
+    pub fn measure_saved(&self) -> Result<usize> {
+        let Input::Images(batches) = &self.input else { return Ok(0) };
+        let before = self.device.memory().live;
+        let mut pass = Pass::training(0, 0);
+        let logits = self.model.forward(&mut pass, &batches[0].0)?;
+        let saved = self.device.memory().live.saturating_sub(before);
+        drop((pass, logits));
+        Ok(saved)
+    }
+
+    fn learn(&mut self, mut pass: Pass, logits: &Var, target: &Target) -> Result<()> {
+        let loss = cross_entropy(&mut pass.tape, logits, target, &CrossEntropy::default())?;
+        let statistics = pass.take_statistics();
+        let gradients = pass.tape.backward(&loss)?;
+        self.optimizer.step(&mut self.model, &gradients, &self.rates, &self.decays)?;
+        self.model.update_statistics(statistics)
+    }
+}
+
+/// The network of `cell` with random weights and a linear head.
+fn model(cell: &Cell, seed: u64, device: &Device) -> Result<Model> {
+    let model = Model::new(cell.arch, HeadSpec::Linear, CLASSES, seed, device)?;
+    in_precision(model, cell.dtype)
+}
+
+/// Logits of `images` `[N, H, W, 3]` by the network of `cell` with the weights of `checkpoint`.
+///
+/// # Errors
+/// [`Error::Checkpoint`] if they do not fit; [`Error::Shape`] if the images do not.
+pub fn logits(cell: &Cell, checkpoint: &Checkpoint, images: &Tensor) -> Result<Vec<f32>> {
+    let mut model = Model::new(cell.arch, HeadSpec::Linear, CLASSES, 0, images.device())?;
+    load_into(&mut model, checkpoint, &LoadOptions::default())?;
+    in_precision(model, cell.dtype)?.logits(images)?.to_vec()
+}
+
+/// The network, computing in `precision`.
+fn in_precision(model: Model, precision: Precision) -> Result<Model> {
+    match precision {
+        Precision::F32 => Ok(model),
+        other => Err(Error::setting("--dtype", format!("{other} is not available in this version; use f32"))),
+    }
+}
+
+/// Batches of random images and labels, which the device holds.
+fn batches(cell: &Cell, seed: u64, device: &Device) -> Result<Vec<(Var, Target)>> {
+    let shape = [cell.batch_size, cell.size, cell.size, 3];
+    let elements: usize = shape.iter().product();
+    let bytes = BATCHES * elements * size_of::<f32>();
+    if bytes > MOST_BYTES {
+        let message = format!("{BATCHES} batches of images would take {} GiB; give fewer or smaller ones", bytes >> 30);
+        return Err(Error::setting("--batch-size and --size", message));
+    }
+    let batch = |number: usize| {
+        let mut random = Random::stream(seed, "bench", &[number as u64]);
+        let pixels: Vec<f32> = (0..elements).map(|_| random.uniform(-2.0, 2.0)).collect();
+        let images = Tensor::new(pixels, shape, device)?;
+        let labels = (0..cell.batch_size).map(|_| label(&mut random)).collect();
+        Ok((Var::constant(images), Target::labels(labels, CLASSES, device)?))
+    };
+    (0..BATCHES).map(batch).collect()
+}
+
+/// Random activations of so many samples, as the cache of a fit keeps them.
+fn cached(cell: &Cell, samples: usize, seed: u64, device: &Device) -> Result<Input> {
+    let width = cell.arch.features();
+    let mut random = Random::stream(seed, "bench features", &[]);
+    let features: Vec<f32> = (0..samples * width).map(|_| random.uniform(0.0, 2.0)).collect();
+    let labels: Vec<u32> = (0..samples).map(|_| label(&mut random)).collect();
+    let indices: Vec<u32> = (0..samples as u32).collect();
+    let mut activations = Activations::default();
+    activations.push(&Tensor::new(features, [samples, width], &Device::cpu(1)?)?, &labels, &indices)?;
+    activations.keep_on(device)?;
+    Ok(Input::Cached { activations, order: shuffled(samples as u32, seed, 0) })
+}
+
+fn label(random: &mut Random) -> u32 {
+    random.uniform(0.0, CLASSES as f32) as u32
+}
