@@ -16,7 +16,7 @@ use unfreeze::{
         conv::{self, Epilogue},
         linear,
         loss::{CrossEntropy, Target, cross_entropy},
-        optimizer::{self, Item, Rule, Table},
+        optimizer::{self, Item, Rate, Rates, Rule, Table},
         pool::{self, Window},
     },
     random::Random,
@@ -203,14 +203,15 @@ impl Bench<'_> {
         let mut momenta: Vec<[Tensor; 1]> = momenta.into_iter().map(|momentum| [momentum]).collect();
         let elements: f64 = network.convolutions().iter().map(Convolution::weights).sum();
         let rule = Rule::Sgd { momentum: 0.9, nesterov: false };
+        let rates = Rates::new(rule, &[Rate { lr: 1e-6, weight_decay: 1e-4 }], self.device)?;
         let mut table = Table::default();
         let name = format!("{:.1} M parameters", elements / 1e6);
         self.measure("sgd", &name, 1, moved(elements * 5.0 * ELEMENT), || {
             let tensors = parameters.iter_mut().zip(&grads).zip(&mut momenta);
             let mut items: Vec<Item> = tensors
-                .map(|((parameter, grad), buffers)| Item { parameter, grad, buffers, lr: 1e-6, weight_decay: 1e-4 })
+                .map(|((parameter, grad), buffers)| Item { parameter, grad, buffers, packed: None, group: 0 })
                 .collect();
-            optimizer::step(rule, &mut items, &mut table)
+            optimizer::step(&rates, &mut items, &mut table)
         })
     }
 
