@@ -1,9 +1,10 @@
-// Pooling of activations [N, H, W, C], and its gradients.
+// Pooling of activations [N, H, W, C] of f32 or bf16, and its gradients. What is pooled over all positions is f32, and so
+// is its gradient.
 //
 // The maximum of windows: one thread per V neighbouring channels of an output (forwards) or of an input (backwards),
 // which looks at its window, or at the windows that it lies in: each gradient is gathered, none scattered. Averages
 // over all positions, with the maximum beside them (concat): a block takes COLUMNS * V channels of one image, a thread
-// V channels of every LANES-th position; then lanes are merged in order. V is 4 where C is a multiple of 4, else 1.
+// V channels of every LANES-th position; then lanes are merged in order. V is 4 where C is a multiple of 4, as in bf16 it must be, else 1.
 // Everything depends on one image alone, which blockIdx.y counts in steps of gridDim.y.
 //
 // The first of equals wins a maximum, a NaN wins over all. Positions are numbered y * W + x.
@@ -39,14 +40,14 @@ struct WindowExtents {
 };
 
 struct MaxPoolParams {
-    const float* input;  // [N, H, W, C]
-    float* output;       // [N, P, Q, C]
-    u32* at;             // [N, P, Q, C]: where each maximum lies
+    const void* input;  // [N, H, W, C]
+    void* output;       // [N, P, Q, C]
+    u32* at;            // [N, P, Q, C]: where each maximum lies
     MapExtents extents;
     WindowExtents window;
 };
 
-template <u32 V>
+template <class T, u32 V>
 __device__ inline void max_pool(const MaxPoolParams& params) {
     const MapExtents& m = params.extents;
     const WindowExtents& window = params.window;
@@ -57,7 +58,7 @@ __device__ inline void max_pool(const MaxPoolParams& params) {
     const i32 padding = i32(window.padding);
     const i32 top = i32(row * window.stride) - padding, left = i32(col * window.stride) - padding;
     for (u32 image = blockIdx.y; image < m.n; image += gridDim.y) {
-        const float* input = params.input + u64(image) * m.h * m.w * m.c + channel;
+        const T* input = static_cast<const T*>(params.input) + u64(image) * m.h * m.w * m.c + channel;
         Pack<float, V> best;
         Pack<u32, V> best_at;
 #pragma unroll
@@ -65,23 +66,24 @@ __device__ inline void max_pool(const MaxPoolParams& params) {
         for (i32 y = max(top, 0); y < min(top + i32(window.size), i32(m.h)); ++y) {
             for (i32 x = max(left, 0); x < min(left + i32(window.size), i32(m.w)); ++x) {
                 const u32 at = u32(y) * m.w + u32(x);
-                const Pack<float, V> value = load<V>(input + u64(at) * m.c);
+                const Pack<float, V> value = widen(load<V>(input + u64(at) * m.c));
 #pragma unroll
                 for (u32 j = 0; j < V; ++j) keep_best(best.at[j], best_at.at[j], value.at[j], at);
             }
         }
-        store(params.output + u64(image) * per_image + place, best);
+        store(static_cast<T*>(params.output) + u64(image) * per_image + place, narrow<T>(best));
         store(params.at + u64(image) * per_image + place, best_at);
     }
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS) max_pool_x1(const MaxPoolParams p) { max_pool<1>(p); }
-extern "C" __global__ void __launch_bounds__(THREADS) max_pool_x4(const MaxPoolParams p) { max_pool<4>(p); }
+extern "C" __global__ void __launch_bounds__(THREADS) max_pool_x1(const MaxPoolParams p) { max_pool<float, 1>(p); }
+extern "C" __global__ void __launch_bounds__(THREADS) max_pool_x4(const MaxPoolParams p) { max_pool<float, 4>(p); }
+extern "C" __global__ void __launch_bounds__(THREADS) max_pool_bf16(const MaxPoolParams p) { max_pool<bf16, 4>(p); }
 
 struct MaxPoolGradParams {
-    const float* grad;  // [N, P, Q, C]
-    const u32* at;      // [N, P, Q, C]
-    float* input_grad;  // [N, H, W, C]
+    const void* grad;  // [N, P, Q, C]
+    const u32* at;     // [N, P, Q, C]
+    void* input_grad;  // [N, H, W, C]
     MapExtents extents;
     WindowExtents window;
 };
@@ -94,7 +96,7 @@ __device__ inline void windows_over(u32 at, u32 windows, const WindowExtents& wi
 }
 
 // Gradients are added in the order of their windows, as the processor does.
-template <u32 V>
+template <class T, u32 V>
 __device__ inline void max_pool_grad(const MaxPoolGradParams& params) {
     const MapExtents& m = params.extents;
     const u32 per_image = m.h * m.w * m.c;
@@ -109,45 +111,48 @@ __device__ inline void max_pool_grad(const MaxPoolGradParams& params) {
         for (u32 row = first_row; row < end_row; ++row) {
             for (u32 col = first_col; col < end_col; ++col) {
                 const u64 from = (u64(image) * m.p * m.q + row * m.q + col) * m.c + channel;
-                const Pack<float, V> grad = load<V>(params.grad + from);
+                const Pack<float, V> grad = widen(load<V>(static_cast<const T*>(params.grad) + from));
                 const Pack<u32, V> at = load<V>(params.at + from);
 #pragma unroll
                 for (u32 j = 0; j < V; ++j)
                     if (at.at[j] == own) sum.at[j] += grad.at[j];
             }
         }
-        store(params.input_grad + u64(image) * per_image + place, sum);
+        store(static_cast<T*>(params.input_grad) + u64(image) * per_image + place, narrow<T>(sum));
     }
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS) max_pool_grad_x1(const MaxPoolGradParams p) {
-    max_pool_grad<1>(p);
+    max_pool_grad<float, 1>(p);
 }
 extern "C" __global__ void __launch_bounds__(THREADS) max_pool_grad_x4(const MaxPoolGradParams p) {
-    max_pool_grad<4>(p);
+    max_pool_grad<float, 4>(p);
+}
+extern "C" __global__ void __launch_bounds__(THREADS) max_pool_grad_bf16(const MaxPoolGradParams p) {
+    max_pool_grad<bf16, 4>(p);
 }
 
 struct GlobalPoolParams {
-    const float* input;  // [N, H * W, C]
-    float* output;       // [N, C]: averages; or [N, 2 * C]: maxima, then averages
-    u32* at;             // [N, C] of a concat pool, else null
+    const void* input;  // [N, H * W, C]
+    float* output;      // [N, C]: averages; or [N, 2 * C]: maxima, then averages
+    u32* at;            // [N, C] of a concat pool, else null
     u32 n, positions, c;
 };
 
-template <u32 V, bool CONCAT>
+template <class T, u32 V, bool CONCAT>
 __device__ inline void global_pool(const GlobalPoolParams& p) {
     __shared__ Pack<float, V> sums[LANES][COLUMNS], maxima[CONCAT ? LANES : 1][COLUMNS];
     __shared__ Pack<u32, V> places[CONCAT ? LANES : 1][COLUMNS];
     const u32 column = threadIdx.x % COLUMNS, lane = threadIdx.x / COLUMNS;
     const u32 channel = (blockIdx.x * COLUMNS + column) * V;
     for (u32 image = blockIdx.y; image < p.n; image += gridDim.y) {
-        const float* input = p.input + u64(image) * p.positions * p.c + channel;
+        const T* input = static_cast<const T*>(p.input) + u64(image) * p.positions * p.c + channel;
         Pack<float, V> sum = {}, best;
         Pack<u32, V> at;
 #pragma unroll
         for (u32 j = 0; j < V; ++j) best.at[j] = minus_infinity(), at.at[j] = NOWHERE;
         for (u32 position = lane; channel < p.c && position < p.positions; position += LANES) {
-            const Pack<float, V> value = load<V>(input + u64(position) * p.c);
+            const Pack<float, V> value = widen(load<V>(input + u64(position) * p.c));
 #pragma unroll
             for (u32 j = 0; j < V; ++j) {
                 sum.at[j] += value.at[j];
@@ -181,29 +186,35 @@ __device__ inline void global_pool(const GlobalPoolParams& p) {
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS) average_pool_x1(const GlobalPoolParams p) {
-    global_pool<1, false>(p);
+    global_pool<float, 1, false>(p);
 }
 extern "C" __global__ void __launch_bounds__(THREADS) average_pool_x4(const GlobalPoolParams p) {
-    global_pool<4, false>(p);
+    global_pool<float, 4, false>(p);
+}
+extern "C" __global__ void __launch_bounds__(THREADS) average_pool_bf16(const GlobalPoolParams p) {
+    global_pool<bf16, 4, false>(p);
 }
 extern "C" __global__ void __launch_bounds__(THREADS) concat_pool_x1(const GlobalPoolParams p) {
-    global_pool<1, true>(p);
+    global_pool<float, 1, true>(p);
 }
 extern "C" __global__ void __launch_bounds__(THREADS) concat_pool_x4(const GlobalPoolParams p) {
-    global_pool<4, true>(p);
+    global_pool<float, 4, true>(p);
+}
+extern "C" __global__ void __launch_bounds__(THREADS) concat_pool_bf16(const GlobalPoolParams p) {
+    global_pool<bf16, 4, true>(p);
 }
 
 struct GlobalPoolGradParams {
     const float* grad;  // [N, C], or [N, 2 * C] of a concat pool
     const u32* at;      // [N, C] of a concat pool, else null
-    float* input_grad;  // [N, H * W, C]
+    void* input_grad;   // [N, H * W, C]
     u32 n, positions, c;
     float share;  // 1 / positions
 };
 
 // One thread per V channels of an input: its share of the average's gradient, and the maximum's if it won. One rounding
 // per operation, as the processor.
-template <u32 V>
+template <class T, u32 V>
 __device__ inline void global_pool_grad(const GlobalPoolGradParams& p) {
     const u32 per_image = p.positions * p.c, place = (blockIdx.x * THREADS + threadIdx.x) * V;
     if (place >= per_image) return;
@@ -220,13 +231,16 @@ __device__ inline void global_pool_grad(const GlobalPoolGradParams& p) {
             for (u32 j = 0; j < V; ++j)
                 grad.at[j] = __fadd_rn(at.at[j] == position ? maximum.at[j] : 0.0f, grad.at[j]);
         }
-        store(p.input_grad + u64(image) * per_image + place, grad);
+        store(static_cast<T*>(p.input_grad) + u64(image) * per_image + place, narrow<T>(grad));
     }
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS) global_pool_grad_x1(const GlobalPoolGradParams p) {
-    global_pool_grad<1>(p);
+    global_pool_grad<float, 1>(p);
 }
 extern "C" __global__ void __launch_bounds__(THREADS) global_pool_grad_x4(const GlobalPoolGradParams p) {
-    global_pool_grad<4>(p);
+    global_pool_grad<float, 4>(p);
+}
+extern "C" __global__ void __launch_bounds__(THREADS) global_pool_grad_bf16(const GlobalPoolGradParams p) {
+    global_pool_grad<bf16, 4>(p);
 }

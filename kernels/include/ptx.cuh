@@ -33,6 +33,22 @@ __device__ __forceinline__ float from_half_bits(u16 bits) {
     return x;
 }
 
+// Two f32 as bfloat16, to the nearest, ties to even, `low` in the lower half. A NaN stays one.
+__device__ __forceinline__ u32 bf16_pair(float low, float high) {
+#if __CUDA_ARCH__ >= 800
+    u32 pair;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+    return pair;
+#else
+    // The upper half of the bits, rounded. A NaN's payload must not carry into its exponent, nor vanish.
+    const auto round = [](float x) {
+        const u32 bits = __float_as_uint(x);
+        return x != x ? bits >> 16 | 0x40 : (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+    };
+    return round(low) | round(high) << 16;
+#endif
+}
+
 #if __CUDA_ARCH__ >= 800
 
 // Copies 16 bytes from global to shared memory in the background; the first `bytes` of them, the others become zero.

@@ -7,6 +7,8 @@ use crate::{device::cuda::Source, tensor};
 pub const SOURCES: &[&Source] = &[
     &augment::cuda::SOURCE,
     &batchnorm::cuda::SOURCE,
+    &batchnorm::cuda::GRAD_SOURCE,
+    &batchnorm::cuda::POOL_SOURCE,
     &conv::cuda::FORWARD_SOURCE,
     &conv::cuda::INPUT_GRAD_SOURCE,
     &conv::cuda::MERGE_SOURCE,

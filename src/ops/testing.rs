@@ -10,10 +10,28 @@ use crate::{
     Device, Result, Shape, Tensor,
     autograd::{Tape, Var},
     random::Random,
+    tensor::DType,
 };
 
 /// The bound on f32 results, relative.
 pub const F32: f64 = 1e-5;
+/// The bound on many results that are rounded to bf16 once, relative to their norm.
+pub const BF16: f64 = 2.5e-3;
+/// The bound on a single one: half a unit in the last place.
+const ONE_BF16: f64 = 1.0 / 256.0;
+
+/// The bound on many results of this type.
+pub fn tolerance(dtype: DType) -> f64 {
+    if dtype == DType::BF16 { BF16 } else { F32 }
+}
+
+/// Types of activations on a device.
+pub fn activations(device: &Device) -> &'static [DType] {
+    match device {
+        Device::Cpu(_) => &[DType::F32],
+        Device::Cuda(_) => &[DType::F32, DType::BF16],
+    }
+}
 
 /// Moderate numbers of cases, the same on every run. `PROPTEST_CASES` (256 stands for the usual number) and
 /// `PROPTEST_RNG_SEED` search further.
@@ -36,6 +54,11 @@ pub fn devices() -> Vec<Device> {
     [cpu(2)].into_iter().chain(emulator::gpu()).collect()
 }
 
+/// The GPU of [`devices`], if there is one.
+pub fn gpus() -> Vec<Device> {
+    emulator::gpu().into_iter().collect()
+}
+
 /// Standard normal values, a function of `seed` and `name` alone.
 pub fn normal(seed: u64, name: &str, shape: impl Into<Shape>, device: &Device) -> Tensor {
     let shape = shape.into();
@@ -49,14 +72,19 @@ pub fn on(device: &Device, tensor: &Tensor) -> Tensor {
     Tensor::new(tensor.to_vec::<f32>().expect("f32"), tensor.shape(), device).expect("the same shape")
 }
 
+/// The elements as f32, of f32 or bf16.
+fn floats(tensor: &Tensor) -> Vec<f32> {
+    tensor.cast(DType::F32).and_then(|tensor| tensor.to_vec()).expect("f32 or bf16")
+}
+
 /// The elements as f64.
 pub fn wide(tensor: &Tensor) -> Vec<f64> {
-    tensor.to_vec::<f32>().expect("f32").into_iter().map(f64::from).collect()
+    floats(tensor).into_iter().map(f64::from).collect()
 }
 
 /// The elements' bits, so that a comparison tells 0 from −0 and finds equal NaN equal.
 pub fn bits(tensor: &Tensor) -> Vec<u32> {
-    tensor.to_vec::<f32>().expect("f32").into_iter().map(f32::to_bits).collect()
+    floats(tensor).into_iter().map(f32::to_bits).collect()
 }
 
 /// The Frobenius norm.
@@ -108,7 +136,8 @@ fn numeric_grads(inputs: &[Vec<f64>], f: impl Fn(&[Vec<f64>]) -> f64) -> Vec<Vec
 }
 
 /// Asserts that `op` computes `reference` and that its backward pass is the numeric gradient of `reference`, whichever
-/// of its inputs are trainable. Gradients that may cancel are measured against the incoming gradient.
+/// of its inputs are trainable. Gradients that may cancel are measured against the incoming gradient. With inputs of
+/// bf16 their gradients are too.
 pub fn check_op(
     what: &str,
     inputs: &[Tensor],
@@ -116,6 +145,7 @@ pub fn check_op(
     reference: impl Fn(&[Vec<f64>]) -> Vec<f64>,
 ) -> Result<()> {
     let exact_inputs: Vec<_> = inputs.iter().map(wide).collect();
+    let tolerance = if inputs.iter().any(|input| input.dtype() == DType::BF16) { ONE_BF16 } else { F32 };
     let exact = reference(&exact_inputs);
     let name = |index: usize| format!("{what}, input {index}");
     let mut grads = None; // one seed for all subsets, so that the numeric gradient is taken once
@@ -131,13 +161,14 @@ pub fn check_op(
             })
             .collect();
         let output = op(&mut tape, &vars)?;
-        assert_close_to(what, output.value(), &exact, norm(&exact).max((exact.len() as f64).sqrt()), F32);
+        assert_close_to(what, output.value(), &exact, norm(&exact).max((exact.len() as f64).sqrt()), tolerance);
         let (seed, expected) = grads.get_or_insert_with(|| {
             let shape = output.value().shape();
             let seed = match shape.rank() {
                 0 => Tensor::full(shape, 1.5, output.value().device()).unwrap(),
                 _ => normal(1, what, shape, output.value().device()),
             };
+            let seed = seed.cast(output.value().dtype()).unwrap();
             let weights = wide(&seed);
             let dot = |output: Vec<f64>| output.iter().zip(&weights).map(|(output, weight)| output * weight).sum();
             let expected = numeric_grads(&exact_inputs, |inputs| dot(reference(inputs)));
@@ -150,8 +181,9 @@ pub fn check_op(
             assert_eq!(actual.is_some(), is_trainable(index), "{}: has a gradient", name(index));
             if let Some(actual) = actual {
                 assert_eq!(actual.shape(), inputs[index].shape(), "{}: shape of the gradient", name(index));
+                assert_eq!(actual.dtype(), inputs[index].dtype(), "{}: type of the gradient", name(index));
                 let scale = norm(expected).max(scale);
-                assert_close_to(&format!("gradient of {}", name(index)), actual, expected, scale, F32);
+                assert_close_to(&format!("gradient of {}", name(index)), actual, expected, scale, tolerance);
             }
         }
     }

@@ -10,10 +10,10 @@ use crate::{Device, Error, Result};
 const CHUNK: usize = 1 << 14;
 
 impl Tensor {
-    /// Adds `other` in place.
+    /// Adds `other` in place: f32, on a GPU also bf16, which is rounded once.
     ///
     /// # Errors
-    /// [`Error::Shape`] if the shapes differ.
+    /// [`Error::Shape`] if the shapes or types differ.
     pub fn add_assign(&mut self, other: &Tensor) -> Result<()> {
         if self.shape() != other.shape() {
             return Err(Error::shape("add", format!("{} and {} differ", self.shape(), other.shape())));

@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use half::{bf16, f16};
 
-use super::{DType, Element, Tensor};
+use super::{DType, Element, Shape, Tensor};
 use crate::{
-    Result,
+    Error, Result,
     device::{
         CudaDevice,
         cuda::{F32_ARCHS, Kernel, Params, Source, kernel_params},
@@ -21,6 +21,63 @@ const MAP_BLOCK: usize = 1024;
 /// The grid of a kernel that goes element by element over `count`.
 pub(crate) fn map_grid(count: usize) -> [usize; 3] {
     [count.div_ceil(MAP_BLOCK), 1, 1]
+}
+
+/// A kernel for f32 elements, and its likeness for bf16.
+pub(crate) struct ByType<P> {
+    f32: Kernel<P>,
+    bf16: Kernel<P>,
+}
+
+impl<P: Params> ByType<P> {
+    /// The kernels `f32` and `bf16` of `source`, launched in blocks of `threads`.
+    pub const fn new(source: &'static Source, f32: &'static str, bf16: &'static str, threads: u32) -> Self {
+        Self { f32: Kernel::new(source, f32, threads), bf16: Kernel::new(source, bf16, threads) }
+    }
+
+    /// The kernel for elements `dtype`.
+    pub fn of(&self, dtype: DType) -> Result<&Kernel<P>> {
+        match dtype {
+            DType::F32 => Ok(&self.f32),
+            DType::BF16 => Ok(&self.bf16),
+            _ => Err(Error::shape("dtype", format!("{} takes F32 and BF16, not {dtype:?}", self.f32.entry))),
+        }
+    }
+}
+
+impl Tensor {
+    /// As [`Tensor::uninit`], of a type known at run time.
+    pub(crate) fn uninit_of(dtype: DType, shape: impl Into<Shape>, cuda: &Arc<CudaDevice>) -> Result<Self> {
+        match dtype {
+            DType::F32 => Self::uninit::<f32>(shape, cuda),
+            DType::BF16 => Self::uninit::<bf16>(shape, cuda),
+            DType::F16 => Self::uninit::<f16>(shape, cuda),
+            DType::U8 => Self::uninit::<u8>(shape, cuda),
+            DType::U32 => Self::uninit::<u32>(shape, cuda),
+        }
+    }
+
+    /// As [`Tensor::pointer`], of a type known at run time.
+    pub(crate) fn address(&self, dtype: DType, cuda: &CudaDevice) -> Result<u64> {
+        match dtype {
+            DType::F32 => self.pointer::<f32>(cuda),
+            DType::BF16 => self.pointer::<bf16>(cuda),
+            DType::F16 => self.pointer::<f16>(cuda),
+            DType::U8 => self.pointer::<u8>(cuda),
+            DType::U32 => self.pointer::<u32>(cuda),
+        }
+    }
+
+    /// As [`Tensor::pointer_mut`], of a type known at run time.
+    pub(crate) fn address_mut(&mut self, dtype: DType, cuda: &CudaDevice) -> Result<u64> {
+        match dtype {
+            DType::F32 => self.pointer_mut::<f32>(cuda),
+            DType::BF16 => self.pointer_mut::<bf16>(cuda),
+            DType::F16 => self.pointer_mut::<f16>(cuda),
+            DType::U8 => self.pointer_mut::<u8>(cuda),
+            DType::U32 => self.pointer_mut::<u32>(cuda),
+        }
+    }
 }
 
 kernel_params! {
@@ -54,6 +111,7 @@ pub(crate) static SOURCE: Source = Source {
     entries: &[
         "tensor_fill",
         "tensor_add_assign",
+        "tensor_add_assign_bf16",
         "cast_f32_bf16",
         "cast_bf16_f32",
         "cast_f32_f16",
@@ -64,7 +122,8 @@ pub(crate) static SOURCE: Source = Source {
 };
 
 static FILL: Kernel<FillParams> = Kernel::new(&SOURCE, "tensor_fill", MAP_THREADS);
-static ADD_ASSIGN: Kernel<AddAssignParams> = Kernel::new(&SOURCE, "tensor_add_assign", MAP_THREADS);
+static ADD_ASSIGN: ByType<AddAssignParams> =
+    ByType::new(&SOURCE, "tensor_add_assign", "tensor_add_assign_bf16", MAP_THREADS);
 static F32_TO_BF16: Kernel<CastParams> = Kernel::new(&SOURCE, "cast_f32_bf16", MAP_THREADS);
 static BF16_TO_F32: Kernel<CastParams> = Kernel::new(&SOURCE, "cast_bf16_f32", MAP_THREADS);
 static F32_TO_F16: Kernel<CastParams> = Kernel::new(&SOURCE, "cast_f32_f16", MAP_THREADS);
@@ -78,10 +137,11 @@ pub(super) fn fill(cuda: &Arc<CudaDevice>, tensor: &mut Tensor, value: f32) -> R
 }
 
 pub(super) fn add_assign(cuda: &Arc<CudaDevice>, sum: &mut Tensor, other: &Tensor) -> Result<()> {
-    let count = sum.shape().elements();
-    let params =
-        AddAssignParams { sum: sum.pointer_mut::<f32>(cuda)?, other: other.pointer::<f32>(cuda)?, count: count as u64 };
-    cuda.launch(&ADD_ASSIGN, map_grid(count), 0, &params)
+    let (count, dtype) = (sum.shape().elements(), sum.dtype());
+    let kernel = ADD_ASSIGN.of(dtype)?;
+    let other = other.address(dtype, cuda)?;
+    let params = AddAssignParams { sum: sum.address_mut(dtype, cuda)?, other, count: count as u64 };
+    cuda.launch(kernel, map_grid(count), 0, &params)
 }
 
 /// `None` where there is no such conversion.

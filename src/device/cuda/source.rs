@@ -25,6 +25,7 @@ pub const F32_ARCHS: &[&str] = &["sm_75", "sm_80", "sm_86", "sm_89", "sm_90a", "
 
 /// Headers that sources include by name.
 pub const HEADERS: &[(&str, &str)] = &[
+    ("batchnorm.cuh", include_str!("../../../kernels/include/batchnorm.cuh")),
     ("common.cuh", include_str!("../../../kernels/include/common.cuh")),
     ("conv.cuh", include_str!("../../../kernels/include/conv.cuh")),
     ("epilogue.cuh", include_str!("../../../kernels/include/epilogue.cuh")),

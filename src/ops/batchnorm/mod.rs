@@ -3,14 +3,18 @@
 
 mod cpu;
 pub(super) mod cuda;
+pub mod fused;
 mod grad;
 #[cfg(test)]
 mod tests;
 
 pub use grad::{Affine, Fused, batchnorm};
 
+use std::sync::Arc;
+
 use super::{conv::TileMoments, expect_shape};
-use crate::{Device, Error, Result, Tensor};
+use crate::{Device, Error, Result, Tensor, device::CudaDevice};
+use fused::{Addend, RunningUpdate};
 
 /// Mean and variance of each channel.
 #[derive(Clone, Debug)]
@@ -31,11 +35,13 @@ impl Moments {
     pub fn of(input: &Tensor) -> Result<Self> {
         let rows = input.shape().rows();
         enough(rows, input)?;
-        let (mean, variance) = match input.device() {
-            Device::Cuda(device) => cuda::moments(device, input)?,
-            Device::Cpu(cpu) => cpu::moments(cpu, input)?,
-        };
-        Ok(Self { mean, variance, rows })
+        match input.device() {
+            Device::Cuda(device) => Ok(cuda::merge(device, &cuda::moments(device, input)?, None)?.0),
+            Device::Cpu(cpu) => {
+                let (mean, variance) = cpu::moments(cpu, input)?;
+                Ok(Self { mean, variance, rows })
+            }
+        }
     }
 
     /// As [`Moments::of`], from what a convolution on a GPU left of each tile of its output.
@@ -43,13 +49,8 @@ impl Moments {
     /// # Errors
     /// [`Error::Shape`] if there are fewer than two rows, or the tiles are not on a GPU.
     pub fn of_tiles(tiles: &TileMoments) -> Result<Self> {
-        let TileMoments { rows, rows_per_tile, mean, m2 } = tiles;
-        enough(*rows, mean)?;
-        let (mean, variance) = match mean.device() {
-            Device::Cuda(device) => cuda::merge(device, mean, m2, *rows, *rows_per_tile)?,
-            Device::Cpu(_) => return Err(Error::shape("batchnorm", "moments of tiles are taken on a GPU alone")),
-        };
-        Ok(Self { mean, variance, rows: *rows })
+        enough(tiles.rows, &tiles.mean)?;
+        Ok(cuda::merge(gpu(&tiles.mean)?, tiles, None)?.0)
     }
 
     /// Moves running statistics towards these moments, on their device:
@@ -58,17 +59,34 @@ impl Moments {
     /// # Errors
     /// [`Error::Shape`] if the channel counts differ.
     pub fn update_running(&self, momentum: f32, mean: &mut Tensor, variance: &mut Tensor) -> Result<()> {
-        expect_shape("batchnorm", "running mean", mean, self.mean.shape())?;
-        expect_shape("batchnorm", "running variance", variance, self.variance.shape())?;
-        let unbiased = self.rows as f32 / (self.rows as f32 - 1.0);
-        match &self.mean.device().clone() {
-            Device::Cuda(device) => cuda::update_running(device, self, momentum, unbiased, mean, variance),
-            Device::Cpu(_) => {
-                cpu::blend(mean, &self.mean, momentum, 1.0)?;
-                cpu::blend(variance, &self.variance, momentum, unbiased)
-            }
-        }
+        RunningUpdate { moments: self, momentum, mean, variance }.run()
     }
+
+    /// What makes the variance an unbiased one.
+    fn unbiased(&self) -> f32 {
+        self.rows as f32 / (self.rows as f32 - 1.0)
+    }
+}
+
+/// What a batchnorm with ReLU asks of the gradient of its output, so that whoever computes it takes the sums in the same
+/// pass.
+#[derive(Clone, Debug)]
+pub struct Sink {
+    /// Which outputs were positive, u8 `[rows, C / 8]`: bit j of a byte tells of channel 8·b + j. Without a ReLU none.
+    pub mask: Option<Tensor>,
+    /// What was normalised.
+    pub input: Tensor,
+    /// Its mean, f32 `[C]`.
+    pub mean: Tensor,
+}
+
+/// Sums of a gradient g per tile of rows and channel, f32 `[tiles, C]`.
+#[derive(Clone, Debug)]
+pub struct TileSums {
+    /// Of g.
+    pub sum: Tensor,
+    /// Of g · (y − mean), where y is what the batchnorm normalised.
+    pub product: Tensor,
 }
 
 fn enough(rows: usize, input: &Tensor) -> Result<()> {
@@ -77,6 +95,14 @@ fn enough(rows: usize, input: &Tensor) -> Result<()> {
         return Err(Error::shape("batchnorm", message));
     }
     Ok(())
+}
+
+/// The GPU of a tensor.
+fn gpu(tensor: &Tensor) -> Result<&Arc<CudaDevice>> {
+    match tensor.device() {
+        Device::Cuda(device) => Ok(device),
+        Device::Cpu(_) => Err(Error::shape("batchnorm", "the fused passes and tiles' moments are for GPUs alone")),
+    }
 }
 
 /// `[C]` factor and offset that carry out a batchnorm with fixed statistics, for a convolution's epilogue.
@@ -88,7 +114,10 @@ pub fn fold(scale: &Tensor, shift: &Tensor, mean: &Tensor, variance: &Tensor, ep
         expect_shape("batchnorm", what, tensor, scale.shape())?;
     }
     match scale.device() {
-        Device::Cuda(device) => cuda::fold(device, scale, shift, mean, variance, eps),
+        Device::Cuda(device) => {
+            let [factor, offset] = cuda::fold(device, (scale, shift, eps), mean, variance)?;
+            Ok((factor, offset))
+        }
         Device::Cpu(_) => cpu::fold(scale, shift, mean, variance, eps),
     }
 }
@@ -104,7 +133,9 @@ fn apply(input: &Tensor, factor: &Tensor, offset: &Tensor, residual: Option<&Ten
         expect_shape("batchnorm", "residual", residual, input.shape())?;
     }
     match input.device() {
-        Device::Cuda(device) => cuda::apply(device, input, factor, offset, residual, relu),
+        Device::Cuda(device) => {
+            Ok(cuda::apply(device, input, [factor, offset], residual.map(Addend::Value), relu, false)?.0)
+        }
         Device::Cpu(cpu) => cpu::apply(cpu, input, factor, offset, residual, relu),
     }
 }

@@ -1,3 +1,6 @@
+mod fused;
+mod pooled;
+
 use proptest::prelude::*;
 
 use super::{Affine, Fused, Moments, batchnorm, fold};

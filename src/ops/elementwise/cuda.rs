@@ -6,9 +6,9 @@ use crate::{
     Result, Tensor,
     device::{
         CudaDevice,
-        cuda::{F32_ARCHS, Kernel, Params, Source, kernel_params},
+        cuda::{F32_ARCHS, Params, Source, kernel_params},
     },
-    tensor::cuda::{MAP_THREADS, map_grid},
+    tensor::cuda::{ByType, MAP_THREADS, map_grid},
 };
 
 kernel_params! {
@@ -41,20 +41,21 @@ pub static SOURCE: Source = Source {
     name: "elementwise",
     text: include_str!("../../../kernels/elementwise.cu"),
     archs: F32_ARCHS,
-    entries: &["relu", "add", "relu_grad", "scale"],
+    entries: &["relu", "relu_bf16", "add", "add_bf16", "relu_grad", "relu_grad_bf16", "scale", "scale_bf16"],
     layouts: &[UnaryParams::LAYOUT, BinaryParams::LAYOUT, ScaleParams::LAYOUT],
 };
 
-static RELU: Kernel<UnaryParams> = Kernel::new(&SOURCE, "relu", MAP_THREADS);
-static ADD: Kernel<BinaryParams> = Kernel::new(&SOURCE, "add", MAP_THREADS);
-static RELU_GRAD: Kernel<BinaryParams> = Kernel::new(&SOURCE, "relu_grad", MAP_THREADS);
-static SCALE: Kernel<ScaleParams> = Kernel::new(&SOURCE, "scale", MAP_THREADS);
+static RELU: ByType<UnaryParams> = ByType::new(&SOURCE, "relu", "relu_bf16", MAP_THREADS);
+static ADD: ByType<BinaryParams> = ByType::new(&SOURCE, "add", "add_bf16", MAP_THREADS);
+static RELU_GRAD: ByType<BinaryParams> = ByType::new(&SOURCE, "relu_grad", "relu_grad_bf16", MAP_THREADS);
+static SCALE: ByType<ScaleParams> = ByType::new(&SOURCE, "scale", "scale_bf16", MAP_THREADS);
 
 pub fn relu(cuda: &Arc<CudaDevice>, input: &Tensor) -> Result<Tensor> {
-    let (output, count) = (Tensor::uninit::<f32>(input.shape(), cuda)?, input.shape().elements());
+    let (dtype, count) = (input.dtype(), input.shape().elements());
+    let (kernel, output) = (RELU.of(dtype)?, Tensor::uninit_of(dtype, input.shape(), cuda)?);
     let params =
-        UnaryParams { input: input.pointer::<f32>(cuda)?, output: output.pointer::<f32>(cuda)?, count: count as u64 };
-    cuda.launch(&RELU, map_grid(count), 0, &params)?;
+        UnaryParams { input: input.address(dtype, cuda)?, output: output.address(dtype, cuda)?, count: count as u64 };
+    cuda.launch(kernel, map_grid(count), 0, &params)?;
     Ok(output)
 }
 
@@ -66,12 +67,13 @@ pub fn add(cuda: &Arc<CudaDevice>, left: &Tensor, right: &Tensor) -> Result<Tens
     binary(cuda, &ADD, left, right)
 }
 
-fn binary(cuda: &Arc<CudaDevice>, kernel: &Kernel<BinaryParams>, left: &Tensor, right: &Tensor) -> Result<Tensor> {
-    let (output, count) = (Tensor::uninit::<f32>(left.shape(), cuda)?, left.shape().elements());
+fn binary(cuda: &Arc<CudaDevice>, kernels: &ByType<BinaryParams>, left: &Tensor, right: &Tensor) -> Result<Tensor> {
+    let (dtype, count) = (left.dtype(), left.shape().elements());
+    let (kernel, output) = (kernels.of(dtype)?, Tensor::uninit_of(dtype, left.shape(), cuda)?);
     let params = BinaryParams {
-        left: left.pointer::<f32>(cuda)?,
-        right: right.pointer::<f32>(cuda)?,
-        output: output.pointer::<f32>(cuda)?,
+        left: left.address(dtype, cuda)?,
+        right: right.address(dtype, cuda)?,
+        output: output.address(dtype, cuda)?,
         count: count as u64,
     };
     cuda.launch(kernel, map_grid(count), 0, &params)?;
@@ -79,13 +81,14 @@ fn binary(cuda: &Arc<CudaDevice>, kernel: &Kernel<BinaryParams>, left: &Tensor, 
 }
 
 pub fn scale(cuda: &Arc<CudaDevice>, input: &Tensor, factor: &Tensor) -> Result<Tensor> {
-    let (output, count) = (Tensor::uninit::<f32>(input.shape(), cuda)?, input.shape().elements());
+    let (dtype, count) = (input.dtype(), input.shape().elements());
+    let (kernel, output) = (SCALE.of(dtype)?, Tensor::uninit_of(dtype, input.shape(), cuda)?);
     let params = ScaleParams {
-        input: input.pointer::<f32>(cuda)?,
+        input: input.address(dtype, cuda)?,
         factor: factor.pointer::<f32>(cuda)?,
-        output: output.pointer::<f32>(cuda)?,
+        output: output.address(dtype, cuda)?,
         count: count as u64,
     };
-    cuda.launch(&SCALE, map_grid(count), 0, &params)?;
+    cuda.launch(kernel, map_grid(count), 0, &params)?;
     Ok(output)
 }

@@ -1,5 +1,5 @@
 //! ReLU and addition on their own, where no convolution or batchnorm precedes them to fuse with; and scaling by a number
-//! on the device.
+//! on the device. Tensors are f32, on a GPU also bf16.
 
 pub(super) mod cuda;
 
@@ -15,7 +15,7 @@ use crate::{
 /// `max(input, 0)`. The gradient is recovered from the output.
 ///
 /// # Errors
-/// [`Error::Shape`](crate::Error::Shape) if `input` is not f32.
+/// [`Error::Shape`](crate::Error::Shape) if `input` is of another type.
 pub fn relu(tape: &mut Tape, input: &Var) -> Result<Var> {
     let output = match input.value().device() {
         Device::Cuda(device) => cuda::relu(device, input.value())?,
@@ -36,7 +36,7 @@ pub fn relu(tape: &mut Tape, input: &Var) -> Result<Var> {
 /// `left + right`, of equal shapes.
 ///
 /// # Errors
-/// [`Error::Shape`](crate::Error::Shape) if the shapes differ.
+/// [`Error::Shape`](crate::Error::Shape) if the shapes or types differ.
 pub fn add(tape: &mut Tape, left: &Var, right: &Var) -> Result<Var> {
     expect_shape("add", "right side", right.value(), left.value().shape())?;
     let output = match left.value().device() {
@@ -49,7 +49,7 @@ pub fn add(tape: &mut Tape, left: &Var, right: &Var) -> Result<Var> {
     }))
 }
 
-/// `input` times the one number in `factor`, which never leaves the device.
+/// `input` times the one number in `factor`, f32, which never leaves the device.
 ///
 /// # Errors
 /// [`Error::Shape`](crate::Error::Shape) if `factor` is not one number.
@@ -78,8 +78,13 @@ fn zip(cpu: &CpuDevice, left: &Tensor, right: &Tensor, f: impl Fn(f32, f32) -> f
 
 #[cfg(test)]
 mod tests {
+    use half::bf16;
+
     use super::*;
-    use crate::ops::testing::{bits, check_op, cpu, devices, normal, on};
+    use crate::{
+        ops::testing::{activations, bits, check_op, cpu, devices, gpus, normal, on},
+        tensor::DType,
+    };
 
     #[test]
     fn relu_of_a_sum() -> Result<()> {
@@ -99,8 +104,10 @@ mod tests {
 
     #[test]
     fn the_gradients_are_numeric_ones() -> Result<()> {
-        devices().iter().try_for_each(|device| {
-            let inputs = ["a", "b"].map(|name| normal(1, name, [5, 7, 3], device));
+        let all =
+            devices().into_iter().flat_map(|device| activations(&device).iter().map(move |t| (device.clone(), *t)));
+        all.into_iter().try_for_each(|(device, dtype)| {
+            let inputs = ["a", "b"].map(|name| normal(1, name, [5, 7, 3], &device).cast(dtype).unwrap());
             check_op(
                 "relu",
                 &inputs[..1],
@@ -131,6 +138,35 @@ mod tests {
             for device in devices() {
                 assert!(results(len, &device)? == expected, "{len} on {device}");
             }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn bf16_of_any_length_is_rounded_once() -> Result<()> {
+        for device in gpus() {
+            for len in [0, 1, 3, 4, 7, 1023, 1025, 4099] {
+                let [a, b] = ["a", "b"].map(|name| normal(1, name, [len], &device).cast(DType::BF16).unwrap());
+                let (x, y) = (Var::constant(a.clone()), Var::constant(b.clone()));
+                let sum = add(&mut Tape::inference(), &x, &y)?;
+                let rectified = relu(&mut Tape::inference(), &sum)?.into_value();
+                let scaled = scale(&a, &Tensor::full([], -1.7, &device)?)?;
+                let mut in_place = a.clone();
+                in_place.add_assign(&b)?;
+                let [a, b] = [&a, &b].map(|tensor| tensor.to_vec::<bf16>().unwrap());
+                let sums: Vec<bf16> = a.iter().zip(&b).map(|(a, b)| bf16::from_f32(a.to_f32() + b.to_f32())).collect();
+                assert!(sum.value().to_vec::<bf16>()? == sums && in_place.to_vec::<bf16>()? == sums, "{len}");
+                let zero = bf16::from_f32(0.0);
+                let expected: Vec<bf16> = sums.iter().map(|x| if *x < zero { zero } else { *x }).collect();
+                assert!(rectified.to_vec::<bf16>()? == expected, "{len}");
+                let expected: Vec<bf16> = a.iter().map(|a| bf16::from_f32(a.to_f32() * -1.7)).collect();
+                assert!(scaled.to_vec::<bf16>()? == expected, "{len}");
+            }
+            let (half, whole) = (Tensor::zeros([4], &device)?.cast(DType::BF16)?, Tensor::zeros([4], &device)?);
+            assert!(half.clone().add_assign(&whole).is_err() && whole.clone().add_assign(&half).is_err());
+            let mut tape = Tape::inference();
+            assert!(add(&mut tape, &Var::constant(half), &Var::constant(whole.clone())).is_err());
+            assert!(relu(&mut tape, &Var::constant(whole.cast(DType::F16)?)).is_err());
         }
         Ok(())
     }

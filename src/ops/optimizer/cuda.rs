@@ -106,7 +106,7 @@ pub fn step(cuda: &Arc<CudaDevice>, rule: Rule, items: &mut [Item], table: &mut 
 }
 
 /// The address of a table of `bytes`: that of the last one if it has as many, so that a step leaves memory as it was.
-fn uploaded(cuda: &Arc<CudaDevice>, table: &mut Table, bytes: Vec<u8>) -> Result<u64> {
+pub(in crate::ops) fn uploaded(cuda: &Arc<CudaDevice>, table: &mut Table, bytes: Vec<u8>) -> Result<u64> {
     if let Some(last) = &mut table.0
         && last.bytes.len() == bytes.len()
         && Arc::ptr_eq(last.buffer.device(), cuda)

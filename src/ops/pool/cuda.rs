@@ -4,12 +4,13 @@ use std::sync::Arc;
 
 use super::Window;
 use crate::{
-    Result, Tensor,
+    Error, Result, Tensor,
     device::{
         CudaDevice,
         cuda::{F32_ARCHS, Kernel, Params, Source, kernel_params},
     },
     ops::{MOST_IMAGES, optional, small},
+    tensor::DType,
 };
 
 /// Threads of a block.
@@ -67,14 +68,19 @@ pub static SOURCE: Source = Source {
     entries: &[
         "max_pool_x1",
         "max_pool_x4",
+        "max_pool_bf16",
         "max_pool_grad_x1",
         "max_pool_grad_x4",
+        "max_pool_grad_bf16",
         "average_pool_x1",
         "average_pool_x4",
+        "average_pool_bf16",
         "concat_pool_x1",
         "concat_pool_x4",
+        "concat_pool_bf16",
         "global_pool_grad_x1",
         "global_pool_grad_x4",
+        "global_pool_grad_bf16",
     ],
     layouts: &[
         MaxPoolParams::LAYOUT,
@@ -84,24 +90,27 @@ pub static SOURCE: Source = Source {
     ],
 };
 
-/// The kernels of one and of four channels per thread.
-type ByWidth<P> = [Kernel<P>; 2];
+/// Kernels of one and of four channels of f32 per thread, and of four of bf16.
+type Kernels<P> = [Kernel<P>; 3];
 
-const fn by_width<P: Params>(one: &'static str, four: &'static str) -> ByWidth<P> {
-    [Kernel::new(&SOURCE, one, THREADS), Kernel::new(&SOURCE, four, THREADS)]
+const fn kernels<P: Params>(names: [&'static str; 3]) -> Kernels<P> {
+    let [one, four, bf16] = names;
+    [Kernel::new(&SOURCE, one, THREADS), Kernel::new(&SOURCE, four, THREADS), Kernel::new(&SOURCE, bf16, THREADS)]
 }
 
-static MAX: ByWidth<MaxPoolParams> = by_width("max_pool_x1", "max_pool_x4");
-static MAX_GRAD: ByWidth<MaxPoolGradParams> = by_width("max_pool_grad_x1", "max_pool_grad_x4");
-static AVERAGE: ByWidth<GlobalPoolParams> = by_width("average_pool_x1", "average_pool_x4");
-static CONCAT: ByWidth<GlobalPoolParams> = by_width("concat_pool_x1", "concat_pool_x4");
-static GLOBAL_GRAD: ByWidth<GlobalPoolGradParams> = by_width("global_pool_grad_x1", "global_pool_grad_x4");
+static MAX: Kernels<MaxPoolParams> = kernels(["max_pool_x1", "max_pool_x4", "max_pool_bf16"]);
+static MAX_GRAD: Kernels<MaxPoolGradParams> = kernels(["max_pool_grad_x1", "max_pool_grad_x4", "max_pool_grad_bf16"]);
+static AVERAGE: Kernels<GlobalPoolParams> = kernels(["average_pool_x1", "average_pool_x4", "average_pool_bf16"]);
+static CONCAT: Kernels<GlobalPoolParams> = kernels(["concat_pool_x1", "concat_pool_x4", "concat_pool_bf16"]);
+static GLOBAL_GRAD: Kernels<GlobalPoolGradParams> =
+    kernels(["global_pool_grad_x1", "global_pool_grad_x4", "global_pool_grad_bf16"]);
 
-/// Launches the kernel for `channels` over images, with `per_block` groups of channels of `per_image` elements in each
-/// block.
+/// Launches the kernel for maps of `dtype` with `channels` over images, with `per_block` groups of channels of
+/// `per_image` elements in each block.
 fn over_images<P: Params>(
     cuda: &CudaDevice,
-    kernels: &ByWidth<P>,
+    kernels: &Kernels<P>,
+    dtype: DType,
     [n, per_image, channels]: [usize; 3],
     per_block: usize,
     params: &P,
@@ -109,8 +118,17 @@ fn over_images<P: Params>(
     // Kernels count the elements of an image in 32 bits.
     small("pool", per_image)?;
     let vector = channels.is_multiple_of(4);
+    let kernel = match (dtype, vector) {
+        (DType::F32, false) => &kernels[0],
+        (DType::F32, true) => &kernels[1],
+        (DType::BF16, true) => &kernels[2],
+        _ => {
+            let message = format!("maps are f32, or bf16 with a multiple of 4 channels; got {channels} of {dtype:?}");
+            return Err(Error::shape("pool", message));
+        }
+    };
     let groups = if vector { per_image / 4 } else { per_image };
-    cuda.launch(&kernels[usize::from(vector)], [groups.div_ceil(per_block), n.min(MOST_IMAGES), 1], 0, params)
+    cuda.launch(kernel, [groups.div_ceil(per_block), n.min(MOST_IMAGES), 1], 0, params)
 }
 
 pub fn max_forward(
@@ -120,17 +138,17 @@ pub fn max_forward(
     window: Window,
     output: [usize; 4],
 ) -> Result<(Tensor, Tensor)> {
-    let [_, p, q, _] = output;
-    let (result, at) = (Tensor::uninit::<f32>(output, cuda)?, Tensor::uninit::<u32>(output, cuda)?);
+    let ([_, p, q, _], dtype) = (output, input.dtype());
+    let (result, at) = (Tensor::uninit_of(dtype, output, cuda)?, Tensor::uninit::<u32>(output, cuda)?);
     let params = MaxPoolParams {
-        input: input.pointer::<f32>(cuda)?,
-        output: result.pointer::<f32>(cuda)?,
+        input: input.address(dtype, cuda)?,
+        output: result.address(dtype, cuda)?,
         at: at.pointer::<u32>(cuda)?,
         extents: counts([n, h, w, c, p, q])?,
         window: counts([window.size, window.stride, window.padding])?,
     };
     small("max pool", h * w * c)?;
-    over_images(cuda, &MAX, [n, p * q * c, c], THREADS as usize, &params)?;
+    over_images(cuda, &MAX, dtype, [n, p * q * c, c], THREADS as usize, &params)?;
     Ok((result, at))
 }
 
@@ -142,16 +160,16 @@ pub fn max_grad(
     [n, h, w, c]: [usize; 4],
     window: Window,
 ) -> Result<Tensor> {
-    let (p, q) = (at.dims()[1], at.dims()[2]);
-    let input_grad = Tensor::uninit::<f32>([n, h, w, c], cuda)?;
+    let (p, q, dtype) = (at.dims()[1], at.dims()[2], grad.dtype());
+    let input_grad = Tensor::uninit_of(dtype, [n, h, w, c], cuda)?;
     let params = MaxPoolGradParams {
-        grad: grad.pointer::<f32>(cuda)?,
+        grad: grad.address(dtype, cuda)?,
         at: at.pointer::<u32>(cuda)?,
-        input_grad: input_grad.pointer::<f32>(cuda)?,
+        input_grad: input_grad.address(dtype, cuda)?,
         extents: counts([n, h, w, c, p, q])?,
         window: counts([window.size, window.stride, window.padding])?,
     };
-    over_images(cuda, &MAX_GRAD, [n, h * w * c, c], THREADS as usize, &params)?;
+    over_images(cuda, &MAX_GRAD, dtype, [n, h * w * c, c], THREADS as usize, &params)?;
     Ok(input_grad)
 }
 
@@ -178,42 +196,44 @@ pub fn concat_forward(cuda: &Arc<CudaDevice>, input: &Tensor, extents: [usize; 4
 
 fn global(
     cuda: &CudaDevice,
-    kernels: &ByWidth<GlobalPoolParams>,
+    kernels: &Kernels<GlobalPoolParams>,
     input: &Tensor,
     [n, h, w, c]: [usize; 4],
     output: &Tensor,
     at: Option<&Tensor>,
 ) -> Result<()> {
     let [n32, positions, c32] = counts([n, h * w, c])?;
+    let dtype = input.dtype();
     let params = GlobalPoolParams {
-        input: input.pointer::<f32>(cuda)?,
+        input: input.address(dtype, cuda)?,
         output: output.pointer::<f32>(cuda)?,
         at: optional::<u32>(cuda, at)?,
         n: n32,
         positions,
         c: c32,
     };
-    over_images(cuda, kernels, [n, c, c], COLUMNS, &params)
+    over_images(cuda, kernels, dtype, [n, c, c], COLUMNS, &params)
 }
 
-/// The gradient of the input of an average pool, or with `at` of a concat pool.
+/// The gradient, `dtype`, of the input of an average pool, or with `at` of a concat pool.
 pub fn global_grad(
     cuda: &Arc<CudaDevice>,
     grad: &Tensor,
     at: Option<&Tensor>,
+    dtype: DType,
     [n, h, w, c]: [usize; 4],
 ) -> Result<Tensor> {
-    let input_grad = Tensor::uninit::<f32>([n, h, w, c], cuda)?;
+    let input_grad = Tensor::uninit_of(dtype, [n, h, w, c], cuda)?;
     let [n32, positions, c32] = counts([n, h * w, c])?;
     let params = GlobalPoolGradParams {
         grad: grad.pointer::<f32>(cuda)?,
         at: optional::<u32>(cuda, at)?,
-        input_grad: input_grad.pointer::<f32>(cuda)?,
+        input_grad: input_grad.address(dtype, cuda)?,
         n: n32,
         positions,
         c: c32,
         share: 1.0 / (h * w) as f32,
     };
-    over_images(cuda, &GLOBAL_GRAD, [n, h * w * c, c], THREADS as usize, &params)?;
+    over_images(cuda, &GLOBAL_GRAD, dtype, [n, h * w * c, c], THREADS as usize, &params)?;
     Ok(input_grad)
 }

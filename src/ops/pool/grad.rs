@@ -35,10 +35,11 @@ pub fn max_pool(tape: &mut Tape, input: &Var, window: Window) -> Result<Var> {
 pub fn average_pool(tape: &mut Tape, input: &Var) -> Result<Var> {
     let output = average_forward(input.value())?;
     let (slot, extents) = (input.slot(), nhwc("average pool", input.value())?);
+    let dtype = input.value().dtype();
     Ok(tape.record(&[input], output, move |grad, gradients| {
         let Some(slot) = slot else { return Ok(()) };
         let input_grad = match grad.device() {
-            Device::Cuda(device) => cuda::global_grad(device, &grad, None, extents)?,
+            Device::Cuda(device) => cuda::global_grad(device, &grad, None, dtype, extents)?,
             Device::Cpu(cpu) => {
                 let mut input_grad = Tensor::zeros(extents, grad.device())?;
                 cpu::spread_average(cpu, grad.as_slice()?, extents[3], input_grad.as_slice_mut()?, extents);
@@ -56,10 +57,11 @@ pub fn average_pool(tape: &mut Tape, input: &Var) -> Result<Var> {
 pub fn concat_pool(tape: &mut Tape, input: &Var) -> Result<Var> {
     let (output, at) = concat_forward(input.value())?;
     let (slot, extents) = (input.slot(), nhwc("concat pool", input.value())?);
+    let dtype = input.value().dtype();
     Ok(tape.record(&[input], output, move |grad, gradients| {
         let Some(slot) = slot else { return Ok(()) };
         let input_grad = match grad.device() {
-            Device::Cuda(device) => cuda::global_grad(device, &grad, Some(&at), extents)?,
+            Device::Cuda(device) => cuda::global_grad(device, &grad, Some(&at), dtype, extents)?,
             Device::Cpu(cpu) => {
                 let mut input_grad = Tensor::zeros(extents, grad.device())?;
                 let (grad, channels) = (grad.as_slice::<f32>()?, extents[3]);

@@ -1,4 +1,7 @@
 //! Pooling: the stem's maximum, the global average, and fastai's adaptive concatenation of maximum and average.
+//!
+//! Maps are f32, on a GPU also bf16 with a multiple of 4 channels, and their gradients are of the same type. What is
+//! pooled over all positions is f32.
 
 mod cpu;
 pub(super) mod cuda;
@@ -26,7 +29,7 @@ impl Window {
     /// The ResNet stem's window.
     pub const STEM: Window = Window { size: 3, stride: 2, padding: 1 };
 
-    fn output(&self, extent: usize) -> Result<usize> {
+    pub(super) fn output(&self, extent: usize) -> Result<usize> {
         let Window { size, stride, padding } = *self;
         if size == 0 || stride == 0 || extent == 0 || padding * 2 > size || extent + 2 * padding < size {
             return Err(Error::shape("max pool", format!("{self:?} does not fit an extent of {extent}")));

@@ -7,8 +7,9 @@ use crate::{
     Result, Tensor,
     device::{
         CudaDevice,
-        cuda::{F32_ARCHS, Kernel, Params, Source, kernel_params},
+        cuda::{F32_ARCHS, Params, Source, kernel_params},
     },
+    tensor::cuda::ByType,
 };
 
 /// Threads of a block, and the elements that it sums up: `BLOCK`.
@@ -27,20 +28,21 @@ pub static SOURCE: Source = Source {
     name: "reduce",
     text: include_str!("../../../kernels/reduce.cu"),
     archs: F32_ARCHS,
-    entries: &["summary"],
+    entries: &["summary", "summary_bf16"],
     layouts: &[SummaryParams::LAYOUT],
 };
 
-static SUMMARY: Kernel<SummaryParams> = Kernel::new(&SOURCE, "summary", THREADS);
+static SUMMARY: ByType<SummaryParams> = ByType::new(&SOURCE, "summary", "summary_bf16", THREADS);
 
 pub fn summaries(cuda: &Arc<CudaDevice>, tensor: &Tensor) -> Result<Vec<Summary>> {
-    let count = tensor.shape().elements();
+    let (dtype, count) = (tensor.dtype(), tensor.shape().elements());
+    let kernel = SUMMARY.of(dtype)?;
     let blocks = count.div_ceil(BLOCK);
     // A part is three words: two floats and a count.
     let parts = Tensor::uninit::<u32>([blocks, 3], cuda)?;
     let params =
-        SummaryParams { input: tensor.pointer::<f32>(cuda)?, parts: parts.pointer::<u32>(cuda)?, count: count as u64 };
-    cuda.launch(&SUMMARY, [blocks, 1, 1], 0, &params)?;
+        SummaryParams { input: tensor.address(dtype, cuda)?, parts: parts.pointer::<u32>(cuda)?, count: count as u64 };
+    cuda.launch(kernel, [blocks, 1, 1], 0, &params)?;
     let part = |words: &[u32]| Summary {
         sum: f64::from(f32::from_bits(words[0])),
         largest: f32::from_bits(words[1]),

@@ -19,10 +19,10 @@ pub struct Summary {
 }
 
 impl Summary {
-    /// Sums up `tensor`, in parts of fixed extents.
+    /// Sums up `tensor`, f32 or on a GPU also bf16, in parts of fixed extents.
     ///
     /// # Errors
-    /// [`Error::Shape`](crate::Error::Shape) if it is not f32; [`Error::Device`](crate::Error::Device).
+    /// [`Error::Shape`](crate::Error::Shape) if it is of another type; [`Error::Device`](crate::Error::Device).
     pub fn of(tensor: &Tensor) -> Result<Self> {
         let parts = match tensor.device() {
             Device::Cuda(device) => cuda::summaries(device, tensor)?,
@@ -54,7 +54,10 @@ impl Summary {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::testing::{cpu, devices, norm, normal, wide};
+    use crate::{
+        ops::testing::{cpu, devices, gpus, norm, normal, wide},
+        tensor::DType,
+    };
 
     #[test]
     fn the_sum_the_largest_and_what_is_not_finite() -> Result<()> {
@@ -70,6 +73,27 @@ mod tests {
                 assert_eq!((summary.largest, summary.not_finite), (if len > 0 { 7.5 } else { 0.0 }, 0));
                 let error = (summary.sum - exact.iter().sum::<f64>()).abs();
                 assert!(error <= 1e-6 * norm(&exact), "{len} on {device}: {error:e}");
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn bf16_is_summed_up_in_f32() -> Result<()> {
+        for device in gpus() {
+            for len in [0, 1, 3, 4, 1023, 16384, 16387, 40001] {
+                let mut values = normal(len as u64, "x", [len], &cpu(1)).to_vec::<f32>()?;
+                values.iter_mut().step_by(1000).for_each(|value| *value = -7.5);
+                let x = Tensor::new(values.clone(), [len], &device)?.cast(DType::BF16)?;
+                let (summary, exact) = (Summary::of(&x)?, wide(&x));
+                assert_eq!((summary.largest, summary.not_finite), (if len > 0 { 7.5 } else { 0.0 }, 0));
+                let error = (summary.sum - exact.iter().sum::<f64>()).abs();
+                assert!(error <= 1e-6 * norm(&exact), "{len}: {error:e}");
+                if let Some(last) = values.last_mut() {
+                    *last = f32::NAN;
+                    let x = Tensor::new(values, [len], &device)?.cast(DType::BF16)?;
+                    assert_eq!(Summary::of(&x)?.not_finite, 1, "{len}");
+                }
             }
         }
         Ok(())

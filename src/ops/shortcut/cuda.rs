@@ -3,12 +3,13 @@
 use std::sync::Arc;
 
 use crate::{
-    Result, Tensor,
+    Error, Result, Tensor,
     device::{
         CudaDevice,
-        cuda::{F32_ARCHS, Kernel, Params, Source, kernel_params},
+        cuda::{F32_ARCHS, Params, Source, kernel_params},
     },
     ops::{MOST_IMAGES, small},
+    tensor::{DType, cuda::ByType},
 };
 
 /// Threads of a block.
@@ -34,12 +35,12 @@ pub static SOURCE: Source = Source {
     name: "shortcut",
     text: include_str!("../../../kernels/shortcut.cu"),
     archs: F32_ARCHS,
-    entries: &["shortcut", "shortcut_grad"],
+    entries: &["shortcut", "shortcut_bf16", "shortcut_grad", "shortcut_grad_bf16"],
     layouts: &[ShortcutParams::LAYOUT],
 };
 
-static FORWARD: Kernel<ShortcutParams> = Kernel::new(&SOURCE, "shortcut", THREADS);
-static GRAD: Kernel<ShortcutParams> = Kernel::new(&SOURCE, "shortcut_grad", THREADS);
+static FORWARD: ByType<ShortcutParams> = ByType::new(&SOURCE, "shortcut", "shortcut_bf16", THREADS);
+static GRAD: ByType<ShortcutParams> = ByType::new(&SOURCE, "shortcut_grad", "shortcut_grad_bf16", THREADS);
 
 /// From `[N, H, W, C]` to `[N, P, Q, channels]`.
 pub fn forward(
@@ -65,20 +66,26 @@ pub fn grad(
 
 fn launch(
     cuda: &Arc<CudaDevice>,
-    kernel: &Kernel<ShortcutParams>,
+    kernels: &ByType<ShortcutParams>,
     from: &Tensor,
     [[n, h, w, c], [_, p, q, channels]]: [[usize; 4]; 2],
     shape: [usize; 4],
     stride: usize,
 ) -> Result<Tensor> {
-    let to = Tensor::uninit::<f32>(shape, cuda)?;
+    let dtype = from.dtype();
+    let (kernel, to) = (kernels.of(dtype)?, Tensor::uninit_of(dtype, shape, cuda)?);
+    let per_thread = if dtype == DType::BF16 { 4 } else { 1 };
+    if dtype == DType::BF16 && !(c.is_multiple_of(8) && channels.is_multiple_of(8)) {
+        let message = format!("{c} to {channels} channels of bf16, which come in multiples of 8");
+        return Err(Error::shape("shortcut", message));
+    }
     let count = |value| small("shortcut", value);
     // Kernels count the elements of an image in 32 bits.
     count(h * w * c)?;
     count(p * q * channels)?;
     let params = ShortcutParams {
-        from: from.pointer::<f32>(cuda)?,
-        to: to.pointer::<f32>(cuda)?,
+        from: from.address(dtype, cuda)?,
+        to: to.address(dtype, cuda)?,
         n: count(n)?,
         h: count(h)?,
         w: count(w)?,
@@ -90,6 +97,6 @@ fn launch(
         before: count((channels - c) / 2)?,
     };
     let per_image: usize = shape[1..].iter().product();
-    cuda.launch(kernel, [per_image.div_ceil(THREADS as usize), n.min(MOST_IMAGES), 1], 0, &params)?;
+    cuda.launch(kernel, [per_image.div_ceil(per_thread * THREADS as usize), n.min(MOST_IMAGES), 1], 0, &params)?;
     Ok(to)
 }

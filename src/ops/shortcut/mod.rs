@@ -9,10 +9,10 @@ use crate::{
     ops::nhwc,
 };
 
-/// From `[N, H, W, C]` to `[N, ⌈H / stride⌉, ⌈W / stride⌉, channels]`.
+/// From `[N, H, W, C]` to `[N, ⌈H / stride⌉, ⌈W / stride⌉, channels]`; f32, on a GPU also bf16.
 ///
 /// # Errors
-/// [`Error::Shape`] if channels would be lost.
+/// [`Error::Shape`] if channels would be lost, or of bf16 are not multiples of 8.
 pub fn shortcut(tape: &mut Tape, input: &Var, stride: usize, channels: usize) -> Result<Var> {
     let [n, h, w, c] = nhwc("shortcut", input.value())?;
     if channels < c || stride == 0 {
@@ -59,12 +59,29 @@ pub fn shortcut(tape: &mut Tape, input: &Var, stride: usize, channels: usize) ->
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::testing::{check_op, devices, normal};
+    use crate::{
+        ops::testing::{activations, check_op, devices, gpus, normal},
+        tensor::DType,
+    };
+
+    #[test]
+    fn bf16_wants_eight_channels() -> Result<()> {
+        for device in gpus() {
+            let x = Var::constant(Tensor::zeros([1, 2, 2, 8], &device)?.cast(DType::BF16)?);
+            assert!(shortcut(&mut Tape::inference(), &x, 1, 16).is_ok());
+            let error = shortcut(&mut Tape::inference(), &x, 1, 12).expect_err("twelve channels").to_string();
+            assert!(error.contains("8 to 12 channels"), "{error}");
+        }
+        Ok(())
+    }
 
     #[test]
     fn the_gradient_is_the_numeric_one() -> Result<()> {
         let shapes = [([2usize, 5, 4, 3], 2, 6), ([3, 4, 7, 2], 3, 5), ([1, 2, 3, 4], 1, 4), ([1, 9, 9, 7], 2, 20)];
-        for ([n, h, w, c], stride, channels) in shapes {
+        // Of bf16 with 4, 8 and no new channels before the old ones.
+        let halves = [([2, 5, 4, 8], 2, 16), ([1, 3, 3, 16], 3, 32), ([1, 2, 3, 8], 1, 8)];
+        let all = shapes.into_iter().map(|shape| (shape, DType::F32));
+        for (([n, h, w, c], stride, channels), dtype) in all.chain(halves.map(|shape| (shape, DType::BF16))) {
             let (p, q, before) = (h.div_ceil(stride), w.div_ceil(stride), (channels - c) / 2);
             let reference = |x: &[f64]| {
                 let mut y = vec![0.0; n * p * q * channels];
@@ -76,8 +93,8 @@ mod tests {
                 }
                 y
             };
-            for device in devices() {
-                let x = normal(1, "x", [n, h, w, c], &device);
+            for device in devices().iter().filter(|device| activations(device).contains(&dtype)) {
+                let x = normal(1, "x", [n, h, w, c], device).cast(dtype)?;
                 check_op(
                     "shortcut",
                     &[x],
