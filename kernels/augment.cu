@@ -7,13 +7,18 @@
 // point and weights 12; the arithmetic is the processor's (src/ops/augment/placement.rs), integer by integer and
 // rounding by rounding, so the results are equal bit for bit.
 //
-// Layout: patches are u8 [h, w, 3] of any extents, one after the other; output is f32 [N, height, width, 3].
-// Traffic: 3 bytes read per pixel (up to 12, mostly from L1, where pixels lie between others), 12 written: the writes
-// bound it. Work: one lookup of 3 channels and 4 taps per pixel, in integers; lighting and normalisation are tables
-// of 256 entries per channel, made once per block.
-// Shape: a block makes TILE consecutive pixels of one picture, THREADS at a time, a thread a pixel; a round's floats
-// are handed over through shared memory, so that stores are consecutive. Shared: 6 KiB.
-#include "common.cuh"
+// Layout: patches are u8 [h, w, 3] of any extents, one after the other; output is f32 [N, height, width, 3], or for tensor
+// cores f32 or bf16 [N, height, width, 4], whose fourth channel is zero.
+// Traffic: 3 bytes read per pixel (up to 12, mostly from L1, where pixels lie between others), 12, 16 or 8 written: the
+// writes bound it. Work: one lookup of 3 channels and 4 taps per pixel, in integers; lighting and normalisation are
+// tables of 256 entries per channel, made once per block.
+// Shape: a block makes TILE consecutive pixels of one picture, THREADS at a time, a thread a pixel. Four channels are
+// stored as one; three are handed over through shared memory, so that stores are consecutive. Shared: 3 KiB
+// of tables, and 3 for three channels.
+//
+// pack_images gives images that are f32 [N, H, W, 3] already their fourth channel: 12 bytes read per pixel, which
+// bounds it, 16 or 8 written. A block takes THREADS pixels. Shared: 3 KiB.
+#include "pack.cuh"
 
 constexpr u32 THREADS = 256;
 constexpr u32 TILE = 1024;
@@ -35,7 +40,7 @@ struct Picture {
 struct AugmentParams {
     const u8* pixels;
     const Picture* pictures;
-    float* output;
+    void* output;
     u32 height;
     u32 width;
     u32 tiles; // per picture
@@ -85,14 +90,21 @@ __device__ __forceinline__ void sample(const u8* pixels, const Picture& picture,
     }
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS) augment(const AugmentParams p) {
+// Stores a pixel of four channels, the last of them zero.
+template <class T>
+__device__ __forceinline__ void store_pixel(void* output, u64 pixel, float r, float g, float b) {
+    store(static_cast<T*>(output) + 4 * pixel, narrow<T>(Pack<float, 4>{{r, g, b, 0.0f}}));
+}
+
+template <class T, u32 CHANNELS>
+__device__ __forceinline__ void pictures(const AugmentParams& p) {
     __shared__ float table[3][256];
-    __shared__ float staged[3 * THREADS];
+    __shared__ float staged[CHANNELS == 3 ? 3 * THREADS : 1];
 
     const u32 image = blockIdx.x / p.tiles, tile = blockIdx.x % p.tiles;
     const Picture picture = p.pictures[image];
     const u32 pixels = p.height * p.width;
-    float* output = p.output + (u64)image * pixels * 3;
+    const u64 origin = (u64)image * pixels;
 
     // One rounding per operation: a fused multiply-add would differ from the processor.
     const float level = __fadd_rn(__fmul_rn(picture.gain, __fdiv_rn((float)threadIdx.x, 255.0f)), picture.lift);
@@ -106,11 +118,47 @@ extern "C" __global__ void __launch_bounds__(THREADS) augment(const AugmentParam
         if (pixel < end) {
             u32 rgb[3];
             sample(p.pixels, picture, pixel % p.width, pixel / p.width, rgb);
-            for (u32 k = 0; k < 3; k++) staged[3 * threadIdx.x + k] = table[k][rgb[k]];
+            const float r = table[0][rgb[0]], g = table[1][rgb[1]], b = table[2][rgb[2]];
+            if (CHANNELS == 4) {
+                store_pixel<T>(p.output, origin + pixel, r, g, b);
+            } else {
+                float* to = staged + 3 * threadIdx.x;
+                to[0] = r, to[1] = g, to[2] = b;
+            }
         }
+        if (CHANNELS == 4) continue;
         __syncthreads();
+        float* output = static_cast<float*>(p.output) + 3 * (origin + first);
         const u32 floats = 3 * min(THREADS, end - first);
-        for (u32 k = threadIdx.x; k < floats; k += THREADS) output[3 * first + k] = staged[k];
+        for (u32 k = threadIdx.x; k < floats; k += THREADS) output[k] = staged[k];
         __syncthreads();
     }
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS) augment(const AugmentParams p) { pictures<float, 3>(p); }
+extern "C" __global__ void __launch_bounds__(THREADS) augment_x4(const AugmentParams p) { pictures<float, 4>(p); }
+extern "C" __global__ void __launch_bounds__(THREADS) augment_bf16(const AugmentParams p) { pictures<bf16, 4>(p); }
+
+struct PackImagesParams {
+    const float* images;  // [pixels, 3]
+    void* output;         // [pixels, 4]
+    u64 pixels;
+};
+
+template <class T>
+__device__ __forceinline__ void pack_images(const PackImagesParams& p) {
+    __shared__ float staged[3 * THREADS];
+    const u64 first = (u64)blockIdx.x * THREADS;
+    const u32 valid = (u32)min(p.pixels - first, (u64)THREADS);
+    for (u32 k = threadIdx.x; k < 3 * valid; k += THREADS) staged[k] = p.images[3 * first + k];
+    __syncthreads();
+    const float* pixel = staged + 3 * threadIdx.x;
+    if (threadIdx.x < valid) store_pixel<T>(p.output, first + threadIdx.x, pixel[0], pixel[1], pixel[2]);
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS) pack_images_x4(const PackImagesParams p) {
+    pack_images<float>(p);
+}
+extern "C" __global__ void __launch_bounds__(THREADS) pack_images_bf16(const PackImagesParams p) {
+    pack_images<bf16>(p);
 }

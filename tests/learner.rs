@@ -10,7 +10,7 @@ use unfreeze::{
     nn::{Grouping, HeadSpec, Pass, Unit},
     ops::loss::{CrossEntropy, Target, cross_entropy},
     optim::OptimizerKind,
-    prelude::{Device, Tensor},
+    prelude::{Device, Precision, Tensor},
 };
 
 /// Evaluation from cached activations (where the state allows) and anew.
@@ -252,7 +252,7 @@ fn a_step_moves_each_group_by_its_own_rate_times_the_gradient() {
     let mut loader = learner.data().loader(Split::Train, &LoaderOptions::training(seed, 0)).unwrap();
     let batch = loader.next().unwrap().unwrap();
     let device = Device::cpu(1).unwrap();
-    let images = Var::constant(batch.upload(&learner.data().transforms, &device).unwrap());
+    let images = Var::constant(batch.upload(&learner.data().transforms, &device, Precision::F32).unwrap());
     let target = Target::Labels(Tensor::new(batch.labels, [10], &device).unwrap());
     let run = |seed, step| {
         let mut pass = Pass::training(seed, step);

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, path::PathBuf};
 
 use clap::Args;
 use unfreeze::{
-    Error, Result, Tensor,
+    Error, Precision, Result, Tensor,
     autograd::Var,
     checkpoint::{FileTensor, write_safetensors},
     data::{Item, Loader, LoaderOptions, Transforms},
@@ -67,7 +67,7 @@ impl Features {
             if batch.is_empty() {
                 continue;
             }
-            let features = self.activation(&model, batch.upload(&transforms, &device)?)?;
+            let features = self.activation(&model, batch.upload(&transforms, &device, Precision::F32)?)?;
             dims = features.dims()[1..].to_vec();
             values.extend(features.to_vec::<f32>()?);
             rows.extend(batch.indices.iter().map(|&index| files[index as usize].display().to_string()));

@@ -6,7 +6,7 @@ use clap::Args;
 use image::imageops;
 use serde_json::json;
 use unfreeze::{
-    Device, Error, Result,
+    Device, Error, Precision, Result,
     data::{Batch, Loader, LoaderOptions, RgbImage, Split, Transforms, save_png, shuffled},
 };
 
@@ -117,7 +117,8 @@ impl Samples {
 /// The pictures of a batch as the network receives them, but not normalised, and their numbers.
 fn tiles(batch: Batch, transforms: &Transforms, device: &Device) -> Result<impl Iterator<Item = (RgbImage, u32)>> {
     let size = transforms.size;
-    let seen = batch.upload(&transforms.clone().normalise([0.0; 3], [1.0; 3]), device)?.to_vec::<f32>()?;
+    let seen =
+        batch.upload(&transforms.clone().normalise([0.0; 3], [1.0; 3]), device, Precision::F32)?.to_vec::<f32>()?;
     let tile = move |number: usize| {
         let values = &seen[number * size * size * 3..][..size * size * 3];
         let mut tile = RgbImage::new(size as u32, size as u32);

@@ -2,7 +2,7 @@
 
 use super::{Prepared, Skipped, Transforms};
 use crate::ops::augment::{Patch, augment};
-use crate::{Device, Result, Tensor};
+use crate::{Device, Precision, Result, Tensor};
 
 /// How a [`Loader`](super::Loader) goes through a split.
 #[derive(Clone, Debug)]
@@ -91,11 +91,13 @@ impl Batch {
         self.indices.push(index);
     }
 
-    /// The input of a network on `device`, `[n, size, size, 3]`: lit, and normalised as `transforms` says.
+    /// The input of a network of this precision on `device`, lit, and normalised as `transforms` says: f32
+    /// `[n, size, size, 3]`; for TF32 and bf16 `[n, size, size, 4]` of f32 and bf16, the fourth channel zero.
     ///
     /// # Errors
+    /// [`Error::Setting`](crate::Error::Setting) for another precision than f32 on a processor;
     /// [`Error::OutOfMemory`](crate::Error::OutOfMemory).
-    pub fn upload(&self, transforms: &Transforms, device: &Device) -> Result<Tensor> {
-        augment(&self.patches, &self.lighting, transforms.mean, transforms.std, device)
+    pub fn upload(&self, transforms: &Transforms, device: &Device, precision: Precision) -> Result<Tensor> {
+        augment(&self.patches, &self.lighting, transforms.mean, transforms.std, precision, device)
     }
 }

@@ -8,7 +8,7 @@ use super::{
     feed::{Fed, Feed},
 };
 use crate::{
-    Device, Result,
+    Device, Precision, Result,
     data::{Batch, Loader, RgbImage, Skipped, Transforms, View, decode},
     nn::Model,
     ops::loss::softmax,
@@ -125,7 +125,7 @@ impl Classifier {
         if batch.is_empty() {
             return Ok(Vec::new());
         }
-        let logits = self.model.logits(&batch.upload(&self.transforms, &self.device)?)?;
+        let logits = self.model.logits(&batch.upload(&self.transforms, &self.device, Precision::F32)?)?;
         let probabilities = softmax(&logits)?.to_vec::<f32>()?;
         let prediction = |row: &[f32]| {
             let best = best(row);

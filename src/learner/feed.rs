@@ -2,7 +2,7 @@
 
 use super::Learner;
 use crate::{
-    Device, Result, Tensor,
+    Device, Precision, Result, Tensor,
     data::{Batch, Loader, LoaderOptions, Split, Transforms},
 };
 
@@ -51,7 +51,9 @@ impl Feed {
     fn fetch(&mut self) -> Option<Result<Fed>> {
         let batch = self.loader.next()?;
         Some(batch.and_then(|mut batch| {
-            let images = (!batch.is_empty()).then(|| batch.upload(&self.transforms, &self.device)).transpose()?;
+            let images = (!batch.is_empty())
+                .then(|| batch.upload(&self.transforms, &self.device, Precision::F32))
+                .transpose()?;
             // The device has them.
             batch.patches = Vec::new();
             Ok(Fed { batch, images })

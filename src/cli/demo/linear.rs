@@ -1,7 +1,7 @@
 //! How far pixels alone carry: multinomial logistic regression, trained by the engine's own operations.
 
 use unfreeze::{
-    Device, Error, Result, Shape, Tensor,
+    Device, Error, Precision, Result, Shape, Tensor,
     autograd::{Parameter, ParameterGradients, Role, Tape, Var},
     data::{ImageData, LoaderOptions, Split},
     ops::{
@@ -44,7 +44,7 @@ impl Pixels {
         let mut loader = data.clone().batch_size(count).loader(split, &LoaderOptions::evaluation().on(device))?;
         let batch = loader.next().ok_or_else(|| Error::data(data.root(), "holds no pictures"))??;
         let (size, images) = (data.transforms.size, batch.len());
-        let values = batch.upload(&data.transforms, device)?;
+        let values = batch.upload(&data.transforms, device, Precision::F32)?;
         let labels = Tensor::new(batch.labels, [images], device)?;
         Ok(Self { values: values.reshape([images, size * size * 3])?, labels })
     }

@@ -6,22 +6,28 @@ use rayon::prelude::*;
 
 use super::{Levels, Patch, Placement};
 use crate::{
-    Result, Tensor,
+    Precision, Result, Tensor,
     device::{
         CudaDevice,
         cuda::{F32_ARCHS, Kernel, Params, Source, kernel_params},
     },
+    tensor::cuda::ByType,
 };
 
 pub(in crate::ops) static SOURCE: Source = Source {
     name: "augment",
     text: include_str!("../../../kernels/augment.cu"),
     archs: F32_ARCHS,
-    entries: &["augment"],
-    layouts: &[AugmentParams::LAYOUT, Picture::LAYOUT],
+    entries: &["augment", "augment_x4", "augment_bf16", "pack_images_x4", "pack_images_bf16"],
+    layouts: &[AugmentParams::LAYOUT, Picture::LAYOUT, PackImagesParams::LAYOUT],
 };
 
-static AUGMENT: Kernel<AugmentParams> = Kernel::new(&SOURCE, "augment", 256);
+/// Threads of a block.
+const THREADS: u32 = 256;
+
+static AUGMENT: Kernel<AugmentParams> = Kernel::new(&SOURCE, "augment", THREADS);
+static AUGMENT_PACKED: ByType<AugmentParams> = ByType::new(&SOURCE, "augment_x4", "augment_bf16", THREADS);
+static PACK_IMAGES: ByType<PackImagesParams> = ByType::new(&SOURCE, "pack_images_x4", "pack_images_bf16", THREADS);
 
 /// Pixels that a block makes.
 const TILE: usize = 1024;
@@ -55,6 +61,14 @@ kernel_params! {
     }
 }
 
+kernel_params! {
+    struct PackImagesParams {
+        images: u64,
+        output: u64,
+        pixels: u64,
+    }
+}
+
 impl Picture {
     const BYTES: usize = Self::LAYOUT.size;
 
@@ -64,23 +78,51 @@ impl Picture {
     }
 }
 
-pub(super) fn augment(patches: &[Patch], levels: Levels, shape: [usize; 4], cuda: &Arc<CudaDevice>) -> Result<Tensor> {
-    let [n, height, width, _] = shape;
+pub(super) fn augment(
+    patches: &[Patch],
+    levels: Levels,
+    shape: [usize; 4],
+    precision: Precision,
+    cuda: &Arc<CudaDevice>,
+) -> Result<Tensor> {
+    let ([n, height, width, _], dtype) = (shape, precision.storage());
+    let kernel = match precision {
+        Precision::F32 => &AUGMENT,
+        Precision::Tf32 | Precision::Bf16 => AUGMENT_PACKED.of(dtype)?,
+    };
     // Crosses beside the kernels of the step before.
     let block = cuda.stage(&pack(patches, levels, cuda))?;
-    let output = Tensor::uninit::<f32>(shape, cuda)?;
+    let output = Tensor::uninit_of(dtype, shape, cuda)?;
     let tiles = (height * width).div_ceil(TILE);
     let params = AugmentParams {
         pixels: block.address() + (n * Picture::BYTES) as u64,
         pictures: block.address(),
-        output: output.pointer::<f32>(cuda)?,
+        output: output.address(dtype, cuda)?,
         height: height as u32,
         width: width as u32,
         tiles: tiles as u32,
         mean: levels.mean,
         std: levels.std,
     };
-    cuda.launch(&AUGMENT, [n * tiles, 1, 1], 0, &params)?;
+    cuda.launch(kernel, [n * tiles, 1, 1], 0, &params)?;
+    Ok(output)
+}
+
+/// `[N, H, W, 3]` to `shape`, `[N, H, W, 4]`, for a precision other than f32.
+pub(super) fn pack_images(
+    images: &Tensor,
+    shape: [usize; 4],
+    precision: Precision,
+    cuda: &Arc<CudaDevice>,
+) -> Result<Tensor> {
+    let (dtype, pixels) = (precision.storage(), images.shape().rows());
+    let output = Tensor::uninit_of(dtype, shape, cuda)?;
+    let params = PackImagesParams {
+        images: images.pointer::<f32>(cuda)?,
+        output: output.address(dtype, cuda)?,
+        pixels: pixels as u64,
+    };
+    cuda.launch(PACK_IMAGES.of(dtype)?, [pixels.div_ceil(THREADS as usize), 1, 1], 0, &params)?;
     Ok(output)
 }
 
