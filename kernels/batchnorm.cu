@@ -98,7 +98,7 @@ struct MergeParams {
 };
 
 // Chan's formula for all tiles at once: M2 = sum of the tiles' M2 + sum of n * (tile's mean - mean)^2.
-extern "C" __global__ void __launch_bounds__(MERGE_THREADS) batchnorm_merge(const MergeParams p) {
+extern "C" __global__ void __launch_bounds__(MERGE_THREADS, 1) batchnorm_merge(const MergeParams p) {
     const Merge merge(p.width);
     const u32 tiles = merge.channel < p.channels ? (p.rows + p.tile_rows - 1) / p.tile_rows : 0;
     const double rows = p.rows;

@@ -92,7 +92,7 @@ struct CoefficientsParams {
     u32 batch;  // whether mean and variance are the batch's own
 };
 
-extern "C" __global__ void __launch_bounds__(MERGE_THREADS) batchnorm_coefficients(const CoefficientsParams p) {
+extern "C" __global__ void __launch_bounds__(MERGE_THREADS, 1) batchnorm_coefficients(const CoefficientsParams p) {
     const Merge merge(p.width);
     const u32 channel = merge.channel, tiles = channel < p.channels ? p.tiles : 0;
     double sum = 0.0, product = 0.0;

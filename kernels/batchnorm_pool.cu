@@ -1,5 +1,5 @@
 // A stem's batchnorm, ReLU and maximum pool in one pass, and its gradients. Activations x [N, H, W, C], windows of
-// 3 × 3, outputs [N, P, Q, C], C a multiple of 8.
+// 3 × 3 at a stride of at least 2, outputs [N, P, Q, C], C a multiple of 8.
 //
 //   z = relu(x * factor + offset),  y = the largest z of a window                 apply_pool
 //   g of a pixel = the sum of the gradients of the windows that it won, zero where z is not positive
@@ -111,6 +111,7 @@ __device__ inline void for_pixels(const PoolGrad& params, const Columns<V>& own,
     if (!own.has_channels()) return;
     const Patch patch(own.tile, PATCH_ROWS, PATCH_COLS, m.h, m.w);
     const Pack<float, V> factor = own.of(params.factor), offset = own.of(params.offset);
+#pragma unroll 1
     for (u32 pixel = own.lane; pixel < TILE; pixel += own.LANES) {
         const u32 y = patch.row + pixel / PATCH_COLS, x = patch.col + pixel % PATCH_COLS;
         if (y >= m.h || x >= m.w) continue;
@@ -121,14 +122,25 @@ __device__ inline void for_pixels(const PoolGrad& params, const Columns<V>& own,
         windows_over(x, m.q, m, first_col, end_col);
         Pack<float, V> g = {};
         for (u32 row = first_row; row < end_row; ++row) {
-            for (u32 col = first_col; col < end_col; ++col) {
+            // At most two windows lie side by side. Both are asked for at once; a missing one has a tap that never wins.
+            Pack<T, V> grad[2];
+            Pack<u8, V> at[2];
+            u32 tap[2];
+#pragma unroll
+            for (u32 n = 0; n < 2; ++n) {
+                const u32 col = first_col + n;
+                const bool present = col < end_col;
                 const u64 from = (u64(patch.image * m.p + row) * m.q + col) * m.c + own.channel;
-                const u32 tap = (y + m.padding - row * m.stride) * 3 + (x + m.padding - col * m.stride);
-                const Pack<float, V> grad = widen(load<V>(static_cast<const T*>(params.grad) + from));
-                const Pack<u8, V> at = load<V>(params.at + from);
+                grad[n] = present ? load<V>(static_cast<const T*>(params.grad) + from) : Pack<T, V>{};
+                at[n] = present ? load<V>(params.at + from) : Pack<u8, V>{};
+                tap[n] = present ? (y + m.padding - row * m.stride) * 3 + (x + m.padding - col * m.stride) : 9;
+            }
+#pragma unroll
+            for (u32 n = 0; n < 2; ++n) {
+                const Pack<float, V> wide = widen(grad[n]);
 #pragma unroll
                 for (u32 j = 0; j < V; ++j)
-                    if (at.at[j] == tap) g.at[j] += grad.at[j];
+                    if (at[n].at[j] == tap[n]) g.at[j] += wide.at[j];
             }
         }
 #pragma unroll

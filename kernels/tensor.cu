@@ -45,39 +45,32 @@ struct CastParams {
     u64 count;
 };
 
-// `convert` makes four of another type of four elements.
 template <class From, class To, class Convert>
 __device__ inline void cast(const CastParams& p, Convert convert) {
     const Own own(p.count);
     const Pack<From, 4> from = own.load(static_cast<const From*>(p.from));
-    own.store(static_cast<To*>(p.to), convert(from));
-}
-
-// The same of one element.
-template <class From, class To, class Convert>
-__device__ inline void cast_each(const CastParams& p, Convert convert) {
-    cast<From, To>(p, [&](const Pack<From, 4>& from) {
-        Pack<To, 4> to;
+    Pack<To, 4> to;
 #pragma unroll
-        for (u32 j = 0; j < 4; ++j) to.at[j] = convert(from.at[j]);
-        return to;
-    });
+    for (u32 j = 0; j < 4; ++j) to.at[j] = convert(from.at[j]);
+    own.store(static_cast<To*>(p.to), to);
 }
 
 __device__ inline float from_byte(u8 byte) { return byte; }
 
 extern "C" __global__ void __launch_bounds__(MAP_THREADS) cast_f32_bf16(const CastParams p) {
-    cast<float, bf16>(p, narrow<bf16, 4>);
+    const Own own(p.count);
+    own.store(static_cast<bf16*>(p.to), narrow<bf16>(own.load(static_cast<const float*>(p.from))));
 }
 extern "C" __global__ void __launch_bounds__(MAP_THREADS) cast_bf16_f32(const CastParams p) {
-    cast<bf16, float>(p, [](const Pack<bf16, 4>& pack) { return widen(pack); });
+    const Own own(p.count);
+    own.store(static_cast<float*>(p.to), widen(own.load(static_cast<const bf16*>(p.from))));
 }
 extern "C" __global__ void __launch_bounds__(MAP_THREADS) cast_f32_f16(const CastParams p) {
-    cast_each<float, u16>(p, half_bits);
+    cast<float, u16>(p, half_bits);
 }
 extern "C" __global__ void __launch_bounds__(MAP_THREADS) cast_f16_f32(const CastParams p) {
-    cast_each<u16, float>(p, from_half_bits);
+    cast<u16, float>(p, from_half_bits);
 }
 extern "C" __global__ void __launch_bounds__(MAP_THREADS) cast_u8_f32(const CastParams p) {
-    cast_each<u8, float>(p, from_byte);
+    cast<u8, float>(p, from_byte);
 }

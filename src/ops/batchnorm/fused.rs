@@ -196,14 +196,16 @@ pub fn input_grad_pair(masked: &Tensor, branches: [(&Tensor, &Coefficients); 2])
 fn pooled(input: &Tensor, window: Window) -> Result<([usize; 4], [usize; 2])> {
     channels(input)?;
     let extents = nhwc("batchnorm", input)?;
-    if window.size != 3 {
-        return Err(Error::shape("batchnorm", format!("it is fused with pools of 3 × 3, not {window:?}")));
+    if window.size != 3 || window.stride < 2 {
+        let message = format!("it is fused with pools of 3 × 3 at a stride of 2 or more, not {window:?}");
+        return Err(Error::shape("batchnorm", message));
     }
     Ok((extents, [window.output(extents[1])?, window.output(extents[2])?]))
 }
 
-/// A stem's `relu(input · factor + offset)` and the maximum of each `window`, of size 3, in one pass: `[N, P, Q, C]`, and
-/// where in its window each maximum lies, u8 `3 · row + column` (the first of equals; a NaN wins).
+/// A stem's `relu(input · factor + offset)` and the maximum of each `window`, of size 3 and a stride of at least 2, in one
+/// pass: `[N, P, Q, C]`, and where in its window each maximum lies, u8 `3 · row + column` (the first of equals; a NaN
+/// wins).
 ///
 /// # Errors
 /// [`Error::Shape`] if shapes do not fit.
