@@ -12,10 +12,10 @@ mod table;
 #[cfg(test)]
 mod tests;
 
-pub(in crate::ops) use cuda::{FORWARD_SOURCE, INPUT_GRAD_SOURCE, WEIGHT_GRAD_SOURCE};
 use cuda::Master;
-pub use pack::pack;
+pub(in crate::ops) use cuda::{FORWARD_SOURCE, INPUT_GRAD_SOURCE, PATCH_SOURCE, WEIGHT_GRAD_SOURCE};
 pub(in crate::ops) use pack::SOURCE as PACK_SOURCE;
+pub use pack::pack;
 use table::{Gpu, Problem, Product};
 
 use std::sync::Arc;
@@ -192,7 +192,9 @@ pub fn input_grad(
     let rows = extents.n * extents.h * extents.w;
     match finish.partial {
         Some(Partial::Dense(partial)) => expect_shape(OP, "partial gradient", partial, input)?,
-        Some(Partial::Strided { stride: 0, .. }) => return Err(Error::shape(OP, "a partial gradient has a stride of 0")),
+        Some(Partial::Strided { stride: 0, .. }) => {
+            return Err(Error::shape(OP, "a partial gradient has a stride of 0"));
+        }
         Some(Partial::Strided { grad, stride }) => {
             let shape = [extents.n, extents.h.div_ceil(stride), extents.w.div_ceil(stride), extents.c];
             expect_shape(OP, "partial gradient", grad, shape)?;
