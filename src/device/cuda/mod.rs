@@ -148,6 +148,10 @@ impl CudaDevice {
         lock(&self.arena).reset_peak();
     }
 
+    pub(super) fn trim(&self) {
+        lock(&self.arena).trim(&*self.driver);
+    }
+
     /// Bytes that new tensors can still take.
     ///
     /// # Errors
