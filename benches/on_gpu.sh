@@ -6,7 +6,9 @@
 #   benches/on_gpu.sh run DIR      runs what was built, on the GPU machine
 #
 # Settings: DEVICE (cuda:0), OUT (where logs go; a temporary folder), STEP_SECONDS (limit of each step, 240), SKIP
-# (words separated by spaces: tests sanitizer bench).
+# (words separated by spaces: tests sanitizer bench compare). Of the comparison with PyTorch: PYTHON (python3; one with
+# torch and torchvision), MINUTES (25), COMPARE (further flags of `unfreeze bench compare`), RESULTS (where
+# DATE-DEVICE.md and .jsonl go, benches/results or the built folder's results; a second run of a day goes on there).
 set -euo pipefail
 here=$(cd "$(dirname "$0")/.." && pwd)
 # The programs in which tests touch the GPU; the library's own tests are all of its operations.
@@ -29,7 +31,8 @@ build() {
         name=$(basename "$executable")
         cp "$executable" "$folder/test-${name%-*}"
     done
-    cp "$here/benches/on_gpu.sh" "$folder/"
+    cp "$here"/benches/{on_gpu.sh,torch_baseline.py} "$folder/"
+    git rev-parse --short HEAD >"$folder/COMMIT" 2>/dev/null || echo unknown >"$folder/COMMIT"
     if [ -d "${UNFREEZE_SHARED:-../shared}/golden" ]; then
         mkdir -p "$folder/shared/golden"
         cp "${UNFREEZE_SHARED:-../shared}"/golden/{ops.safetensors,networks.json} "$folder/shared/golden/"
@@ -40,8 +43,10 @@ build() {
 run() {
     cd "$1"
     local device=${DEVICE:-cuda:0} out=${OUT:-$(mktemp -d)} limit=${STEP_SECONDS:-240} skip=" ${SKIP:-} "
-    mkdir -p "$out"
+    local results=${RESULTS:-results}
+    mkdir -p "$out" "$results"
     out=$(cd "$out" && pwd)
+    results=$(cd "$results" && pwd)
     export UNFREEZE_TEST_DEVICE=$device UNFREEZE_SHARED=$PWD/shared UNFREEZE_REQUIRE_NVRTC=1
     # One thread: what the sanitizer and the memory tests see is then one test's doing.
     export RUST_TEST_THREADS=1
@@ -56,9 +61,37 @@ run() {
         shift
         if timeout "$limit" "$@" >"$out/$name.log" 2>&1; then verdict=passed; else verdict="FAILED ($?)" failed=1; fi
         printf '%-34s %-12s %4d s   %s\n' "$name" "$verdict" $((SECONDS - begin)) \
-            "$(grep -E '^test result|images/s|ERROR SUMMARY|RACECHECK SUMMARY' "$out/$name.log" | tail -1 | cut -c1-90)" |
+            "$(grep -E '^test result|images/s|cells measured|ERROR SUMMARY|RACECHECK SUMMARY' "$out/$name.log" | tail -1 | cut -c1-90)" |
             tee -a "$table"
         if [ "$verdict" != passed ]; then tail -40 "$out/$name.log"; fi
+    }
+
+    # What may slow the GPU down: clocks, power, temperature, reasons.
+    state() {
+        nvidia-smi --query-gpu=clocks.sm,clocks.mem,power.draw,temperature.gpu,clocks_throttle_reasons.active \
+            --format=csv,noheader 2>/dev/null || echo unknown
+    }
+
+    compare() {
+        local python=${PYTHON:-python3} minutes=${MINUTES:-25} name before
+        if ! "$python" -c 'import torch, torchvision' 2>/dev/null; then
+            echo "$python has no torch and torchvision: not compared" | tee -a "$table"
+            return
+        fi
+        name=$results/$(date -u +%F)-$(head -1 "$table" | cut -d, -f1 | tr -cs 'A-Za-z0-9\n' - | sed 's/-*$//')
+        # shellcheck disable=SC2206 # flags, separated by spaces
+        local command=(./unfreeze bench compare --python "$python" --script torch_baseline.py --device "$device"
+            --out "$name.jsonl" ${COMPARE:-})
+        before=$(state)
+        # The cell that is under way when the time is up may have to compile.
+        limit=$((${minutes%.*} * 60 + 900)) step compare "${command[@]}" --minutes "$minutes"
+        {
+            printf '# %s\n\n' "$(basename "$name")"
+            printf -- '- GPU, driver: %s\n- commit: %s\n' "$(head -1 "$table")" "$(cat COMMIT)"
+            printf -- '- clocks, power, temperature, throttling: before %s; after %s\n\n' "$before" "$(state)"
+            "${command[@]}" --minutes 0
+        } >"$name.md"
+        echo "results: $name.md" | tee -a "$table"
     }
 
     step devices ./unfreeze devices
@@ -82,8 +115,11 @@ run() {
             for what in forward train; do
                 step "bench-$what-$arch" ./unfreeze bench "$what" --arch "$arch" --batch-size 64 --device "$device"
             done
+            step "explain-$arch" ./unfreeze bench train --explain --arch "$arch" --batch-size 64 --device "$device"
         done
+        step ops ./unfreeze bench ops --arch resnet50 --batch-size 64 --rounds 3 --seconds 0.05 --device "$device"
     fi
+    if [[ $skip != *" compare "* ]]; then compare; fi
     printf '\nlogs: %s\n\n' "$out"
     cat "$table"
     return $failed
@@ -95,10 +131,10 @@ case ${1:-} in
     '')
         folder=$(mktemp -d)
         build "$folder"
-        run "$folder"
+        RESULTS=${RESULTS:-$here/benches/results} run "$folder"
         ;;
     *)
-        sed -n '2,9p' "$0"
+        sed -n '2,11p' "$0"
         exit 2
         ;;
 esac

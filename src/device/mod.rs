@@ -108,6 +108,14 @@ impl Device {
         }
     }
 
+    /// Gives memory that no tensor lies in back to the system, for other programs. A GPU's is kept otherwise.
+    pub fn trim(&self) {
+        match self {
+            Device::Cpu(_) => {}
+            Device::Cuda(cuda) => cuda.trim(),
+        }
+    }
+
     /// Waits for everything that was asked of the device.
     ///
     /// # Errors

@@ -37,18 +37,18 @@ pub struct Timing {
     #[arg(long, default_value_t = 10, value_name = "N", value_parser = count)]
     pub rounds: usize,
     /// Seconds that a round takes at least
-    #[arg(long, default_value_t = 0.5, value_name = "S", value_parser = seconds)]
+    #[arg(long, default_value_t = 0.5, value_name = "S", value_parser = time)]
     pub seconds: f64,
     /// Seconds before the first round, and two steps at least, that do not count
-    #[arg(long, default_value_t = 1.0, value_name = "S", value_parser = seconds)]
+    #[arg(long, default_value_t = 1.0, value_name = "S", value_parser = time)]
     pub warm_up: f64,
 }
 
-/// A time from 0 to an hour.
-pub fn seconds(text: &str) -> Result<f64, String> {
+/// Seconds, or minutes, of which a benchmark may take many.
+pub fn time(text: &str) -> Result<f64, String> {
     match text.parse() {
-        Ok(seconds) if (0.0..=3600.0).contains(&seconds) => Ok(seconds),
-        _ => Err("give seconds, from 0 to 3600".into()),
+        Ok(time) if (0.0..=3600.0).contains(&time) => Ok(time),
+        _ => Err("give a number from 0 to 3600".into()),
     }
 }
 

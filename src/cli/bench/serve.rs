@@ -36,6 +36,8 @@ impl Serve {
                     if let Err(error) = outcome {
                         answer(&failed(&error));
                     }
+                    // The other side is to have it, too.
+                    device.trim();
                 }
                 other => answer(&self.simple(other, &device)),
             }

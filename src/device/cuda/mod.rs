@@ -156,6 +156,10 @@ impl CudaDevice {
         lock(&self.memory).reset_peak();
     }
 
+    pub(super) fn trim(&self) {
+        lock(&self.arena).trim(&*self.driver);
+    }
+
     /// Bytes that new tensors can still take.
     ///
     /// # Errors

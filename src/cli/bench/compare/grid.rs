@@ -37,6 +37,8 @@ impl Grid {
             for &batch_size in &self.batch_size {
                 for &work in &self.work {
                     for &arch in &self.arch {
+                        // Cached features are f32 whatever made them.
+                        let dtype = if work == Work::Cached { Precision::F32 } else { dtype };
                         let cell = Cell { arch, size: self.size, batch_size, work, dtype };
                         if !cells.contains(&cell) {
                             cells.push(cell);
@@ -46,5 +48,31 @@ impl Grid {
             }
         }
         cells
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Flags {
+        #[command(flatten)]
+        grid: Grid,
+    }
+
+    #[test]
+    fn the_grid_begins_with_what_matters_and_has_every_cell_once() {
+        let cells = Flags::parse_from(["grid"]).grid.cells();
+        // Two precisions, but for the cached head.
+        assert_eq!(cells.len(), 2 * 2 * 5 * 3 + 2 * 3);
+        let first =
+            Cell { arch: Arch::ResNet50, size: 224, batch_size: 256, work: Work::Forward, dtype: Precision::Bf16 };
+        assert_eq!(cells[0], first);
+        let distinct: std::collections::HashSet<_> = cells.iter().collect();
+        assert_eq!(distinct.len(), cells.len());
+        assert!(cells.iter().all(|cell| cell.validate().is_ok()));
     }
 }

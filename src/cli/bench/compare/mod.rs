@@ -19,7 +19,7 @@ use unfreeze::{Error, Result, nn::cost::Roof};
 
 use super::{
     cell::Cell,
-    network::seconds,
+    network::time,
     protocol::{Done, Hello, Peak, Ready, Request},
     roof::RoofFlags,
 };
@@ -56,16 +56,16 @@ pub struct Compare {
     #[arg(long, default_value_t = 10, value_name = "N", value_parser = count)]
     blocks: usize,
     /// Seconds of a block
-    #[arg(long, default_value_t = 0.5, value_name = "S", value_parser = seconds)]
+    #[arg(long, default_value_t = 0.5, value_name = "S", value_parser = time)]
     seconds: f64,
     /// Seconds before the first block of each side
-    #[arg(long, default_value_t = 2.0, value_name = "S", value_parser = seconds)]
+    #[arg(long, default_value_t = 2.0, value_name = "S", value_parser = time)]
     warm_up: f64,
     /// Minutes after which no further cell is begun
-    #[arg(long, default_value_t = 25.0, value_name = "M")]
+    #[arg(long, default_value_t = 25.0, value_name = "M", value_parser = time)]
     minutes: f64,
     /// Seconds that one answer may take; compiling a network takes minutes
-    #[arg(long, default_value_t = 600.0, value_name = "S", value_parser = seconds)]
+    #[arg(long, default_value_t = 600.0, value_name = "S", value_parser = time)]
     patience: f64,
     /// Measure cells again in which a side failed
     #[arg(long)]
@@ -97,7 +97,7 @@ impl Compare {
             cell.validate()?;
         }
         let mut log = Log::open(&self.out)?;
-        let (started, limit) = (Instant::now(), Duration::from_secs_f64(self.minutes.clamp(0.0, 1e6) * 60.0));
+        let (started, limit) = (Instant::now(), Duration::from_secs_f64(self.minutes * 60.0));
         let is_done = |record: &Record| !self.retry || record.ratio().is_some();
         let open: Vec<Cell> = cells.iter().copied().filter(|cell| !log.last(cell).is_some_and(is_done)).collect();
         if !open.is_empty() && limit > Duration::ZERO {
@@ -189,17 +189,21 @@ impl Compare {
 
 /// Gets a side ready in the fastest of some ways: that, and images per second of each.
 fn prepare(worker: &mut Worker, cell: &Cell, variants: &[String], warm_up: f64) -> Result<Chosen, String> {
-    let mut tried = Vec::new();
-    let mut problem = "it has no way to do this".to_string();
+    let ready = |worker: &mut Worker, variant: &String| {
+        worker.ask::<Ready>(&Request::Prepare { cell: *cell, variant: variant.clone(), warm_up })
+    };
+    if let [only] = variants {
+        ready(worker, only)?;
+        return Ok(Chosen { variant: only.clone(), tried: Vec::new() });
+    }
+    let (mut tried, mut last, mut problem) = (Vec::new(), None, "it has no way to do this".to_string());
     for variant in variants {
-        let request = Request::Prepare { cell: *cell, variant: variant.clone(), warm_up };
-        let outcome = worker.ask::<Ready>(&request).and_then(|_| match variants.len() {
-            // Nothing to choose from.
-            1 => Ok(f64::INFINITY),
-            _ => block(worker, cell, TRIAL),
-        });
-        match outcome {
-            Ok(rate) => tried.push((variant.clone(), rate)),
+        last = None;
+        match ready(worker, variant).and_then(|_| block(worker, cell, TRIAL)) {
+            Ok(rate) => {
+                tried.push((variant.clone(), rate));
+                last = Some(variant);
+            }
             Err(message) => {
                 errln!("  {variant}: {message}");
                 problem = message;
@@ -207,12 +211,8 @@ fn prepare(worker: &mut Worker, cell: &Cell, variants: &[String], warm_up: f64) 
         }
     }
     let Some((best, _)) = tried.iter().max_by(|a, b| a.1.total_cmp(&b.1)).cloned() else { return Err(problem) };
-    if tried.last().is_some_and(|(last, _)| *last != best) {
-        let request = Request::Prepare { cell: *cell, variant: best.clone(), warm_up };
-        worker.ask::<Ready>(&request)?;
-    }
-    if variants.len() == 1 {
-        tried.clear();
+    if last != Some(&best) {
+        ready(worker, &best)?;
     }
     Ok(Chosen { variant: best, tried })
 }

@@ -149,3 +149,55 @@ impl Log {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::bench::cell::Work;
+    use unfreeze::{Precision, nn::Arch};
+
+    fn record(ours: &[f64], theirs: &[f64]) -> Record {
+        let cell = Cell { arch: Arch::ResNet20, size: 32, batch_size: 2, work: Work::Full, dtype: Precision::F32 };
+        let who = Hello { device: "d".into(), software: "s".into(), variants: vec![] };
+        let side = |rates: &[f64]| {
+            let side =
+                Side { variant: "v".into(), tried: vec![], images_per_second: rates.to_vec(), peak_memory: None };
+            Some(Outcome::Measured(side))
+        };
+        let roof = Some(Roof { flops: 1e12, bytes: 1e9 });
+        let record = Record::new(cell, &[who.clone(), who], roof);
+        Record { ours: side(ours), theirs: side(theirs), ..record }
+    }
+
+    /// Pairs decide: a drift that meets both sides alike leaves no doubt, one pair that differs does.
+    #[test]
+    fn ratios_are_those_of_pairs() {
+        let drift = record(&[30.0, 60.0, 90.0, 15.0, 45.0], &[20.0, 40.0, 60.0, 10.0, 30.0]);
+        assert_eq!(drift.ratio(), Some(Ratio { median: 1.5, low: 1.5, high: 1.5 }));
+        let doubt = record(&[30.0, 20.0, 40.0, 10.0, 30.0], &[20.0; 5]).ratio().unwrap();
+        assert!(doubt.median == 1.5 && doubt.low < 1.0 && doubt.high == 2.0, "{doubt:?}");
+        let mut failed = drift.clone();
+        failed.theirs = Some(Outcome::Failed { message: "out of memory".into() });
+        assert_eq!(failed.ratio(), None);
+        assert!(drift.floor > Some(0.0));
+    }
+
+    #[test]
+    fn the_file_goes_on_after_its_last_whole_line() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("log.jsonl");
+        let one = record(&[1.0], &[2.0]);
+        Log::open(&path).unwrap().add(one.clone()).unwrap();
+        let half = fs::read_to_string(&path).unwrap() + "{\"cell\":";
+        fs::write(&path, half).unwrap();
+        let mut log = Log::open(&path).unwrap();
+        assert_eq!(log.last(&one.cell), Some(&one));
+        let again = record(&[3.0], &[2.0]);
+        log.add(again.clone()).unwrap();
+        let log = Log::open(&path).unwrap();
+        assert_eq!((log.records.len(), log.last(&one.cell)), (2, Some(&again)));
+        fs::write(&path, "{}\n").unwrap();
+        let error = Log::open(&path).err().unwrap().to_string();
+        assert!(error.contains("line 1 is no measurement"), "{error}");
+    }
+}
