@@ -16,6 +16,8 @@ pub(crate) struct Warpgroup {
     /// How many came before those in the log, and how many each warp has executed.
     before: u64,
     done: [u64; 4],
+    /// Warps that have returned.
+    gone: [bool; 4],
 }
 
 /// Notes that a warp executes an instruction of its warpgroup; returns whether it is the first of the four.
@@ -27,8 +29,13 @@ pub(crate) fn join(cluster: &mut Cluster, warp: &Warp, operands: [u64; 3]) -> St
     }
     let group = warp.rank * context.warps().div_ceil(4) + warp.index / 4;
     let group = &mut cluster.warpgroups[group];
-    let place = (group.done[warp.index % 4] - group.before) as usize;
+    let number = group.done[warp.index % 4];
+    let place = (number - group.before) as usize;
     group.done[warp.index % 4] += 1;
+    if let Some(other) = (0..4).find(|&other| group.gone[other] && group.done[other] <= number) {
+        let text = format!("warp {other} of the warpgroup has returned without executing this");
+        return trouble(FaultKind::Divergence, None, text);
+    }
     let Some(&(pc, others)) = group.log.get(place) else {
         group.log.push_back((warp.pc, operands));
         return Ok(true);
@@ -56,13 +63,14 @@ pub(crate) fn after_exit(cluster: &mut Cluster, warp: &Warp) -> Step {
     }
     let context = cluster.context;
     let group = warp.rank * context.warps().div_ceil(4) + warp.index / 4;
-    let group = &cluster.warpgroups[group];
+    let group = &mut cluster.warpgroups[group];
     let done = group.done[warp.index % 4];
+    group.gone[warp.index % 4] = true;
     match group.log.get((done - group.before) as usize) {
         None => Ok(()),
         Some(&(pc, _)) => {
             let text = format!(
-                "returns without the instruction at {} that other warps of its warpgroup execute",
+                "returns without the instruction at {} that others of the warpgroup execute",
                 position(context, pc)
             );
             trouble(FaultKind::Divergence, None, text)
