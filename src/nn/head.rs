@@ -100,7 +100,7 @@ pub struct Head {
 #[derive(Clone, Debug)]
 enum Layers {
     Fastai(Vec<HeadBlock>),
-    Linear(Linear),
+    Linear(Box<Linear>),
 }
 
 impl Head {
@@ -114,7 +114,7 @@ impl Head {
         let linear =
             |(name, inputs, outputs): (String, usize, usize)| Linear::new(&name, inputs, outputs, seed, device);
         let layers = match &spec {
-            HeadSpec::Linear => Layers::Linear(linear(("fc".into(), channels, classes))?),
+            HeadSpec::Linear => Layers::Linear(Box::new(linear(("fc".into(), channels, classes))?)),
             HeadSpec::Fastai { hidden, dropout } => {
                 let blocks = spec.plan(channels, classes).into_iter().enumerate().map(|(index, layer)| {
                     Ok(HeadBlock {

@@ -221,7 +221,7 @@ impl ConvNorm {
             let norm = self.normed(pass, input)?;
             let shortcut = match addend {
                 Some(Addend::Projection(projection, input)) if projection.is_trained(pass, input, None) => {
-                    Some(batchnorm::Shortcut::Normed(projection.normed(pass, input)?))
+                    Some(batchnorm::Shortcut::Normed(Box::new(projection.normed(pass, input)?)))
                 }
                 Some(addend) => Some(batchnorm::Shortcut::Value(addend.compute(pass)?)),
                 None => None,

@@ -7,7 +7,7 @@ pub mod conv;
 pub mod dropout;
 pub mod elementwise;
 pub mod gather;
-pub(crate) mod head_trainer;
+pub mod head_trainer;
 pub mod kernels;
 pub mod linear;
 pub mod loss;

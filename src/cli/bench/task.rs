@@ -1,7 +1,7 @@
 //! A cell made ready: a network and random data on the device, and its step.
 
 use unfreeze::{
-    Device, Error, Precision, Result, Tensor,
+    Device, Error, Result, Tensor,
     autograd::Var,
     cache::Activations,
     checkpoint::{Checkpoint, LoadOptions, load_into},
@@ -156,8 +156,9 @@ impl Task {
 
 /// The network of `cell` with random weights and a linear head.
 fn model(cell: &Cell, seed: u64, device: &Device) -> Result<Model> {
-    let model = Model::new(cell.arch, HeadSpec::Linear, CLASSES, seed, device)?;
-    in_precision(model, cell.dtype)
+    let mut model = Model::new(cell.arch, HeadSpec::Linear, CLASSES, seed, device)?;
+    model.set_precision(cell.dtype)?;
+    Ok(model)
 }
 
 /// Logits of `images` `[N, H, W, 3]` by the network of `cell` with the weights of `checkpoint`.
@@ -167,15 +168,8 @@ fn model(cell: &Cell, seed: u64, device: &Device) -> Result<Model> {
 pub fn logits(cell: &Cell, checkpoint: &Checkpoint, images: &Tensor) -> Result<Vec<f32>> {
     let mut model = Model::new(cell.arch, HeadSpec::Linear, CLASSES, 0, images.device())?;
     load_into(&mut model, checkpoint, &LoadOptions::default())?;
-    in_precision(model, cell.dtype)?.logits(images)?.to_vec()
-}
-
-/// The network, computing in `precision`.
-fn in_precision(model: Model, precision: Precision) -> Result<Model> {
-    match precision {
-        Precision::F32 => Ok(model),
-        other => Err(Error::setting("--dtype", format!("{other} is not available in this version; use f32"))),
-    }
+    model.set_precision(cell.dtype)?;
+    model.logits(images)?.to_vec()
 }
 
 /// Batches of random images and labels, which the device holds.

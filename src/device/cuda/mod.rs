@@ -157,7 +157,7 @@ impl CudaDevice {
     }
 
     pub(super) fn trim(&self) {
-        lock(&self.arena).trim(&*self.driver);
+        lock(&self.memory).trim(&*self.driver);
     }
 
     /// Bytes that new tensors can still take.

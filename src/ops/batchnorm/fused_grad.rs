@@ -35,7 +35,7 @@ pub enum Shortcut {
     /// An activation.
     Value(Var),
     /// Another batchnorm's output, which is then never stored.
-    Normed(Norm),
+    Normed(Box<Norm>),
 }
 
 /// `relu(norm + shortcut)`, shortcut and ReLU as asked.
@@ -45,8 +45,9 @@ pub enum Shortcut {
 pub fn fused(tape: &mut Tape, norm: Norm, shortcut: Option<Shortcut>, relu: bool) -> Result<Var> {
     let addend = shortcut.as_ref().map(|shortcut| match shortcut {
         Shortcut::Value(value) => Addend::Value(value.value()),
-        Shortcut::Normed(Norm { input, normaliser, .. }) => {
-            Addend::Normed { input: input.value(), factor: &normaliser.factor, offset: &normaliser.offset }
+        Shortcut::Normed(norm) => {
+            let Normaliser { factor, offset, .. } = &norm.normaliser;
+            Addend::Normed { input: norm.input.value(), factor, offset }
         }
     });
     let Normaliser { factor, offset, .. } = &norm.normaliser;
@@ -60,7 +61,7 @@ pub fn fused(tape: &mut Tape, norm: Norm, shortcut: Option<Shortcut>, relu: bool
     let saved = Saved::of(&norm);
     let saved_shortcut = shortcut.as_ref().map(|shortcut| match shortcut {
         Shortcut::Value(value) => SavedShortcut::Value(value.slot()),
-        Shortcut::Normed(norm) => SavedShortcut::Normed(Saved::of(norm)),
+        Shortcut::Normed(norm) => SavedShortcut::Normed(Box::new(Saved::of(norm))),
     });
     let sink = Sink { mask, input: saved.input.clone(), mean: saved.moments.mean.clone() };
     let fusion = Fusion { sink: Some(sink.clone()), completes: None };
@@ -123,7 +124,7 @@ struct Saved {
 /// The same of what was added to it.
 enum SavedShortcut {
     Value(Option<Slot>),
-    Normed(Saved),
+    Normed(Box<Saved>),
 }
 
 impl Saved {

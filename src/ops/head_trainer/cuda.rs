@@ -67,11 +67,7 @@ pub static SOURCE: Source = Source {
 static KERNELS: [Kernel<HeadTrainerParams>; 2] =
     [Kernel::new(&SOURCE, "head_trainer_few", 64), Kernel::new(&SOURCE, "head_trainer_many", 256)];
 
-/// Makes the steps; returns the loss of each, `[steps]`.
-///
-/// # Errors
-/// [`Error::Shape`] if extents do not fit, a batch is empty or names a sample that does not exist.
-pub(crate) fn train(
+pub fn train(
     cuda: &Arc<CudaDevice>,
     head: &mut Head,
     samples: Samples,

@@ -5,13 +5,11 @@ pub(super) mod cuda;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use cuda::train;
-
-use super::optimizer::Rule;
-use crate::Tensor;
+use super::{loss::CrossEntropy, optimizer::Rule};
+use crate::{Device, Error, Result, Tensor};
 
 /// The classifier, each tensor with the buffers of its optimizer ([`Rule::buffers`]).
-pub(crate) struct Head<'a> {
+pub struct Head<'a> {
     /// `[classes, F]`.
     pub weight: &'a mut Tensor,
     /// `[classes]`.
@@ -24,7 +22,7 @@ pub(crate) struct Head<'a> {
 
 /// What it learns from.
 #[derive(Clone, Copy)]
-pub(crate) struct Samples<'a> {
+pub struct Samples<'a> {
     /// `[count, F]`.
     pub features: &'a Tensor,
     /// Class of each, u32 `[count]`.
@@ -33,7 +31,7 @@ pub(crate) struct Samples<'a> {
 
 /// The steps: each has samples and a learning rate.
 #[derive(Clone, Copy)]
-pub(crate) struct Steps<'a> {
+pub struct Steps<'a> {
     /// Numbers of the samples of each step; none is empty.
     pub batches: &'a [Vec<u32>],
     /// One per step.
@@ -42,4 +40,20 @@ pub(crate) struct Steps<'a> {
     pub weight_decay: f32,
     /// The rule of the first step; AdamW's number counts on from it.
     pub rule: Rule,
+}
+
+/// Makes the steps, on the GPU that holds the features; returns the loss of each, `[steps]`. The bits are those of
+/// separate operations and [`optimizer::step`](super::optimizer::step), for batches of at most 256 samples.
+///
+/// # Errors
+/// [`Error::Shape`] if extents do not fit, a batch is empty or names a sample that does not exist; then nothing has moved.
+/// [`Error::Device`] on a processor.
+pub fn train(head: &mut Head, samples: Samples, steps: Steps, options: &CrossEntropy) -> Result<Tensor> {
+    match samples.features.device().clone() {
+        Device::Cuda(cuda) => cuda::train(&cuda, head, samples, steps, options),
+        device @ Device::Cpu(_) => {
+            let message = "heads are trained in one launch on a GPU alone; step by step here".into();
+            Err(Error::Device { device: device.to_string(), message })
+        }
+    }
 }

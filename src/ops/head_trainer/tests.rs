@@ -41,9 +41,8 @@ impl State {
 
     /// The steps in one launch; their losses.
     fn trained(&mut self, samples: Samples, steps: Steps, options: &CrossEntropy) -> Result<Tensor> {
-        let Device::Cuda(cuda) = samples.features.device().clone() else { panic!("a GPU's") };
         let ([weight, bias], [weight_buffers, bias_buffers]) = (&mut self.parameters, &mut self.buffers);
-        train(&cuda, &mut Head { weight, bias, weight_buffers, bias_buffers }, samples, steps, options)
+        train(&mut Head { weight, bias, weight_buffers, bias_buffers }, samples, steps, options)
     }
 
     /// The same steps, each by a launch per operation.
@@ -161,6 +160,18 @@ fn the_order_of_blocks_changes_nothing() -> Result<()> {
 }
 
 #[test]
+fn a_processor_makes_its_steps_one_by_one() -> Result<()> {
+    let (device, rule) = (Device::cpu(1)?, Rule::Sgd { momentum: 0.9, nesterov: false });
+    let labels = Tensor::new(vec![0u32, 1], [2], &device)?;
+    let features = normal(0, "features", [2, 4], &device);
+    let steps = Steps { batches: &[vec![0]], lrs: &[0.1], weight_decay: 0.0, rule };
+    let samples = Samples { features: &features, labels: &labels };
+    let outcome = State::new(2, 4, rule, &device)?.trained(samples, steps, &CrossEntropy::default());
+    assert!(outcome.unwrap_err().to_string().contains("GPU"));
+    Ok(())
+}
+
+#[test]
 fn what_does_not_fit_is_an_error_and_moves_nothing() -> Result<()> {
     let Some(device) = gpu() else { return Ok(()) };
     let rule = Rule::Sgd { momentum: 0.9, nesterov: false };
@@ -169,10 +180,10 @@ fn what_does_not_fit_is_an_error_and_moves_nothing() -> Result<()> {
     let samples = Samples { features: &features, labels: &labels };
     let mut state = State::new(2, 4, rule, &device)?;
     let before = state.bits();
-    let cases: [(&[Vec<u32>], &[f32], &str); 3] =
-        [(&[vec![0, 2]], &[0.1], "beyond"), (&[vec![]], &[0.1], "empty"), (&[vec![0]], &[], "rates")];
-    for (batches, lrs, message) in cases {
-        let steps = Steps { batches, lrs, weight_decay: 0.0, rule };
+    for (batch, lrs, message) in
+        [(vec![0, 2], vec![0.1], "beyond"), (vec![], vec![0.1], "empty"), (vec![0], vec![], "rates")]
+    {
+        let steps = Steps { batches: &[batch], lrs: &lrs, weight_decay: 0.0, rule };
         let error = state.trained(samples, steps, &CrossEntropy::default()).unwrap_err();
         assert!(matches!(error, Error::Shape { .. }) && error.to_string().contains(message), "{error}");
     }

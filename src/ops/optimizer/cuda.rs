@@ -159,7 +159,7 @@ impl Copies {
             expect_shape("optimizer", "flipped copy", flipped, [*groups / joined * width_c, r, s, width_k])?;
         }
         let bf16 = forward.dtype() == DType::BF16;
-        let mut address = |copy: &mut Tensor| match bf16 {
+        let address = |copy: &mut Tensor| match bf16 {
             true => copy.pointer_mut::<bf16>(cuda),
             false => copy.pointer_mut::<f32>(cuda),
         };

@@ -97,11 +97,11 @@ fn check(case: &Case, operands: &Operands, precision: Precision, finish: GradFin
         // Over all tiles: which rows a tile has is the kernel's own affair.
         let (g, y, mean) = (wide(&output), wide(&sink.input), wide(&sink.mean));
         let (sum, product) = (wide(&sums.sum), wide(&sums.product));
-        for channel in 0..c {
+        for (channel, mean) in mean.iter().enumerate() {
             let column = || g.iter().zip(&y).skip(channel).step_by(c).map(|(g, y)| (*g, *y));
             let of = |sums: &[f64]| sums.iter().skip(channel).step_by(c).sum::<f64>();
             let expected = column().fold([0.0; 4], |[s, p, s_size, p_size], (g, y)| {
-                let product = g * (y - mean[channel]);
+                let product = g * (y - mean);
                 [s + g, p + product, s_size + g.abs(), p_size + product.abs()]
             });
             let bound = |size: f64| 1e-5 * size + 1e-30;
