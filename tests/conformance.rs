@@ -25,6 +25,9 @@ static PRIMITIVES: Source = Source {
     entries: &[
         "copy_async_wide",
         "copy_async_narrow",
+        "copy_async_middle",
+        "narrower_floats",
+        "shared_vectors",
         "load_matrix_rows",
         "load_matrix_columns",
         "multiply_bf16",
@@ -74,6 +77,41 @@ fn copy_async_narrow() -> Primitive {
     let second = |lane: usize| if lane.is_multiple_of(3) { 0 } else { input[32 + lane] };
     let expected = (0..32).map(|lane| input[31 - lane]).chain((0..32).map(|lane| second(31 - lane))).collect();
     Primitive { entry: "copy_async_narrow", threads: 32, expected: Expected::Words(expected), input }
+}
+
+fn copy_async_middle() -> Primitive {
+    let input = words("middle", 64);
+    let bytes: Vec<u8> = input.iter().flat_map(|word| word.to_le_bytes()).collect();
+    let chunks = bytes.chunks_exact(8).enumerate();
+    let copied: Vec<u8> =
+        chunks.flat_map(|(lane, row)| (0..8).map(move |at| if at < lane % 9 { row[at] } else { 0 })).collect();
+    let word = |at: usize| u32::from_le_bytes(copied[4 * at..][..4].try_into().unwrap());
+    let expected = Expected::Words((0..64).map(|i| word(i ^ 3)).collect());
+    Primitive { entry: "copy_async_middle", threads: 32, input, expected }
+}
+
+fn narrower_floats() -> Primitive {
+    let mut random = Random::stream(2, "floats", &[]);
+    let mut floats: Vec<f32> = (0..64).map(|_| random.normal_pair()[0]).collect();
+    // Halfway between two bf16, and between two TF32: to the even one, and away from zero.
+    floats[..4].copy_from_slice(&[1.00390625, 1.01171875, 1.0 + 1.0 / 2048.0, -1.0 - 1.0 / 2048.0]);
+    let pair = |lane: usize| {
+        let half = |at: usize| u32::from(bf16::from_f32(floats[at]).to_bits());
+        half(lane) | half(32 + lane) << 16
+    };
+    let tf32 = |lane: usize| (floats[lane].to_bits() + 0x1000) & !0x1FFF;
+    let expected = Expected::Words((0..32).map(pair).chain((0..32).map(tf32)).collect());
+    let input = floats.iter().map(|float| float.to_bits()).collect();
+    Primitive { entry: "narrower_floats", threads: 32, input, expected }
+}
+
+fn shared_vectors() -> Primitive {
+    let input = words("vectors", 192);
+    let pairs = (0..32).flat_map(|lane| [0, 1].map(|i| 6 * lane + i));
+    let fours = (0..32).flat_map(|lane| [2, 3, 4, 5].map(|i| 6 * lane + i));
+    let stored: Vec<u32> = pairs.chain(fours).map(|at| input[at]).collect();
+    let expected = Expected::Words(stored.into_iter().rev().collect());
+    Primitive { entry: "shared_vectors", threads: 32, input, expected }
 }
 
 /// Matrix m of the kernel has the rows that lanes 8·m to 8·m + 7 name; lane l receives two elements of its row l / 4, or
@@ -149,6 +187,9 @@ fn primitives() -> Vec<Primitive> {
     vec![
         copy_async_wide(),
         copy_async_narrow(),
+        copy_async_middle(),
+        narrower_floats(),
+        shared_vectors(),
         load_matrix("load_matrix_rows", false),
         load_matrix("load_matrix_columns", true),
         multiply(
