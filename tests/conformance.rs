@@ -180,7 +180,8 @@ impl Primitive {
         let mut output = vec![0u32; count];
         let [from, to] = [input.len(), 4 * count].map(|bytes| driver.alloc(bytes).unwrap());
         driver.upload(from, input).unwrap();
-        let launch = Launch { grid: [1; 3], block: [self.threads, 1, 1], shared: 0, cooperative: false };
+        let launch =
+            Launch { grid: [1; 3], block: [self.threads, 1, 1], shared: 0, cooperative: false, cluster: [1; 3] };
         cuda.run(&PRIMITIVES, self.entry, &launch, bytemuck::cast_slice(&[from, to])).unwrap();
         driver.download(to, bytemuck::cast_slice_mut(&mut output)).unwrap();
         [from, to].into_iter().for_each(|address| driver.free(address));
