@@ -40,6 +40,11 @@ __device__ __forceinline__ void copy_async_16(u32 to, const void* from, u32 byte
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
 }
 
+// As copy_async_16, of 8 bytes.
+__device__ __forceinline__ void copy_async_8(u32 to, const void* from, u32 bytes) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
+}
+
 // As copy_async_16, of 4 bytes.
 __device__ __forceinline__ void copy_async_4(u32 to, const void* from, u32 bytes) {
     asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
@@ -54,6 +59,20 @@ __device__ __forceinline__ void copy_async_commit() {
 template <u32 N>
 __device__ __forceinline__ void copy_async_wait() {
     asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
+}
+
+// Two f32 to a pair of bf16, to the nearest, ties to even; `low` in the low half.
+__device__ __forceinline__ u32 bf16_pair(float low, float high) {
+    u32 pair;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+    return pair;
+}
+
+// To TF32: an f32 with 10 bits of mantissa, to the nearest, ties away from zero.
+__device__ __forceinline__ u32 tf32_bits(float x) {
+    u32 bits;
+    asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(x));
+    return bits;
 }
 
 // Four 8×8 matrices of 16-bit elements: lane l gives the address of row l % 8 of matrix l / 8, and receives elements

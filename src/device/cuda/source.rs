@@ -27,7 +27,9 @@ pub const F32_ARCHS: &[&str] = &["sm_75", "sm_80", "sm_86", "sm_89", "sm_90a", "
 pub const HEADERS: &[(&str, &str)] = &[
     ("common.cuh", include_str!("../../../kernels/include/common.cuh")),
     ("conv.cuh", include_str!("../../../kernels/include/conv.cuh")),
+    ("element.cuh", include_str!("../../../kernels/include/element.cuh")),
     ("epilogue.cuh", include_str!("../../../kernels/include/epilogue.cuh")),
+    ("finish.cuh", include_str!("../../../kernels/include/finish.cuh")),
     ("gemm.cuh", include_str!("../../../kernels/include/gemm.cuh")),
     ("map.cuh", include_str!("../../../kernels/include/map.cuh")),
     ("pack.cuh", include_str!("../../../kernels/include/pack.cuh")),
