@@ -1,6 +1,6 @@
 // The inline PTX of Hopper alone (sm_90a): mbarriers, copies by the tensor memory accelerator (TMA), matrix products of
-// a warpgroup (wgmma), clusters; each primitive a small named function, as in ptx.cuh. Layouts are those of the PTX ISA,
-// "Asynchronous Warpgroup Level Matrix Instructions" and "Tensors". Shared addresses are 32 bits (shared_address).
+// a warpgroup (wgmma), clusters; each primitive a small named function, as in ptx.cuh. Layouts are those of the PTX
+// ISA, "Asynchronous Warpgroup Level Matrix Instructions" and "Tensors". Shared addresses are 32 bits (shared_address).
 #pragma once
 
 #include "ptx.cuh"
@@ -29,8 +29,9 @@ __device__ __forceinline__ void mbarrier_arrive_expect(u32 barrier, u32 bytes) {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
 }
 
-// Arrives at the barrier that lies at the same place in block `rank` of the cluster, which may be this one. It releases
-// what the block's threads see of memory, no more: `.release.cluster` would wait for all of a thread's stores to memory.
+// Arrives at the barrier that lies at the same place in block `rank` of the cluster, which may be this one. Without
+// `.release.cluster`, for which ptxas has the thread wait for all its stores to global memory: copies and products,
+// which these arrivals keep apart, are ordered by their own waits.
 __device__ __forceinline__ void mbarrier_arrive_at(u32 barrier, u32 rank) {
     asm volatile("{\n"
                  ".reg .b32 remote;\n"
@@ -70,8 +71,9 @@ __device__ __forceinline__ void prefetch_map(const TensorMap& map) {
 // Copies the box of a matrix that begins at column x of row y to shared memory, in the background, zeros outside the
 // matrix; its bytes count at `barrier`.
 __device__ __forceinline__ void copy_box(u32 to, const TensorMap& map, u32 x, u32 y, u32 barrier) {
-    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], "
-                 "[%4];" ::"r"(to), "l"(&map), "r"(x), "r"(y), "r"(barrier) : "memory");
+    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
+                 "[%0], [%1, {%2, %3}], [%4];" ::"r"(to), "l"(&map), "r"(x), "r"(y), "r"(barrier)
+                 : "memory");
 }
 
 // As copy_box, to the same place in every block of the cluster whose bit is set in `blocks`, and counted at the barrier
@@ -79,6 +81,16 @@ __device__ __forceinline__ void copy_box(u32 to, const TensorMap& map, u32 x, u3
 __device__ __forceinline__ void copy_box_to_all(u32 to, const TensorMap& map, u32 x, u32 y, u32 barrier, u16 blocks) {
     asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster "
                  "[%0], [%1, {%2, %3}], [%4], %5;" ::"r"(to), "l"(&map), "r"(x), "r"(y), "r"(barrier), "h"(blocks)
+                 : "memory");
+}
+
+// Copies pixels of images, those that windows begin at, in the order of memory, from column x and row y of an image on;
+// where windows begin, how many, and how many channels are the map's (im2col). Else as copy_box.
+__device__ __forceinline__ void copy_pixels(u32 to, const TensorMap& map, u32 channel, u32 x, u32 y, u32 image,
+                                            u32 barrier) {
+    asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.im2col.mbarrier::complete_tx::bytes [%0], "
+                 "[%1, {%2, %3, %4, %5}], [%6], {%7, %7};" ::"r"(to), "l"(&map), "r"(channel), "r"(x), "r"(y),
+                 "r"(image), "r"(barrier), "h"(u16(0))
                  : "memory");
 }
 

@@ -39,11 +39,13 @@ pub struct Settings {
     pub capability: (u32, u32),
     /// Bytes of memory.
     pub capacity: usize,
+    /// Whether what is copied or multiplied in the background is done as late as is allowed, or at once.
+    pub copies: simt::AsyncCopies,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { schedule: 0, capability: (8, 0), capacity: 4 << 30 }
+        Self { schedule: 0, capability: (8, 0), capacity: 4 << 30, copies: simt::AsyncCopies::Late }
     }
 }
 
@@ -54,8 +56,14 @@ fn failed(fault: simt::Fault) -> Error {
 impl Emulator {
     /// An emulated GPU.
     pub fn new(settings: Settings) -> Self {
-        let Settings { schedule, capability, capacity } = settings;
-        let config = simt::Config { seed: schedule, threads: 2, capacity: Some(capacity), ..simt::Config::default() };
+        let Settings { schedule, capability, capacity, copies } = settings;
+        let config = simt::Config {
+            seed: schedule,
+            threads: 2,
+            capacity: Some(capacity),
+            async_copies: copies,
+            ..simt::Config::default()
+        };
         let properties = Properties {
             name: "emulated GPU".into(),
             capability,

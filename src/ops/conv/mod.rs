@@ -6,6 +6,7 @@
 mod cpu;
 pub(super) mod cuda;
 mod grad;
+pub(super) mod hopper;
 #[doc(hidden)]
 pub mod naive;
 pub(super) mod plan;
