@@ -21,19 +21,6 @@ struct ConvInputGradParams {
     u32 slices;  // 1, or one per segment of the longest window
 };
 
-// The pixels of one class along one axis, and their taps.
-struct Axis {
-    u32 first, pixels;    // the first pixel, and how many there are: every stride-th
-    u32 first_tap, taps;  // likewise
-    i32 source;           // where the first pixel's first tap lies in dy
-
-    __device__ Axis(u32 residue, u32 extent, u32 kernel, u32 stride, u32 padding)
-        : first(residue), pixels(residue < extent ? ceil_div(extent - residue, stride) : 0),
-          first_tap((residue + padding) % stride),
-          taps(first_tap < kernel ? ceil_div(kernel - first_tap, stride) : 0),
-          source((residue + padding - first_tap) / stride) {}
-};
-
 // The weights of a group with channels as columns: b[k][col], contiguous along the columns.
 template <class T>
 struct Turned : AcrossDepth<T, T::COLS> {

@@ -1,17 +1,7 @@
-// What the three convolutions share: how a block finds its tile, and the loaders that read images as matrices.
-// Activations are [N, H, W, C], weights [K, R, S, C / groups].
+// What the three f32 convolutions share: their tiles, and the loaders that read images as matrices.
 #pragma once
+#include "extents.cuh"
 #include "gemm.cuh"
-
-// All extents of a convolution. Inputs [n, h, w, c], weights [k, r, s, group_c], outputs [n, p, q, k].
-struct ConvExtents {
-    u32 n, h, w, c;
-    u32 k, r, s;
-    u32 p, q;
-    u32 stride, padding, groups;
-    u32 group_c, group_k;  // channels and filters of a group
-    u32 window;            // r * s * group_c
-};
 
 // The tiles that every convolution comes in: for large problems, for middling ones, for few columns and for few rows.
 using Large = Tile<128, 64, 256>;
@@ -26,29 +16,6 @@ using Flat = Tile<16, 64, 64>;
     extern "C" __global__ void __launch_bounds__(64, 8) NAME##_64x16(const PARAMS p) { RUN<Narrow>(p); }      \
     extern "C" __global__ void __launch_bounds__(64, 8) NAME##_16x64(const PARAMS p) { RUN<Flat>(p); }
 
-// Takes the last digit off a mixed-radix number.
-__device__ inline u32 take_digit(u32& number, u32 radix) {
-    const u32 digit = number % radix;
-    number /= radix;
-    return digit;
-}
-
-// An index over three extents, the last fastest, that is moved forward without divisions.
-struct Index3 {
-    u32 outer, middle, inner;
-
-    __device__ Index3(u32 index, u32 middles, u32 inners)
-        : outer(index / inners / middles), middle(index / inners % middles), inner(index % inners) {}
-
-    __device__ void advance(u32 by, u32 middles, u32 inners) {
-        inner += by;
-        while (inner >= inners) {
-            inner -= inners;
-            if (++middle == middles) middle = 0, ++outer;
-        }
-    }
-};
-
 // A batch of images, or a channel group of one: pixels are `stride` elements apart.
 struct Images {
     const float* first;
@@ -56,15 +23,6 @@ struct Images {
 
     __device__ bool contains(i32 y, i32 x) const { return u32(y) < h && u32(x) < w; }
     __device__ const float* pixel(u32 index) const { return first + u64(index) * stride; }
-};
-
-// A place in images, kept in shared memory for each row or column of a tile.
-struct Place {
-    i32 y, x;
-    u32 base;  // the number of the image's first pixel; or a channel
-
-    // A place outside every image, with any tap added.
-    static __device__ Place nowhere() { return {-(1 << 30), -(1 << 30), 0}; }
 };
 
 // Rows of windows of images: a[row][k] with k over (tap row, tap column, channel). The next tap lies one pixel further

@@ -16,7 +16,16 @@ struct Bf16 {
         }
     }
 
-    // To the nearest, ties to even.
+    // Makes words of memory an operand of `multiply`.
+    template <u32 N>
+    static __device__ void prepare(u32 (&)[N]) {}
+
+    // d += a * b: 16x8, over 32 bytes of k.
+    static __device__ void multiply(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) { mma_bf16(d, a, b); }
+
+    // To the nearest, ties to even, as `pack`.
+    static __device__ Stored stored(float value) { return Stored(bf16_pair(value, 0.0f)); }
+
     static __device__ uint4 pack(const float (&values)[VECTOR]) {
         return make_uint4(bf16_pair(values[0], values[1]), bf16_pair(values[2], values[3]),
                           bf16_pair(values[4], values[5]), bf16_pair(values[6], values[7]));
@@ -26,6 +35,16 @@ struct Bf16 {
 struct Tf32 {
     using Stored = float;
     static constexpr u32 VECTOR = 4;
+
+    template <u32 N>
+    static __device__ void prepare(u32 (&words)[N]) {
+#pragma unroll
+        for (u32 i = 0; i < N; ++i) words[i] = tf32_bits(__uint_as_float(words[i]));
+    }
+
+    static __device__ void multiply(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) { mma_tf32(d, a, b); }
+
+    static __device__ Stored stored(float value) { return value; }
 
     static __device__ void unpack(const uint4& bits, float (&to)[VECTOR]) {
         to[0] = __uint_as_float(bits.x), to[1] = __uint_as_float(bits.y);

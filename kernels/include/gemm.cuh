@@ -20,8 +20,6 @@ constexpr u32 DEPTH = 16;
 constexpr u32 SEGMENT = 256;
 constexpr u32 STEPS_PER_SEGMENT = SEGMENT / DEPTH;
 
-constexpr __device__ u32 ceil_div(u32 a, u32 b) { return (a + b - 1) / b; }
-
 template <u32 ROWS_, u32 COLS_, u32 THREADS_>
 struct Tile {
     static constexpr u32 ROWS = ROWS_, COLS = COLS_, THREADS = THREADS_;

@@ -9,6 +9,13 @@ __device__ __forceinline__ u32 shared_address(const void* pointer) {
     return (u32)__cvta_generic_to_shared(pointer);
 }
 
+// A word of shared memory.
+__device__ __forceinline__ u32 load_shared(u32 address) {
+    u32 word;
+    asm volatile("ld.shared.u32 %0, [%1];" : "=r"(word) : "r"(address) : "memory");
+    return word;
+}
+
 // Waits at barrier `id` (1 to 15; 0 is that of __syncthreads) until `threads` threads of the block, whole warps, have
 // come to it.
 __device__ __forceinline__ void named_barrier_sync(u32 id, u32 threads) {

@@ -71,6 +71,27 @@ impl Moments {
     }
 }
 
+/// What a batchnorm with ReLU asks of the gradient of its output, so that whoever computes it takes the sums in the same
+/// pass.
+#[derive(Clone, Debug)]
+pub struct Sink {
+    /// Which outputs were positive, u8 `[rows, C / 8]`: bit j of a byte tells of channel 8·b + j. Without a ReLU none.
+    pub mask: Option<Tensor>,
+    /// What was normalised.
+    pub input: Tensor,
+    /// Its mean, f32 `[C]`.
+    pub mean: Tensor,
+}
+
+/// Sums of a gradient g per tile of rows and channel, f32 `[tiles, C]`.
+#[derive(Clone, Debug)]
+pub struct TileSums {
+    /// Of g.
+    pub sum: Tensor,
+    /// Of g · (y − mean), where y is what the batchnorm normalised.
+    pub product: Tensor,
+}
+
 fn enough(rows: usize, input: &Tensor) -> Result<()> {
     if rows < 2 || input.shape().last() == 0 {
         let message = format!("batch statistics need more than one value per channel, got {}", input.shape());

@@ -198,7 +198,7 @@ impl<'a> From<Epilogue<'a>> for Finish<'a> {
 }
 
 /// Sums taken in slices: runs `compute` on memory for all of them, then adds them up into a tensor of `shape`.
-fn in_slices(
+pub(super) fn in_slices(
     cuda: &Arc<CudaDevice>,
     shape: impl Into<Shape>,
     slices: usize,

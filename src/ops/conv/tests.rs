@@ -10,19 +10,19 @@ use crate::{
 
 /// A convolution on random data.
 #[derive(Clone, Copy, Debug)]
-struct Case {
-    n: usize,
-    h: usize,
-    w: usize,
-    group_c: usize,
-    group_k: usize,
-    r: usize,
-    s: usize,
-    geometry: Geometry,
+pub(super) struct Case {
+    pub(super) n: usize,
+    pub(super) h: usize,
+    pub(super) w: usize,
+    pub(super) group_c: usize,
+    pub(super) group_k: usize,
+    pub(super) r: usize,
+    pub(super) s: usize,
+    pub(super) geometry: Geometry,
 }
 
 /// `[n, h, w, c, k, r, s, stride, padding, groups]`, as a short way to write a case.
-fn case([n, h, w, c, k, r, s, stride, padding, groups]: [usize; 10]) -> Case {
+pub(super) fn case([n, h, w, c, k, r, s, stride, padding, groups]: [usize; 10]) -> Case {
     let geometry = Geometry { stride, padding, groups };
     Case { n, h, w, group_c: c / groups, group_k: k / groups, r, s, geometry }
 }
@@ -40,15 +40,15 @@ fn any_case(kernel: usize, channels: usize, extra: usize) -> impl Strategy<Value
 }
 
 impl Case {
-    fn input_dims(&self) -> [usize; 4] {
+    pub(super) fn input_dims(&self) -> [usize; 4] {
         [self.n, self.h, self.w, self.group_c * self.geometry.groups]
     }
 
-    fn weight_dims(&self) -> [usize; 4] {
+    pub(super) fn weight_dims(&self) -> [usize; 4] {
         [self.group_k * self.geometry.groups, self.r, self.s, self.group_c]
     }
 
-    fn output_dims(&self) -> [usize; 4] {
+    pub(super) fn output_dims(&self) -> [usize; 4] {
         let Geometry { stride, padding, .. } = self.geometry;
         let extent = |extent, kernel| (extent + 2 * padding - kernel) / stride + 1;
         [self.n, extent(self.h, self.r), extent(self.w, self.s), self.weight_dims()[0]]
@@ -60,7 +60,7 @@ impl Case {
     }
 
     /// Calls `visit` with the offsets of input, weight and output of every product in the convolution.
-    fn products(&self, mut visit: impl FnMut(usize, usize, usize)) {
+    pub(super) fn products(&self, mut visit: impl FnMut(usize, usize, usize)) {
         let [n, p, q, k] = self.output_dims();
         let ([_, h, w, c], Geometry { stride, padding, .. }) = (self.input_dims(), self.geometry);
         for (image, y, x, filter) in

@@ -1,0 +1,256 @@
+//! The launches of `kernels/conv_mma_*.cu`.
+
+use std::sync::Arc;
+
+use super::{
+    Factors, GradFinish,
+    finish::{self, ForwardFinish},
+    table::{Problem, Product, Tile},
+};
+use crate::{
+    Result, Tensor,
+    device::{
+        CudaDevice,
+        cuda::{Kernel, Params, Source, kernel_params},
+    },
+    ops::{
+        batchnorm::TileSums,
+        conv::{
+            Epilogue, Extents, TileMoments,
+            cuda::{ConvExtents, Finish, in_slices},
+        },
+        small,
+    },
+};
+
+/// GPUs with tensor cores for bf16, and asynchronous copies.
+pub const ARCHS: &[&str] = &["sm_80", "sm_86", "sm_89", "sm_90a", "sm_100", "sm_120"];
+
+/// Threads of every block.
+const THREADS: u32 = 128;
+
+kernel_params! {
+    struct ConvMmaForwardParams {
+        input: u64,
+        weight: u64,
+        finish: ForwardFinish,
+        extents: ConvExtents,
+        rows: u32,
+    }
+}
+
+kernel_params! {
+    struct ConvMmaInputGradParams {
+        grad: u64,
+        weight: u64,
+        finish: finish::GradFinish,
+        extents: ConvExtents,
+        rows: u32,
+    }
+}
+
+kernel_params! {
+    struct ConvMmaWeightGradParams {
+        grad: u64,
+        input: u64,
+        output: u64,
+        extents: ConvExtents,
+        master_c: u32,
+        master_k: u32,
+        pixels: u32,
+        slice_pixels: u32,
+    }
+}
+
+pub static FORWARD_SOURCE: Source = Source {
+    name: "conv_mma_forward",
+    text: include_str!("../../../../kernels/conv_mma_forward.cu"),
+    archs: ARCHS,
+    entries: &[
+        "conv_mma_forward_bf16_128x128",
+        "conv_mma_forward_bf16_128x64",
+        "conv_mma_forward_bf16_64x64",
+        "conv_mma_forward_bf16_128x64_by4",
+        "conv_mma_forward_tf32_128x128",
+        "conv_mma_forward_tf32_128x64",
+        "conv_mma_forward_tf32_64x64",
+    ],
+    layouts: &[ConvExtents::LAYOUT, ForwardFinish::LAYOUT, ConvMmaForwardParams::LAYOUT],
+};
+
+pub static INPUT_GRAD_SOURCE: Source = Source {
+    name: "conv_mma_input_grad",
+    text: include_str!("../../../../kernels/conv_mma_input_grad.cu"),
+    archs: ARCHS,
+    entries: &[
+        "conv_mma_input_grad_bf16_128x128",
+        "conv_mma_input_grad_bf16_128x64",
+        "conv_mma_input_grad_bf16_64x64",
+        "conv_mma_input_grad_tf32_128x128",
+        "conv_mma_input_grad_tf32_128x64",
+        "conv_mma_input_grad_tf32_64x64",
+    ],
+    layouts: &[
+        ConvExtents::LAYOUT,
+        finish::Partial::LAYOUT,
+        finish::GradFinish::LAYOUT,
+        ConvMmaInputGradParams::LAYOUT,
+    ],
+};
+
+pub static WEIGHT_GRAD_SOURCE: Source = Source {
+    name: "conv_mma_weight_grad",
+    text: include_str!("../../../../kernels/conv_mma_weight_grad.cu"),
+    archs: ARCHS,
+    entries: &[
+        "conv_mma_weight_grad_bf16_128x128",
+        "conv_mma_weight_grad_bf16_64x64",
+        "conv_mma_weight_grad_bf16_64x64_by4",
+        "conv_mma_weight_grad_tf32_128x128",
+        "conv_mma_weight_grad_tf32_64x64",
+    ],
+    layouts: &[ConvExtents::LAYOUT, ConvMmaWeightGradParams::LAYOUT],
+};
+
+/// Channels and filters of a group before groups are joined.
+#[derive(Clone, Copy, Debug)]
+pub struct Master {
+    pub c: usize,
+    pub k: usize,
+}
+
+/// The kernel of a source for these factors and this tile.
+fn kernel<P: Params>(cuda: &CudaDevice, source: &'static Source, factors: Factors, tile: Tile) -> Result<Kernel<P>> {
+    let factors = match factors {
+        Factors::Bf16 => "bf16",
+        Factors::Tf32 => "tf32",
+    };
+    let name = format!("{}_{factors}_{}", source.name, tile.name());
+    let entry = source.entries.iter().find(|entry| **entry == name);
+    entry.map(|entry| Kernel::new(source, entry, THREADS)).ok_or_else(|| cuda.error(format!("there is no kernel {name}")))
+}
+
+/// A check that kernels can count the elements of these tensors with 32 bits.
+fn countable(cuda: &CudaDevice, tensors: &[&Tensor]) -> Result<()> {
+    match tensors.iter().find(|tensor| u32::try_from(tensor.shape().elements()).is_err()) {
+        None => Ok(()),
+        Some(tensor) => Err(cuda.error(format!("{} has too many elements; use a smaller batch", tensor.shape()))),
+    }
+}
+
+/// The convolution of `input` with `weight`; `tile` changes none of its bits.
+pub fn forward(
+    cuda: &Arc<CudaDevice>,
+    tile: Tile,
+    input: &Tensor,
+    weight: &Tensor,
+    extents: &Extents,
+    epilogue: Epilogue,
+) -> Result<Tensor> {
+    launch_forward(cuda, tile, input, weight, extents, epilogue, None)
+}
+
+/// The convolution, and the moments of each tile of its output.
+pub fn forward_with_moments(
+    cuda: &Arc<CudaDevice>,
+    tile: Tile,
+    input: &Tensor,
+    weight: &Tensor,
+    extents: &Extents,
+) -> Result<(Tensor, TileMoments)> {
+    let (rows, [rows_per_tile, _]) = (extents.n * extents.p * extents.q, tile.extents());
+    let tiles = [rows.div_ceil(rows_per_tile), extents.k];
+    let [mean, m2] = [Tensor::uninit::<f32>(tiles, cuda)?, Tensor::uninit::<f32>(tiles, cuda)?];
+    let moments = TileMoments { rows, rows_per_tile, mean, m2 };
+    let output = launch_forward(cuda, tile, input, weight, extents, Epilogue::default(), Some(&moments))?;
+    Ok((output, moments))
+}
+
+fn launch_forward(
+    cuda: &Arc<CudaDevice>,
+    tile: Tile,
+    input: &Tensor,
+    weight: &Tensor,
+    extents: &Extents,
+    epilogue: Epilogue,
+    moments: Option<&TileMoments>,
+) -> Result<Tensor> {
+    let factors = Factors::of(weight)?;
+    let output = factors.uninit(extents.output(), cuda)?;
+    countable(cuda, &[input, weight, &output])?;
+    let rows = extents.n * extents.p * extents.q;
+    let params = ConvMmaForwardParams {
+        input: factors.pointer(cuda, input)?,
+        weight: factors.pointer(cuda, weight)?,
+        finish: ForwardFinish::new(cuda, factors, &output, epilogue, moments)?,
+        extents: extents.for_kernels(cuda)?,
+        rows: small("conv", rows)?,
+    };
+    let blocks = Problem::new(Product::Forward, factors, extents).tiles(tile);
+    let kernel = kernel(cuda, &FORWARD_SOURCE, factors, tile)?;
+    cuda.launch(&kernel, [blocks, 1, 1], tile.shared(), &params)?;
+    Ok(output)
+}
+
+/// The gradient of the input, `[N, H, W, C]`, and the sums that its sink asks for; `tile` changes none of its bits.
+pub fn input_grad(
+    cuda: &Arc<CudaDevice>,
+    tile: Tile,
+    output_grad: &Tensor,
+    flipped: &Tensor,
+    extents: &Extents,
+    finish: GradFinish,
+) -> Result<(Tensor, Option<TileSums>)> {
+    let factors = Factors::of(flipped)?;
+    let output = factors.uninit([extents.n, extents.h, extents.w, extents.c], cuda)?;
+    countable(cuda, &[output_grad, flipped, &output])?;
+    // Of the largest class of pixels; see the kernel.
+    let classes = extents.stride * extents.stride;
+    let rows = extents.n * extents.h.div_ceil(extents.stride) * extents.w.div_ceil(extents.stride);
+    let [tile_rows, tile_cols] = tile.extents();
+    let tiles = classes * rows.div_ceil(tile_rows);
+    let uninit = || Tensor::uninit::<f32>([tiles, extents.c], cuda);
+    let sums = finish.sink.map(|_| Ok(TileSums { sum: uninit()?, product: uninit()? })).transpose()?;
+    let params = ConvMmaInputGradParams {
+        grad: factors.pointer(cuda, output_grad)?,
+        weight: factors.pointer(cuda, flipped)?,
+        finish: finish::GradFinish::new(cuda, factors, &output, extents, finish, sums.as_ref())?,
+        extents: extents.for_kernels(cuda)?,
+        rows: small("conv", rows)?,
+    };
+    let blocks = tiles * extents.group_c().div_ceil(tile_cols) * extents.groups;
+    let kernel = kernel(cuda, &INPUT_GRAD_SOURCE, factors, tile)?;
+    cuda.launch(&kernel, [blocks, 1, 1], tile.shared(), &params)?;
+    Ok((output, sums))
+}
+
+/// The gradient of the weight, in the shape of the f32 master, `[K, R, S, master_c]`. `slices` is how many parts the
+/// reduction has and how many pixels each but the last, as [`Problem::slices`] says; `tile` changes none of the bits.
+pub fn weight_grad(
+    cuda: &Arc<CudaDevice>,
+    tile: Tile,
+    (slices, slice_pixels): (usize, usize),
+    output_grad: &Tensor,
+    input: &Tensor,
+    extents: &Extents,
+    master: Master,
+) -> Result<Tensor> {
+    let factors = Factors::of(output_grad)?;
+    countable(cuda, &[output_grad, input])?;
+    let shape = [extents.k, extents.r, extents.s, master.c];
+    in_slices(cuda, shape, slices, Finish::default(), |output| {
+        let params = ConvMmaWeightGradParams {
+            grad: factors.pointer(cuda, output_grad)?,
+            input: factors.pointer(cuda, input)?,
+            output: output.pointer::<f32>(cuda)?,
+            extents: extents.for_kernels(cuda)?,
+            master_c: small("conv", master.c)?,
+            master_k: small("conv", master.k)?,
+            pixels: small("conv", extents.n * extents.p * extents.q)?,
+            slice_pixels: small("conv", slice_pixels)?,
+        };
+        let blocks = Problem::new(Product::WeightGrad, factors, extents).tiles(tile) * slices;
+        let kernel = kernel(cuda, &WEIGHT_GRAD_SOURCE, factors, tile)?;
+        cuda.launch(&kernel, [blocks, 1, 1], tile.shared(), &params)
+    })
+}

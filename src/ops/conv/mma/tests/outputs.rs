@@ -1,0 +1,185 @@
+//! Forward: against f64, under every tile, with every epilogue; the moments of what is stored.
+
+use proptest::prelude::*;
+
+use super::{
+    super::{cuda, forward, forward_with_moments, pack},
+    Operands, PRECISIONS, activation, any_case, assert_close, bits, gpu, stored, wide,
+};
+use crate::{
+    Result, Tensor,
+    ops::{
+        conv::{
+            Epilogue, Geometry,
+            tests::{Case, case},
+        },
+        testing::{cases, cpu, norm, normal},
+    },
+    tensor::Precision,
+};
+
+impl Case {
+    /// The convolution in f64.
+    fn exact(&self, operands: &Operands) -> Vec<f64> {
+        let (x, w) = (wide(&operands.input), wide(&operands.weight));
+        let mut output = vec![0.0; self.output_dims().iter().product()];
+        self.products(|at_x, at_w, at_y| output[at_y] += x[at_x] * w[at_w]);
+        output
+    }
+}
+
+proptest! {
+    #![proptest_config(cases(24))]
+
+    #[test]
+    fn ragged_shapes_match_the_reference_under_every_tile(case in any_case(8)) {
+        let Some((device, cuda)) = gpu() else { return Ok(()) };
+        for precision in PRECISIONS {
+            let operands = Operands::new(&case, precision, &device)?;
+            let Operands { input, packed, extents, .. } = &operands;
+            let chosen = forward(input, packed, case.geometry, Epilogue::default())?;
+            assert_eq!((chosen.dims(), chosen.dtype()), (&case.output_dims()[..], precision.storage()));
+            assert_close(&format!("{case:?}, {precision}"), &chosen, &case.exact(&operands), precision);
+            for tile in operands.tiles() {
+                let output = cuda::forward(&cuda, tile, input, &packed.forward, extents, Epilogue::default())?;
+                assert!(bits(&output) == bits(&chosen), "{tile:?}: {case:?}, {precision}");
+            }
+        }
+    }
+
+    #[test]
+    fn every_epilogue_matches_the_reference(case in any_case(4)) {
+        let Some((device, _)) = gpu() else { return Ok(()) };
+        let k = case.weight_dims()[0];
+        let (scale, shift) = (normal(1, "scale", [k], &device), normal(2, "shift", [k], &device));
+        for (precision, choice) in PRECISIONS.into_iter().flat_map(|precision| (0..8).map(move |choice| (precision, choice))) {
+            let operands = Operands::new(&case, precision, &device)?;
+            let residual = activation(3, "residual", case.output_dims(), precision, &device);
+            let (with_scale, with_residual, relu) = (choice & 1 > 0, choice & 2 > 0, choice & 4 > 0);
+            let epilogue = Epilogue {
+                scale_shift: with_scale.then_some((&scale, &shift)),
+                residual: with_residual.then_some(&residual),
+                relu,
+            };
+            let (scale, shift, residual) = (wide(&scale), wide(&shift), wide(&residual));
+            let expected: Vec<f64> = case.exact(&operands).iter().enumerate().map(|(at, y)| {
+                let scaled = if with_scale { y * scale[at % k] + shift[at % k] } else { *y };
+                let sum = if with_residual { scaled + residual[at] } else { scaled };
+                if relu { sum.max(0.0) } else { sum }
+            }).collect();
+            let what = format!("scale {with_scale}, residual {with_residual}, relu {relu}: {case:?}, {precision}");
+            let actual = forward(&operands.input, &operands.packed, case.geometry, epilogue)?;
+            assert_close(&what, &actual, &expected, precision);
+        }
+    }
+}
+
+/// Rows that fill tiles and rows that do not, columns likewise; images far from zero, where sums of squares would lose
+/// all digits.
+#[test]
+fn moments_of_tiles_are_those_of_the_stored_output() -> Result<()> {
+    let Some((device, cuda)) = gpu() else { return Ok(()) };
+    let all = [
+        [3, 9, 10, 24, 72, 1, 1, 1, 0, 1],
+        [2, 8, 8, 16, 64, 3, 3, 1, 1, 1],
+        [1, 3, 3, 40, 136, 1, 1, 2, 0, 1],
+        [2, 12, 12, 32, 32, 3, 3, 1, 1, 8],
+    ]
+    .map(case);
+    for (case, precision) in all.iter().flat_map(|case| PRECISIONS.map(|precision| (case, precision))) {
+        let operands = Operands::new(case, precision, &device)?;
+        let Operands { packed, extents, .. } = &operands;
+        let shifted: Vec<f64> = wide(&operands.input).iter().map(|x| x + 20.0).collect();
+        let input = stored(&shifted, case.input_dims(), precision, &device);
+        let plain = forward(&input, packed, case.geometry, Epilogue::default())?;
+        let (_, chosen) = forward_with_moments(&input, packed, case.geometry)?;
+        assert_eq!(chosen.rows, plain.shape().rows());
+        for tile in operands.tiles() {
+            let (output, moments) = cuda::forward_with_moments(&cuda, tile, &input, &packed.forward, extents)?;
+            assert!(bits(&output) == bits(&plain), "{tile:?}: {case:?}");
+            let (means, squares, rows) = (wide(&moments.mean), wide(&moments.m2), moments.rows_per_tile);
+            for (tile, stored) in wide(&output).chunks(rows * extents.k).enumerate() {
+                for channel in 0..extents.k {
+                    let column: Vec<f64> = stored.iter().skip(channel).step_by(extents.k).copied().collect();
+                    let (count, at) = (column.len() as f64, tile * extents.k + channel);
+                    let mean = column.iter().sum::<f64>() / count;
+                    let m2 = column.iter().map(|y| (y - mean).powi(2)).sum::<f64>();
+                    let what = format!("tile {tile}, channel {channel} of {case:?}, {precision}");
+                    // A mean is stored as f32: its own rounding is allowed for.
+                    let bound = 1e-5 * (m2 / count).sqrt() + 1e-7 * mean.abs();
+                    assert!((means[at] - mean).abs() <= bound, "mean {} not {mean}: {what}", means[at]);
+                    // So is that of the first value, from which distances are taken.
+                    let bound = 1e-5 * m2 + 1e-12 * mean * mean;
+                    assert!((squares[at] - m2).abs() <= bound, "M2 {} not {m2}: {what}", squares[at]);
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The stem: images with a fourth channel of zeros, weights of three channels.
+#[test]
+fn images_have_a_fourth_channel() -> Result<()> {
+    let Some((device, _)) = gpu() else { return Ok(()) };
+    let case = case([2, 21, 18, 3, 64, 7, 7, 2, 3, 1]);
+    for precision in PRECISIONS {
+        let weight = activation(1, "weight", case.weight_dims(), precision, &device);
+        let weight = stored(&wide(&weight), case.weight_dims(), Precision::F32, &device);
+        let narrow = wide(&activation(1, "image", case.input_dims(), precision, &device));
+        let four: Vec<f64> = narrow.chunks(3).flat_map(|x| [x[0], x[1], x[2], 0.0]).collect();
+        let input = stored(&four, [case.n, case.h, case.w, 4], precision, &device);
+        let packed = pack(&weight, 1, precision, false)?;
+        assert_eq!(packed.forward.dims(), [64, 7, 7, 4]);
+        let mut expected = vec![0.0; case.output_dims().iter().product()];
+        let w = wide(&weight);
+        case.products(|at_x, at_w, at_y| expected[at_y] += narrow[at_x] * w[at_w]);
+        let output = forward(&input, &packed, case.geometry, Epilogue::default())?;
+        assert_close(&format!("a stem in {precision}"), &output, &expected, precision);
+    }
+    Ok(())
+}
+
+#[test]
+fn a_nan_passes_the_relu_and_spoils_its_own_windows_alone() -> Result<()> {
+    let Some((device, _)) = gpu() else { return Ok(()) };
+    let case = case([1, 6, 5, 8, 8, 3, 3, 1, 1, 1]);
+    for precision in PRECISIONS {
+        let Operands { input, packed, .. } = Operands::new(&case, precision, &device)?;
+        let mut values = wide(&input);
+        let (y, x) = (2, 4);
+        values[(y * case.w + x) * 8 + 7] = f64::NAN;
+        let input = stored(&values, case.input_dims(), precision, &device);
+        let epilogue = Epilogue { relu: true, ..Epilogue::default() };
+        let output = wide(&forward(&input, &packed, case.geometry, epilogue)?);
+        for (at, value) in output.iter().enumerate() {
+            let (p, q) = (at / 8 / case.w, at / 8 % case.w);
+            assert_eq!(value.is_nan(), p.abs_diff(y) <= 1 && q.abs_diff(x) <= 1, "({p}, {q}) in {precision}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn what_does_not_fit_is_an_error() -> Result<()> {
+    let Some((device, _)) = gpu() else { return Ok(()) };
+    let case = case([1, 5, 5, 8, 8, 3, 3, 1, 1, 1]);
+    let Operands { input, packed, weight, .. } = Operands::new(&case, Precision::Bf16, &device)?;
+    let failed = |input: &Tensor, geometry| {
+        forward(input, &packed, geometry, Epilogue::default()).expect_err("does not fit").to_string()
+    };
+    let error = failed(&input, Geometry { groups: 3, ..case.geometry });
+    assert!(error.contains("channels and groups do not fit"), "{error}");
+    let error = failed(&activation(1, "other", case.input_dims(), Precision::Tf32, &device), case.geometry);
+    assert!(error.contains("F32 was used as BF16"), "{error}");
+    let error = failed(&input.reshape([1, 5, 10, 4])?, case.geometry);
+    assert!(error.contains("do not fit"), "{error}");
+    let host = stored(&[0.0; 200], case.input_dims(), Precision::Bf16, &cpu(1));
+    assert!(failed(&host, case.geometry).contains("tensor cores are a GPU's"));
+    let error = pack(&weight, 1, Precision::F32, false).expect_err("no tensor cores").to_string();
+    assert!(error.contains("f32 convolutions read the weight itself"), "{error}");
+    let empty = activation(1, "empty", [0, 5, 5, 8], Precision::Bf16, &device);
+    assert_eq!(forward(&empty, &packed, case.geometry, Epilogue::default())?.dims(), [0, 5, 5, 8]);
+    assert_eq!(norm(&wide(&forward_with_moments(&empty, &packed, case.geometry)?.1.mean)), 0.0);
+    Ok(())
+}
