@@ -1,20 +1,29 @@
 //! The 1×1 convolution of Hopper GPUs: the launches of `kernels/conv_1x1_sm90.cu`.
 
-mod finish;
+mod table;
 #[cfg(test)]
 mod tests;
 
-use finish::{ForwardFinish, GradFinish};
+pub use table::Tile;
+
+use std::sync::Arc;
+
 use half::bf16;
 
-use super::Extents;
+use super::{
+    Epilogue, Extents, TileMoments,
+    mma::{
+        Factors,
+        finish::{self, ForwardFinish, GradFinish},
+    },
+};
 use crate::{
     Result, Tensor,
     device::{
         CudaDevice,
         cuda::{EncodedMap, Field, Kernel, Params, Source, Swizzle, TensorMap, TensorMode, TensorType, kernel_params},
     },
-    ops::small,
+    ops::{batchnorm::TileSums, conv::mma, small},
 };
 
 kernel_params! {
@@ -63,6 +72,7 @@ pub static SOURCE: Source = Source {
     ],
     layouts: &[
         Conv1x1Product::LAYOUT,
+        finish::Partial::LAYOUT,
         ForwardFinish::LAYOUT,
         GradFinish::LAYOUT,
         Conv1x1ForwardParams::LAYOUT,
@@ -88,47 +98,6 @@ const ROWS: usize = 128;
 pub const ROWS_PER_SUM: usize = 64;
 /// Channels of a stage: 128 bytes, which is also the span of the swizzle.
 const DEPTH: usize = 64;
-
-/// Tiles of 128 pixels.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Tile {
-    /// By 256 filters.
-    Wide,
-    /// By 128 filters.
-    Narrow,
-}
-
-impl Tile {
-    /// The tile for a product of so many columns.
-    pub fn of(cols: usize) -> Self {
-        if cols > Tile::Narrow.cols() { Tile::Wide } else { Tile::Narrow }
-    }
-
-    fn cols(self) -> usize {
-        match self {
-            Tile::Wide => 256,
-            Tile::Narrow => 128,
-        }
-    }
-
-    fn stages(self) -> usize {
-        match self {
-            Tile::Wide => 3,
-            Tile::Narrow => 5,
-        }
-    }
-
-    /// Bytes of a block's shared memory, as the kernel lays it out: stages, the sums of two consumers, barriers.
-    fn shared(self) -> usize {
-        let (stage, sums) = ((ROWS + self.cols()) * DEPTH * size_of::<bf16>(), 64 * (64 + 8) * size_of::<f32>());
-        self.stages() * stage + 2 * sums + self.stages() * 2 * size_of::<u64>()
-    }
-
-    /// Pairs of tiles that a product of so many rows and columns takes: one for each cluster at a time.
-    pub fn pairs(self, rows: usize, cols: usize) -> usize {
-        rows.div_ceil(BLOCKS * ROWS) * cols.div_ceil(self.cols())
-    }
-}
 
 impl Conv1x1Product {
     fn new(cuda: &CudaDevice, input: &Tensor, weight: &Tensor, extents: &Extents, tile: Tile) -> Result<Self> {
@@ -189,25 +158,63 @@ fn launch<P: Params>(
     cuda.launch(&kernels[tile as usize], [clusters * BLOCKS, 1, 1], tile.shared(), &params)
 }
 
-/// The outputs of `input` `[N, H, W, C]` and `weight` `[K, 1, 1, C]`, in bf16, as `finish` has them stored.
+/// The convolution of `input` `[N, H, W, C]` with `weight` `[K, 1, 1, C]`, both of bf16; `tile` changes none of its bits.
 pub fn forward(
-    cuda: &CudaDevice,
-    operands: [&Tensor; 2],
-    extents: &Extents,
-    finish: ForwardFinish,
+    cuda: &Arc<CudaDevice>,
     tile: Tile,
-) -> Result<()> {
-    launch(cuda, &FORWARD, operands, extents, tile, |product| Conv1x1ForwardParams { product, finish })
+    input: &Tensor,
+    weight: &Tensor,
+    extents: &Extents,
+    epilogue: Epilogue,
+) -> Result<Tensor> {
+    let output = Factors::Bf16.uninit(extents.output(), cuda)?;
+    let finish = ForwardFinish::new(cuda, Factors::Bf16, &output, epilogue, None)?;
+    let params = |product| Conv1x1ForwardParams { product, finish };
+    launch(cuda, &FORWARD, [input, weight], extents, tile, params)?;
+    Ok(output)
 }
 
-/// The gradients of an input, as `finish` has them stored: of the output's gradient `[N, P, Q, K]` and the flipped
-/// weight `[C, 1, 1, K]`, convolved forward; `extents` are those of that convolution.
-pub fn input_grad(
-    cuda: &CudaDevice,
-    operands: [&Tensor; 2],
-    extents: &Extents,
-    finish: GradFinish,
+/// The convolution, and the moments of its output.
+pub fn forward_with_moments(
+    cuda: &Arc<CudaDevice>,
     tile: Tile,
-) -> Result<()> {
-    launch(cuda, &INPUT_GRAD, operands, extents, tile, |product| Conv1x1InputGradParams { product, finish })
+    input: &Tensor,
+    weight: &Tensor,
+    extents: &Extents,
+) -> Result<(Tensor, TileMoments)> {
+    let (output, rows) = (Factors::Bf16.uninit(extents.output(), cuda)?, extents.n * extents.p * extents.q);
+    let [mean, m2] = sums(cuda, rows, extents.k)?;
+    let moments = TileMoments { rows, rows_per_tile: ROWS_PER_SUM, mean, m2 };
+    let finish = ForwardFinish::new(cuda, Factors::Bf16, &output, Epilogue::default(), Some(&moments))?;
+    let params = |product| Conv1x1ForwardParams { product, finish };
+    launch(cuda, &FORWARD, [input, weight], extents, tile, params)?;
+    Ok((output, moments))
+}
+
+/// The gradient of the input of a convolution of stride 1, from that of its output, `[N, H, W, K]`, and the flipped
+/// weight, `[C, 1, 1, K]`: a product like the forward one, with channels and filters exchanged. With the sums that its
+/// sink asks for.
+pub fn input_grad(
+    cuda: &Arc<CudaDevice>,
+    tile: Tile,
+    output_grad: &Tensor,
+    flipped: &Tensor,
+    extents: &Extents,
+    finish: mma::GradFinish,
+) -> Result<(Tensor, Option<TileSums>)> {
+    let Extents { n, h, w, c, k, .. } = *extents;
+    let output = Factors::Bf16.uninit([n, h, w, c], cuda)?;
+    let tile_sums = |[sum, product]: [Tensor; 2]| TileSums { sum, product };
+    let sums = finish.sink.map(|_| sums(cuda, n * h * w, c).map(tile_sums)).transpose()?;
+    let finish = GradFinish::new(cuda, Factors::Bf16, &output, extents, finish, sums.as_ref())?;
+    let exchanged = Extents { c: k, k: c, ..*extents };
+    let params = |product| Conv1x1InputGradParams { product, finish };
+    launch(cuda, &INPUT_GRAD, [output_grad, flipped], &exchanged, tile, params)?;
+    Ok((output, sums))
+}
+
+/// Memory for two sums of each part of the rows, per column.
+fn sums(cuda: &Arc<CudaDevice>, rows: usize, cols: usize) -> Result<[Tensor; 2]> {
+    let uninit = || Tensor::uninit::<f32>([rows.div_ceil(ROWS_PER_SUM), cols], cuda);
+    Ok([uninit()?, uninit()?])
 }

@@ -1,6 +1,7 @@
 //! The kernels against f64, in an emulated Hopper: both tiles, ragged everywhere, strides, all that a finish can do;
 //! what they move and multiply; and that the emulator finds each barrier, wait and fence that is taken away.
 
+mod choice;
 mod planted;
 
 use std::sync::Arc;
@@ -8,17 +9,19 @@ use std::sync::Arc;
 use half::bf16;
 use simt::{AsyncCopies, Counters};
 
-use super::{
-    super::{Extents, Geometry},
-    *,
-};
+use super::{super::Geometry, *};
 use crate::{
-    Device, Result, Shape,
-    ops::testing::{
-        emulator::{Emulator, Settings, emulated},
-        norm, normal,
+    Device, Shape,
+    ops::{
+        batchnorm::Sink,
+        testing::{
+            emulator::{Emulator, Settings, emulated},
+            norm, normal,
+        },
     },
 };
+
+const TILES: [Tile; 2] = [Tile::Wide, Tile::Narrow];
 
 /// What runs the kernels in one test, under one schedule.
 struct Hopper {
@@ -118,54 +121,30 @@ fn assert_rounded(what: &str, actual: &[f64], expected: &[f64]) {
     }
 }
 
-/// A forward convolution with everything that its finish can do, and without.
+/// What a forward convolution reads, with and without a finish.
 struct Forward {
     input: Tensor,
     weight: Tensor,
     scale: Tensor,
     shift: Tensor,
     residual: Tensor,
-    output: Tensor,
-    mean: Tensor,
-    m2: Tensor,
 }
 
 impl Forward {
-    fn new(hopper: &Hopper, extents: &Extents) -> Result<Self> {
-        let Extents { n, h, w, c, k, p, q, .. } = *extents;
-        let sums = [extents.rows().div_ceil(ROWS_PER_SUM), k];
-        Ok(Self {
+    fn new(hopper: &Hopper, extents: &Extents) -> Self {
+        let Extents { n, h, w, c, k, .. } = *extents;
+        Self {
             input: hopper.values("input", [n, h, w, c]),
             weight: hopper.values("weight", [k, 1, 1, c]),
             scale: normal(0, "scale", [k], &hopper.device),
             shift: normal(0, "shift", [k], &hopper.device),
-            residual: hopper.values("residual", [n, p, q, k]),
-            output: Tensor::uninit::<bf16>([n, p, q, k], hopper.cuda())?,
-            mean: Tensor::uninit::<f32>(sums, hopper.cuda())?,
-            m2: Tensor::uninit::<f32>(sums, hopper.cuda())?,
-        })
+            residual: hopper.values("residual", extents.output()),
+        }
     }
 
-    fn plain(&self, cuda: &CudaDevice) -> Result<ForwardFinish> {
-        let (output, channels) = (self.output.pointer::<bf16>(cuda)?, self.output.shape().last() as u32);
-        Ok(ForwardFinish { output, scale: 0, shift: 0, residual: 0, mean: 0, m2: 0, channels, relu: 0 })
-    }
-
-    fn folded(&self, cuda: &CudaDevice) -> Result<ForwardFinish> {
-        let [scale, shift] = [self.scale.pointer::<f32>(cuda)?, self.shift.pointer::<f32>(cuda)?];
-        let residual = self.residual.pointer::<bf16>(cuda)?;
-        Ok(ForwardFinish { scale, shift, residual, relu: 1, ..self.plain(cuda)? })
-    }
-
-    fn with_moments(&self, cuda: &CudaDevice) -> Result<ForwardFinish> {
-        let [mean, m2] = [self.mean.pointer::<f32>(cuda)?, self.m2.pointer::<f32>(cuda)?];
-        Ok(ForwardFinish { mean, m2, ..self.plain(cuda)? })
-    }
-
-    /// Runs the kernel and returns its output.
-    fn run(&self, hopper: &Hopper, extents: &Extents, finish: ForwardFinish, tile: Tile) -> Result<Vec<f64>> {
-        forward(hopper.cuda(), [&self.input, &self.weight], extents, finish, tile)?;
-        Ok(wide(&self.output))
+    /// A folded batchnorm, a shortcut and ReLU.
+    fn folded(&self) -> Epilogue<'_> {
+        Epilogue { scale_shift: Some((&self.scale, &self.shift)), residual: Some(&self.residual), relu: true }
     }
 
     /// The sums in f64.
@@ -178,22 +157,20 @@ impl Forward {
 fn outputs_are_right_under_every_schedule() -> Result<()> {
     for hopper in Hopper::all() {
         for extents in cases() {
-            let case = Forward::new(&hopper, &extents)?;
+            let case = Forward::new(&hopper, &extents);
             let sums = case.products(&extents);
-            let affine = |name: &Tensor| name.to_vec::<f32>().unwrap();
-            let (scale, shift, residual) = (affine(&case.scale), affine(&case.shift), wide(&case.residual));
-            let finished = sums.iter().enumerate().map(|(at, sum)| {
+            let (scale, shift) = (case.scale.to_vec::<f32>()?, case.shift.to_vec::<f32>()?);
+            let finished = sums.iter().zip(wide(&case.residual)).enumerate().map(|(at, (sum, residual))| {
                 let channel = at % extents.k;
-                (sum * f64::from(scale[channel]) + f64::from(shift[channel]) + residual[at]).max(0.0)
+                (sum * f64::from(scale[channel]) + f64::from(shift[channel]) + residual).max(0.0)
             });
             let finished: Vec<f64> = finished.collect();
             let mut both = Vec::new();
-            for tile in [Tile::Wide, Tile::Narrow] {
-                let what = format!("{tile:?}: {extents:?}");
-                let plain = case.run(&hopper, &extents, case.plain(hopper.cuda())?, tile)?;
-                assert_rounded(&what, &plain, &sums);
-                let folded = case.run(&hopper, &extents, case.folded(hopper.cuda())?, tile)?;
-                assert_rounded(&what, &folded, &finished);
+            for tile in TILES {
+                let run = |epilogue| forward(hopper.cuda(), tile, &case.input, &case.weight, &extents, epilogue);
+                let (plain, folded) = (wide(&run(Epilogue::default())?), wide(&run(case.folded())?));
+                assert_rounded(&format!("{tile:?}: {extents:?}"), &plain, &sums);
+                assert_rounded(&format!("{tile:?}, finished: {extents:?}"), &folded, &finished);
                 both.push((plain, folded));
             }
             assert!(both[0] == both[1], "the tile changes a bit: {extents:?}");
@@ -205,11 +182,13 @@ fn outputs_are_right_under_every_schedule() -> Result<()> {
 #[test]
 fn moments_are_those_of_the_stored_outputs() -> Result<()> {
     let Some(hopper) = Hopper::new(2, AsyncCopies::Late) else { return Ok(()) };
-    for (extents, tile) in cases().into_iter().flat_map(|extents| [(extents, Tile::Wide), (extents, Tile::Narrow)]) {
-        let case = Forward::new(&hopper, &extents)?;
-        let output = case.run(&hopper, &extents, case.with_moments(hopper.cuda())?, tile)?;
+    for (extents, tile) in cases().into_iter().flat_map(|extents| TILES.map(|tile| (extents, tile))) {
+        let case = Forward::new(&hopper, &extents);
+        let (output, moments) = forward_with_moments(hopper.cuda(), tile, &case.input, &case.weight, &extents)?;
+        let output = wide(&output);
         assert_rounded(&format!("{tile:?}: {extents:?}"), &output, &case.products(&extents));
-        let (means, m2s) = (case.mean.to_vec::<f32>()?, case.m2.to_vec::<f32>()?);
+        assert_eq!((moments.rows, moments.rows_per_tile), (extents.rows(), ROWS_PER_SUM));
+        let (means, m2s) = (moments.mean.to_vec::<f32>()?, moments.m2.to_vec::<f32>()?);
         for (part, rows) in output.chunks(ROWS_PER_SUM * extents.k).enumerate() {
             let count = (rows.len() / extents.k) as f64;
             for channel in 0..extents.k {
@@ -218,6 +197,7 @@ fn moments_are_those_of_the_stored_outputs() -> Result<()> {
                 let m2 = column().map(|y| (y - mean).powi(2)).sum::<f64>();
                 let at = part * extents.k + channel;
                 let (error, deviation) = (f64::from(means[at]) - mean, (m2 / count).sqrt());
+                // A mean is stored as f32: its own rounding too.
                 assert!(error.abs() <= 1e-5 * deviation + 1e-7 * mean.abs(), "mean {at}: {error:e}: {extents:?}");
                 let error = f64::from(m2s[at]) - m2;
                 assert!(error.abs() <= 1e-5 * m2, "M2 {at}: {error:e} of {m2}: {extents:?}");
@@ -231,64 +211,105 @@ fn moments_are_those_of_the_stored_outputs() -> Result<()> {
 fn input_gradients_are_masked_and_summed() -> Result<()> {
     for hopper in Hopper::all() {
         for extents in cases().into_iter().filter(|extents| extents.stride == 1) {
-            // The input's gradient, of K columns: as a product it is a forward convolution.
-            let cuda = hopper.cuda();
             let Extents { n, h, w, c, k, .. } = extents;
-            let [grad, flipped] = [hopper.values("grad", [n, h, w, c]), hopper.values("flipped", [k, 1, 1, c])];
-            let partial = hopper.values("partial", [n, h.div_ceil(2), w.div_ceil(2), k]);
-            let input = hopper.values("input", [n, h, w, k]);
-            let mean = normal(0, "mean", [k], &hopper.device);
-            let bytes = (0..extents.rows() * k / 8).map(|byte| (byte * 37 + byte / 5) as u8).collect::<Vec<_>>();
-            let mask = Tensor::new::<u8>(bytes.clone(), [extents.rows(), k / 8], &hopper.device)?;
-            let sums = [extents.rows().div_ceil(ROWS_PER_SUM), k];
-            let output = Tensor::uninit::<bf16>([n, h, w, k], cuda)?;
-            let [sum, product] = [Tensor::uninit::<f32>(sums, cuda)?, Tensor::uninit::<f32>(sums, cuda)?];
-            let finish = GradFinish {
-                output: output.pointer::<bf16>(cuda)?,
-                partial: finish::Partial { grad: partial.pointer::<bf16>(cuda)?, stride: 2, h: h as u32, w: w as u32 },
-                mask: mask.pointer::<u8>(cuda)?,
-                input: input.pointer::<bf16>(cuda)?,
-                mean: mean.pointer::<f32>(cuda)?,
-                sum: sum.pointer::<f32>(cuda)?,
-                product: product.pointer::<f32>(cuda)?,
-                channels: k as u32,
+            let [grad, flipped] = [hopper.values("grad", [n, h, w, k]), hopper.values("flipped", [c, 1, 1, k])];
+            let partial = hopper.values("partial", [n, h.div_ceil(2), w.div_ceil(2), c]);
+            let mask: Vec<u8> = (0..extents.rows() * c / 8).map(|byte| (byte * 37 + byte / 5) as u8).collect();
+            let sink = Sink {
+                mask: Some(Tensor::new(mask.clone(), [extents.rows(), c / 8], &hopper.device)?),
+                input: hopper.values("input", [n, h, w, c]),
+                mean: normal(0, "mean", [c], &hopper.device),
             };
-            input_grad(cuda, [&grad, &flipped], &extents, finish, Tile::of(k))?;
-
-            let (mut expected, partial) = (extents.products(&wide(&grad), &wide(&flipped)), wide(&partial));
+            let finish = mma::GradFinish {
+                partial: Some(mma::Partial::Strided { grad: &partial, stride: 2 }),
+                sink: Some(&sink),
+            };
+            let exchanged = Extents { c: k, k: c, ..extents };
+            let (mut expected, partial) = (exchanged.products(&wide(&grad), &wide(&flipped)), wide(&partial));
             for (at, value) in expected.iter_mut().enumerate() {
-                let (row, channel) = (at / k, at % k);
+                let (row, channel) = (at / c, at % c);
                 let (image, y, x) = (row / w / h, row / w % h, row % w);
                 if y % 2 == 0 && x % 2 == 0 {
                     let pixel = (image * h.div_ceil(2) + y / 2) * w.div_ceil(2) + x / 2;
-                    *value += partial[pixel * k + channel];
+                    *value += partial[pixel * c + channel];
                 }
-                if bytes[at / 8] >> (at % 8) & 1 == 0 {
+                if mask[at / 8] >> (at % 8) & 1 == 0 {
                     *value = 0.0;
                 }
             }
-            let stored = wide(&output);
-            assert_rounded(&format!("{extents:?}"), &stored, &expected);
-            let (input, mean) = (wide(&input), mean.to_vec::<f32>()?);
-            let (sum, product) = (sum.to_vec::<f32>()?, product.to_vec::<f32>()?);
-            for (part, rows) in stored.chunks(ROWS_PER_SUM * k).enumerate() {
-                for channel in 0..k {
-                    let column = (0..rows.len() / k).map(|row| {
-                        let y = input[(part * ROWS_PER_SUM + row) * k + channel];
-                        (rows[row * k + channel], y - f64::from(mean[channel]))
-                    });
-                    let [mut exact, mut size] = [[0.0; 2]; 2];
-                    for (g, y) in column {
-                        exact = [exact[0] + g, exact[1] + g * y];
-                        size = [size[0] + g.abs(), size[1] + (g * y).abs()];
-                    }
-                    for (i, actual) in [sum[part * k + channel], product[part * k + channel]].into_iter().enumerate() {
-                        let error = (f64::from(actual) - exact[i]).abs();
-                        assert!(error <= 1e-5 * size[i], "sum {i} of channel {channel}: {error:e}: {extents:?}");
-                    }
-                }
+            let mut both = Vec::new();
+            for tile in TILES {
+                let (stored, sums) = input_grad(hopper.cuda(), tile, &grad, &flipped, &extents, finish)?;
+                let (stored, sums) = (wide(&stored), sums.expect("sums for the sink"));
+                assert_rounded(&format!("{tile:?}: {extents:?}"), &stored, &expected);
+                assert_sums(&stored, &sink, &sums, c)?;
+                both.push(stored);
+            }
+            assert!(both[0] == both[1], "the tile changes a bit: {extents:?}");
+        }
+    }
+    Ok(())
+}
+
+/// The sums of the gradient as it is stored, and of its products with the batchnorm's centred input.
+fn assert_sums(stored: &[f64], sink: &Sink, sums: &TileSums, channels: usize) -> Result<()> {
+    let (input, mean) = (wide(&sink.input), sink.mean.to_vec::<f32>()?);
+    let (sum, product) = (sums.sum.to_vec::<f32>()?, sums.product.to_vec::<f32>()?);
+    for (part, rows) in stored.chunks(ROWS_PER_SUM * channels).enumerate() {
+        for channel in 0..channels {
+            let [mut exact, mut size] = [[0.0; 2]; 2];
+            for (row, g) in rows.iter().skip(channel).step_by(channels).enumerate() {
+                let y = input[(part * ROWS_PER_SUM + row) * channels + channel] - f64::from(mean[channel]);
+                exact = [exact[0] + g, exact[1] + g * y];
+                size = [size[0] + g.abs(), size[1] + (g * y).abs()];
+            }
+            let at = part * channels + channel;
+            for (actual, (exact, size)) in [sum[at], product[at]].into_iter().zip(exact.into_iter().zip(size)) {
+                let error = f64::from(actual) - exact;
+                assert!(error.abs() <= 1e-5 * size, "part {part}, channel {channel}: {error:e} of {exact}");
             }
         }
+    }
+    Ok(())
+}
+
+/// Every product and every byte that the tiling implies, and no more; rows of outputs in whole sectors; no bank conflict.
+#[test]
+fn what_is_moved_and_multiplied_is_what_the_tiling_implies() -> Result<()> {
+    let Some(hopper) = Hopper::new(0, AsyncCopies::Late) else { return Ok(()) };
+    let extents = case([5, 11, 19, 136, 528, 1]);
+    let case = Forward::new(&hopper, &extents);
+    for (tile, entry) in TILES.into_iter().zip(["conv_1x1_forward_128x256", "conv_1x1_forward_128x128"]) {
+        forward(hopper.cuda(), tile, &case.input, &case.weight, &extents, Epilogue::default())?;
+        let counters = hopper.counters(entry);
+        let (cols, steps) = (tile.cols(), extents.c.div_ceil(64));
+        let stages = (BLOCKS * tile.pairs(extents.rows(), extents.k) * steps) as u64;
+        // Of each stage, two consumers multiply 64 rows, 16 values of k at a time.
+        assert_eq!((counters.wgmma, counters.wgmma_products), (stages * 8, stages * (128 * cols * 64) as u64));
+        // Each block copies its own rows of x, and half of w's to both.
+        let [x, w] = [128 * 64 * 2, cols * 64 * 2].map(|bytes| bytes as u64);
+        assert_eq!((counters.bulk_load_bytes, counters.bulk_delivered_bytes), (stages * (x + w / 2), stages * (x + w)));
+        assert_eq!((counters.global_load_requests, counters.mma, counters.atomics), (0, 0, 0));
+        assert_eq!(counters.global_store_sectors, (extents.rows() * extents.k * 2 / 32) as u64);
+        assert_eq!(counters.bank_conflicts(), 0);
+    }
+    Ok(())
+}
+
+/// A block of shared memory one barrier shorter than the kernel lays out is too short: the host's sum is exact.
+#[test]
+fn shared_memory_is_as_large_as_the_kernel_lays_out() -> Result<()> {
+    let Some(hopper) = Hopper::new(0, AsyncCopies::Late) else { return Ok(()) };
+    let (extents, cuda) = (case([1, 1, 1, 8, 8, 1]), hopper.cuda());
+    let case = Forward::new(&hopper, &extents);
+    let output = Factors::Bf16.uninit(extents.output(), cuda)?;
+    let finish = ForwardFinish::new(cuda, Factors::Bf16, &output, Epilogue::default(), None)?;
+    for (tile, kernel) in TILES.into_iter().zip(&FORWARD) {
+        let product = Conv1x1Product::new(cuda, &case.input, &case.weight, &extents, tile)?;
+        let params = Conv1x1ForwardParams { product, finish };
+        let launch = |shared| cuda.launch(kernel, [BLOCKS, 1, 1], shared, &params);
+        launch(tile.shared())?;
+        assert!(launch(tile.shared() - 8).is_err(), "{tile:?}");
     }
     Ok(())
 }

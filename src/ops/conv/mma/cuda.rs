@@ -127,7 +127,9 @@ fn kernel<P: Params>(cuda: &CudaDevice, source: &'static Source, factors: Factor
     };
     let name = format!("{}_{factors}_{}", source.name, tile.name());
     let entry = source.entries.iter().find(|entry| **entry == name);
-    entry.map(|entry| Kernel::new(source, entry, THREADS)).ok_or_else(|| cuda.error(format!("there is no kernel {name}")))
+    entry
+        .map(|entry| Kernel::new(source, entry, THREADS))
+        .ok_or_else(|| cuda.error(format!("there is no kernel {name}")))
 }
 
 /// A check that kernels can count the elements of these tensors with 32 bits.

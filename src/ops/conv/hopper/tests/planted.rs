@@ -98,15 +98,16 @@ fn outcome(
     kernels: &[Kernel<Conv1x1ForwardParams>; 2],
     change: impl FnOnce(&Forward, Conv1x1Product) -> Conv1x1Product,
 ) -> Result<(), String> {
-    let extents = case(SHAPE);
-    let (case, cuda) = (Forward::new(hopper, &extents).unwrap(), hopper.cuda());
-    let finish = case.folded(cuda).unwrap();
-    let operands = [&case.input, &case.weight];
-    let params = |product| Conv1x1ForwardParams { product: change(&case, product), finish };
-    launch(cuda, kernels, operands, &extents, Tile::Wide, params).map_err(|error| error.to_string())?;
-    let right = case.output.to_vec::<bf16>().map_err(|error| error.to_string())?;
-    forward(cuda, operands, &extents, finish, Tile::Wide).unwrap();
-    (right == case.output.to_vec::<bf16>().unwrap()).then_some(()).ok_or_else(|| "a wrong result".into())
+    let (extents, cuda) = (case(SHAPE), hopper.cuda());
+    let operands = Forward::new(hopper, &extents);
+    let output = Factors::Bf16.uninit(extents.output(), cuda).unwrap();
+    let finish = ForwardFinish::new(cuda, Factors::Bf16, &output, operands.folded(), None).unwrap();
+    let Forward { input, weight, .. } = &operands;
+    let params = |product| Conv1x1ForwardParams { product: change(&operands, product), finish };
+    launch(cuda, kernels, [input, weight], &extents, Tile::Wide, params).map_err(|error| error.to_string())?;
+    let actual = output.to_vec::<bf16>().map_err(|error| error.to_string())?;
+    let right = forward(cuda, Tile::Wide, input, weight, &extents, operands.folded()).unwrap();
+    (actual == right.to_vec::<bf16>().unwrap()).then_some(()).ok_or_else(|| "a wrong result".into())
 }
 
 #[test]

@@ -3,11 +3,7 @@
 use proptest::prelude::*;
 
 use super::{
-    super::{
-        GradFinish, Master, Partial, cuda, forward, input_grad, input_grad_strided,
-        table::Tile,
-        weight_grad,
-    },
+    super::{GradFinish, Master, Partial, cuda, forward, input_grad, input_grad_strided, table::Tile, weight_grad},
     Operands, PRECISIONS, TILES, activation, any_case, assert_close, bits, gpu, stored, wide,
 };
 use crate::{
