@@ -286,10 +286,12 @@ impl TensorMap {
         if first >= end {
             return None;
         }
-        let outer: u64 = at[1..].iter().zip(&self.strides).map(|(&at, stride)| at as u64 * stride).sum();
+        // Tensors larger than memory have addresses that wrap, and are in no buffer.
+        let along = at[1..].iter().zip(&self.strides).map(|(&at, &stride)| (at as u64).wrapping_mul(stride));
+        let outer = along.fold(self.address, u64::wrapping_add);
         Some(Row {
             at: number * self.row_bytes() + (first - at[0]) as usize * size,
-            address: self.address + outer + first as u64 * size as u64,
+            address: outer.wrapping_add(first as u64 * size as u64),
             bytes: (end - first) as usize * size,
         })
     }

@@ -609,15 +609,16 @@ fn what_is_not_understood_is_an_error_that_names_it() {
 #[test]
 fn damaged_text_never_panics() {
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/kernels");
-    let texts = ["compute", "sm80"].map(|name| std::fs::read_to_string(format!("{folder}/{name}.ptx")).unwrap());
+    let texts = ["compute", "sm80", "sm90", "sm90_copies", "sm90_products"]
+        .map(|name| std::fs::read_to_string(format!("{folder}/{name}.ptx")).unwrap());
     let mut state = 1u64;
     let mut next = |n: usize| {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (state >> 33) as usize % n
     };
     let mut ran = 0;
-    for round in 0..200 {
-        let mut bytes = texts[round % 2].clone().into_bytes();
+    for round in 0..400 {
+        let mut bytes = texts[round % texts.len()].clone().into_bytes();
         for _ in 0..1 + next(3) {
             let at = next(bytes.len());
             match next(8) {
@@ -641,7 +642,10 @@ fn damaged_text_never_panics() {
             let params = Params::default().u64(buffer).u64(buffer + 4096).u64(buffer + 8192).u64(buffer + 12288).u64(7);
             let mut params = params.0;
             params.resize(module.param_bytes(&entry).unwrap(), 0);
-            ran += u32::from(gpu.launch(&module, &entry, &simt::Launch::linear(2, 64), &params).is_ok());
+            // Kernels for one warp, for warpgroups, and for clusters.
+            let block = [if round % 3 == 0 { 32 } else { 128 }, 1, 1];
+            let launch = simt::Launch { grid: [2, 2, 1], block, dynamic_shared: 4096, ..simt::Launch::default() };
+            ran += u32::from(gpu.launch(&module, &entry, &launch, &params).is_ok());
         }
     }
     assert!(ran > 30, "only {ran} damaged kernels ran");

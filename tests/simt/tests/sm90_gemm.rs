@@ -94,7 +94,8 @@ fn right() {
         let case = Case::new(m, n, k);
         for (arch, module) in kernels("sm90_gemm", ARCHS).iter() {
             let mut seen = None;
-            for config in configs(0..5) {
+            let threaded = Config { threads: 3, ..config(2) };
+            for config in configs(0..5).chain([threaded]) {
                 let (out, counters) =
                     case.run(module, 0, config.clone()).unwrap_or_else(|e| panic!("{arch} {config:?}: {e}"));
                 assert!(case.fits(&out), "{arch} {config:?}");

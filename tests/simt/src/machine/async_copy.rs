@@ -3,8 +3,8 @@
 use super::access::{Units, addresses, by_space, check_aligned};
 use super::atomic::plain;
 use super::banks::count_banks;
+use super::bytes;
 use super::cluster::Cluster;
-use super::global::load_bytes;
 use super::order::Order;
 use super::regs::{Bits, FULL, LANES};
 use super::shadow::{IN_FLIGHT, Spot, check_write, note_write};
@@ -57,7 +57,7 @@ pub(crate) fn issue(cluster: &mut Cluster, warp: &mut Warp, sync: &mut Order, co
     // Of partial copies the rest is zeros.
     for lane in Bits(m & !full).filter(|&l| sizes[l] > 0) {
         let mut bytes = [0; 16];
-        load_bytes(cluster, warp, sync, from[lane], &mut bytes[..sizes[lane] as usize], lane)?;
+        bytes::load(cluster, warp, sync, from[lane], &mut bytes[..sizes[lane] as usize], lane)?;
         for (unit, part) in units.iter_mut().zip(bytes.chunks_exact(4)) {
             unit[lane] = u32::from_le_bytes([part[0], part[1], part[2], part[3]]);
         }

@@ -6,10 +6,10 @@
 
 use std::rc::Rc;
 
-use super::access::{Here, addresses};
+use super::access::addresses;
+use super::bytes;
 use super::cluster::Cluster;
 use super::flight::{Reader, begin_read, end_reads};
-use super::global::{load_bytes, store_bytes};
 use super::mbarrier;
 use super::order::Order;
 use super::regs::Bits;
@@ -83,6 +83,16 @@ pub(crate) fn issue(cluster: &mut Cluster, warp: &mut Warp, sync: &mut Order, co
     Ok(())
 }
 
+/// A copy must fit shared memory, before anything of its size is made.
+fn check_size(cluster: &Cluster, warp: &Warp, bytes: usize, lane: usize) -> Step {
+    let most = cluster.shared[warp.rank].bytes;
+    if bytes as u64 <= most {
+        return Ok(());
+    }
+    let text = format!("a bulk copy of {bytes} bytes of shared memory, and the block has {most}");
+    trouble(FaultKind::OutOfBounds, lane, text)
+}
+
 fn plan(cluster: &mut Cluster, warp: &Warp, sync: &mut Order, copy: &BulkCopy, lane: usize) -> Step<Plan> {
     match &copy.what {
         BulkWhat::Bytes { global, size } => {
@@ -91,6 +101,7 @@ fn plan(cluster: &mut Cluster, warp: &Warp, sync: &mut Order, copy: &BulkCopy, l
                 let text = format!("a bulk copy of {bytes} bytes at address {address:#x}: no multiples of 16");
                 return trouble(FaultKind::Misaligned, lane, text);
             }
+            check_size(cluster, warp, bytes, lane)?;
             let rows = vec![Row { at: 0, address, bytes }];
             Ok(Plan { rows, bytes, swizzle: Swizzle::None, align: 16, rounds: false })
         }
@@ -107,6 +118,7 @@ fn plan(cluster: &mut Cluster, warp: &Warp, sync: &mut Order, copy: &BulkCopy, l
                 let (row, span) = (map.row_bytes(), map.swizzle.bytes());
                 return unfit(format!("rows of {row} bytes in a swizzle of {span}: the layout is not modelled"));
             }
+            check_size(cluster, warp, map.box_bytes(), lane)?;
             let at: Vec<i64> = coordinates.iter().map(|c| i64::from(warp.regs.get(*c, lane) as i32)).collect();
             let offsets =
                 offsets.iter().flatten().map(|o| i64::from(warp.regs.get(*o, lane) as u16)).collect::<Vec<_>>();
@@ -137,7 +149,7 @@ pub(crate) fn tensor_map(
             None => return trouble(FaultKind::OutOfBounds, lane, "a tensor map past the end of the parameters"),
         }
     } else {
-        load_bytes(cluster, warp, sync, address, &mut bytes, lane)?;
+        bytes::load(cluster, warp, sync, address, &mut bytes, lane)?;
     }
     match TensorMap::decode(&bytes) {
         Some(map) => Ok(map),
@@ -145,7 +157,7 @@ pub(crate) fn tensor_map(
     }
 }
 
-/// Words of a swizzled layout: for each word of the box, its place from `start` on.
+/// For each word of a copy in order: its byte offset in shared memory.
 fn places(start: usize, bytes: usize, swizzle: Swizzle) -> impl Iterator<Item = usize> {
     let base = crate::ptx::module::SHARED_BASE as usize;
     (0..bytes / 4).map(move |word| swizzle.apply((base + start + 4 * word) as u64) as usize - base)
@@ -159,8 +171,8 @@ fn load(
     (at, mbarrier, mask): (u64, u64, Option<u16>),
     lane: usize,
 ) -> Step {
-    let (block, at) = Here::owner(warp.here, at);
-    let (mbarrier_block, mbarrier) = Here::owner(warp.here, mbarrier);
+    let (block, at) = warp.here.owner(at);
+    let (mbarrier_block, mbarrier) = warp.here.owner(mbarrier);
     let blocks: Vec<usize> = match mask {
         None => vec![block],
         Some(mask) => (0..16).filter(|block| mask >> block & 1 == 1).collect(),
@@ -168,14 +180,15 @@ fn load(
     if mask.is_none() && block != mbarrier_block {
         return trouble(FaultKind::Mbarrier, lane, "a bulk copy to one block that completes on an mbarrier of another");
     }
-    if let Some(missing) = blocks.iter().find(|&&block| block >= cluster.blocks.len()) {
+    let all = blocks.iter().chain([&block, &mbarrier_block]);
+    if let Some(missing) = all.copied().find(|&block| block >= cluster.blocks.len()) {
         let text = format!("a bulk copy to block {missing} of a cluster of {}", cluster.blocks.len());
         return trouble(FaultKind::OutOfBounds, lane, text);
     }
     cluster.counters.bulk_load_bytes += plan.bytes as u64;
     let mut bytes = vec![0; plan.bytes];
     for row in &plan.rows {
-        load_bytes(cluster, warp, sync, row.address, &mut bytes[row.at..row.at + row.bytes], lane)?;
+        bytes::load(cluster, warp, sync, row.address, &mut bytes[row.at..row.at + row.bytes], lane)?;
     }
     let to = cluster.shared[block].offset(at, plan.bytes as u32, lane)?;
     let mut words = vec![0; plan.bytes / 4];
@@ -237,7 +250,7 @@ pub(crate) fn land_one(cluster: &mut Cluster, sync: &mut Order) -> Result<bool, 
 }
 
 fn store(cluster: &mut Cluster, warp: &mut Warp, sync: &mut Order, plan: Plan, at: u64, lane: usize) -> Step {
-    let (block, at) = Here::owner(warp.here, at);
+    let (block, at) = warp.here.owner(at);
     if block != warp.rank {
         return trouble(FaultKind::OutOfBounds, lane, "a bulk store from the shared memory of another block");
     }
@@ -265,7 +278,7 @@ fn store(cluster: &mut Cluster, warp: &mut Warp, sync: &mut Order, plan: Plan, a
 
 fn write(cluster: &mut Cluster, warp: &Warp, sync: &mut Order, store: &Store) -> Step {
     sync.progress += 1;
-    store.parts.iter().try_for_each(|(to, bytes)| store_bytes(cluster, warp, sync, *to, bytes, store.lane))
+    store.parts.iter().try_for_each(|(to, bytes)| bytes::store(cluster, warp, sync, *to, bytes, store.lane))
 }
 
 /// `cp.async.bulk.commit_group`.

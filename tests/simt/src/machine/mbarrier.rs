@@ -301,10 +301,11 @@ fn sleep(
     *d = *d & !m | passed;
     if wait.acquire {
         let warps = cluster.warps.len();
-        let mut known: Option<(usize, usize)> = None;
-        for lane in Bits(passed).filter(|&lane| known.replace(places[lane]) != Some(places[lane])) {
+        let whole = passed == warp.live;
+        // Lanes mostly wait for the same one.
+        let mut last = None;
+        for lane in Bits(passed).filter(|&lane| last.replace(places[lane]) != Some(places[lane])) {
             let (block, offset) = places[lane];
-            let whole = passed == warp.live;
             if let Some(mbarrier) = cluster.shared[block].mbarriers.get(&offset) {
                 mbarrier.over.teach(warp.id, &mut warp.clock, warps, whole);
             }

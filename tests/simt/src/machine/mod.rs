@@ -7,6 +7,7 @@ pub(crate) mod atomic;
 pub(crate) mod banks;
 pub(crate) mod barrier;
 pub(crate) mod bulk;
+pub(crate) mod bytes;
 pub(crate) mod cluster;
 pub(crate) mod cluster_barrier;
 pub(crate) mod collective;

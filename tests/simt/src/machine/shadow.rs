@@ -192,8 +192,8 @@ pub(crate) fn note_write(cluster: &mut Cluster, warp: &Warp, spot: Spot, lane: u
 }
 
 /// Marks a granule as written by a bulk copy that completes on an mbarrier, at a time of its own.
-pub(crate) fn note_bulk_write(cluster: &mut Cluster, spot: Spot, agent: u32, clock: u32) {
-    cluster.shared[spot.block].writes[spot.granule] = BY_BULK_COPY | u64::from(clock) << 32 | u64::from(agent);
+pub(crate) fn note_bulk_write(cluster: &mut Cluster, spot: Spot, number: u32, clock: u32) {
+    cluster.shared[spot.block].writes[spot.granule] = BY_BULK_COPY | u64::from(clock) << 32 | u64::from(number);
 }
 
 /// Marks a granule as read by a lane, for other lanes too (`ldmatrix`).

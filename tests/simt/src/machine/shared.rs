@@ -106,9 +106,8 @@ pub(crate) fn load(
     count_banks(cluster, at, m, shape.bytes());
     let shift = cluster.shared[block].shift;
     let granules = (shape.bytes() >> shift).max(1) as usize;
-    let strong = if shape.strong { READ_STRONG } else { 0 };
-    let record = warp.clock.now << 7 | strong;
-    if shift == 2 && shape.unit == 4 && load_run(cluster, warp, block, at, m, shape, record, units).is_some() {
+    let record = read_record(warp, shape);
+    if shift == 2 && shape.unit == 4 && load_run(cluster, warp, block, at, m, shape, units).is_some() {
         return Ok(());
     }
     // A lane before with the same address, where all was ordered before the whole warp.
@@ -154,6 +153,12 @@ pub(crate) fn load(
     Ok(())
 }
 
+/// A read now, without its lane.
+#[inline(always)]
+fn read_record(warp: &Warp, shape: Shape) -> u32 {
+    warp.clock.now << 7 | if shape.strong { READ_STRONG } else { 0 }
+}
+
 /// The common case of [`load`]: words one after the other, all written and ordered before.
 #[inline(always)]
 fn load_run(
@@ -163,9 +168,9 @@ fn load_run(
     at: &[u64; LANES],
     m: u32,
     shape: Shape,
-    record: u32,
     units: &mut Units,
 ) -> Option<()> {
+    let record = read_record(warp, shape);
     let total = u64::from(shape.bytes()) * 32;
     let offset = at[0].wrapping_sub(SHARED_BASE as u64);
     let inside = offset < cluster.shared[block].bytes && cluster.shared[block].bytes - offset >= total;
