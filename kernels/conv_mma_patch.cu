@@ -37,15 +37,14 @@ struct ConvMmaPatchInputGradParams {
 
 // A tile of 8 x 8 pixels: where it lies. Its rows are its pixels, row by row.
 struct MapTile {
-    u32 n, y, x, h, w;
+    u32 y, x, w, first;  // its first pixel: where it lies in its map of width w, and its number in the batch
 
-    __device__ MapTile(const PatchProblem& p, u32 number) : h(p.h), w(p.w) {
+    __device__ MapTile(const PatchProblem& p, u32 number) : w(p.w) {
         const Index3 at(number, p.h / SIDE, p.w / SIDE);
-        n = at.outer, y = at.middle * SIDE, x = at.inner * SIDE;
+        y = at.middle * SIDE, x = at.inner * SIDE, first = (at.outer * p.h + y) * w + x;
     }
 
-    __device__ u32 pixel(u32 y, u32 x) const { return (n * h + y) * w + x; }
-    __device__ u32 operator()(u32 row) const { return pixel(y + row / SIDE, x + row % SIDE); }
+    __device__ u32 operator()(u32 row) const { return first + row / SIDE * w + row % SIDE; }
 };
 
 // Where a chunk of a pixel, or of a filter, lies in its patch or tap.
@@ -55,10 +54,10 @@ __device__ inline u32 swizzled(u32 row, u32 chunk) { return row * ROW_BYTES + (c
 __device__ inline void copy_patch(const PatchProblem& p, const u16* images, const MapTile& tile, u32 to) {
     const u32 chunk = threadIdx.x % 8;
     for (u32 i = threadIdx.x / 8; i < PATCH; i += Tile::THREADS / 8) {
-        const u32 y = tile.y + i / PATCH_SIDE - 1, x = tile.x + i % PATCH_SIDE - 1;
-        const bool inside = y < p.h && x < p.w;
-        copy_async_16(to + swizzled(i, chunk), images + (inside ? tile.pixel(y, x) * p.pixel + chunk * 8 : 0),
-                      inside ? 16 : 0);
+        const u32 down = i / PATCH_SIDE - 1, right = i % PATCH_SIDE - 1;
+        const bool inside = tile.y + down < p.h && tile.x + right < p.w;
+        const u16* from = images + (inside ? (tile.first + down * p.w + right) * p.pixel + chunk * 8 : 0);
+        copy_async_16(to + swizzled(i, chunk), from, inside ? 16 : 0);
     }
 }
 
@@ -138,15 +137,16 @@ __device__ inline void convolve(const PatchProblem& p, const F& f) {
 
     using Part = FinishTile<Bf16, SIDE * SIDE, Tile::COLS, Tile::THREADS>;
     float* staged = reinterpret_cast<float*>(shared);
+    __syncthreads();
+    stage_sums<Tile>(sums, staged + Tile::warp_row() * Part::PITCH + Tile::warp_col(), Part::PITCH);
+    __syncthreads();
+#pragma unroll 1
     for (u32 tile = first_tile; tile <= last_tile; ++tile) {
+        float* own = staged + (tile - first_tile) * SIDE * SIDE * Part::PITCH;
         Finish<Part, F> finish(f, first_filter, filters, threadIdx.x);
+        finish.rows(own, MapTile(p, tile));
         __syncthreads();
-        if (Tile::warp_row() / (SIDE * SIDE) == tile - first_tile)
-            stage_sums<Tile>(sums, staged + Tile::warp_col(), Part::PITCH);
-        __syncthreads();
-        finish.rows(staged, MapTile(p, tile));
-        __syncthreads();
-        finish.write_sums(staged, WholeBlock{}, tile);
+        finish.write_sums(own, WholeBlock{}, tile);
     }
 }
 

@@ -97,21 +97,17 @@ struct WindowsByFilters {
     }
 };
 
-// Finishes a tile, 64 rows at a time, in the memory of the stages.
+// Finishes a tile in the memory of the stages, or of a little more: the whole tile is laid out before any of it is
+// finished, so that the registers of its sums are free by then.
 template <class T, class F, class Pixels>
 __device__ inline void finish_tile(const F& p, const float (&sums)[T::M][T::N][4], float* shared, u32 first, u32 cols,
                                    const Pixels& pixels, u32 tile) {
-    using Part = FinishTile<typename T::E, 64, T::COLS, T::THREADS>;
-    static_assert(64 * Part::PITCH * sizeof(float) <= T::STAGES * T::STAGE_BYTES, "it fits in the stages");
-    Finish<Part, F> finish(p, first, cols, threadIdx.x);
-#pragma unroll
-    for (u32 part = 0; part < T::ROWS / 64; ++part) {
-        __syncthreads();
-        if (T::warp_row() / 64 == part)
-            stage_sums<T>(sums, shared + T::warp_row() % 64 * Part::PITCH + T::warp_col(), Part::PITCH);
-        __syncthreads();
-        finish.rows(shared, [&](u32 row) { return pixels(part * 64 + row); });
-    }
+    using Whole = FinishTile<typename T::E, T::ROWS, T::COLS, T::THREADS>;
+    __syncthreads();
+    stage_sums<T>(sums, shared + T::warp_row() * Whole::PITCH + T::warp_col(), Whole::PITCH);
+    __syncthreads();
+    Finish<Whole, F> finish(p, first, cols, threadIdx.x);
+    finish.rows(shared, pixels);
     __syncthreads();
     finish.write_sums(shared, WholeBlock{}, tile);
 }

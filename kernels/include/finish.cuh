@@ -337,7 +337,7 @@ struct Finish {
     template <class Pixels>
     __device__ void rows(const float* sums, const Pixels& pixels) {
         if (!exists()) return;
-#pragma unroll
+#pragma unroll 1
         for (u32 from = 0; from < T::PER_THREAD; from += T::BATCH) {
             u32 pixel[T::BATCH];
             typename F::Operands operands[T::BATCH];

@@ -15,6 +15,7 @@ pub const SOURCES: &[&Source] = &[
     &conv::mma::FORWARD_SOURCE,
     &conv::mma::INPUT_GRAD_SOURCE,
     &conv::mma::PACK_SOURCE,
+    &conv::mma::PATCH_SOURCE,
     &conv::mma::WEIGHT_GRAD_SOURCE,
     &conv::naive::SOURCE,
     &dropout::cuda::SOURCE,

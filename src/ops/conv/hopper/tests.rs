@@ -12,6 +12,7 @@ use simt::{AsyncCopies, Counters};
 use super::{super::Geometry, *};
 use crate::{
     Device, Shape,
+    device::cuda::Driver,
     ops::{
         batchnorm::Sink,
         testing::{

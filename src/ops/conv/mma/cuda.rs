@@ -11,7 +11,7 @@ use crate::{
     Result, Tensor,
     device::{
         CudaDevice,
-        cuda::{Kernel, Params, Source, kernel_params},
+        cuda::{Field, Kernel, Params, Source, kernel_params},
     },
     ops::{
         batchnorm::TileSums,
@@ -19,7 +19,7 @@ use crate::{
             Epilogue, Extents, TileMoments,
             cuda::{ConvExtents, Finish, in_slices},
         },
-        small,
+        nhwc, small,
     },
 };
 
@@ -59,6 +59,38 @@ kernel_params! {
         master_k: u32,
         pixels: u32,
         slice_pixels: u32,
+    }
+}
+
+kernel_params! {
+    struct PatchProblem {
+        images: u64,
+        weight: u64,
+        h: u32,
+        w: u32,
+        pixel: u32,
+        tiles: u32,
+        filters: u32,
+    }
+}
+
+impl Field for PatchProblem {
+    fn write(&self, bytes: &mut [u8]) {
+        Params::write(self, bytes);
+    }
+}
+
+kernel_params! {
+    struct ConvMmaPatchForwardParams {
+        problem: PatchProblem,
+        finish: ForwardFinish,
+    }
+}
+
+kernel_params! {
+    struct ConvMmaPatchInputGradParams {
+        problem: PatchProblem,
+        finish: finish::GradFinish,
     }
 }
 
@@ -112,6 +144,25 @@ pub static WEIGHT_GRAD_SOURCE: Source = Source {
     layouts: &[ConvExtents::LAYOUT, ConvMmaWeightGradParams::LAYOUT],
 };
 
+pub static PATCH_SOURCE: Source = Source {
+    name: "conv_mma_patch",
+    text: include_str!("../../../../kernels/conv_mma_patch.cu"),
+    archs: ARCHS,
+    entries: &["conv_mma_patch_forward_bf16", "conv_mma_patch_input_grad_bf16"],
+    layouts: &[
+        ForwardFinish::LAYOUT,
+        finish::Partial::LAYOUT,
+        finish::GradFinish::LAYOUT,
+        PatchProblem::LAYOUT,
+        ConvMmaPatchForwardParams::LAYOUT,
+        ConvMmaPatchInputGradParams::LAYOUT,
+    ],
+};
+static PATCH_FORWARD: Kernel<ConvMmaPatchForwardParams> =
+    Kernel::new(&PATCH_SOURCE, "conv_mma_patch_forward_bf16", THREADS);
+static PATCH_INPUT_GRAD: Kernel<ConvMmaPatchInputGradParams> =
+    Kernel::new(&PATCH_SOURCE, "conv_mma_patch_input_grad_bf16", THREADS);
+
 /// Channels and filters of a group before groups are joined.
 #[derive(Clone, Copy, Debug)]
 pub struct Master {
@@ -160,7 +211,7 @@ pub fn forward_with_moments(
     weight: &Tensor,
     extents: &Extents,
 ) -> Result<(Tensor, TileMoments)> {
-    let (rows, [rows_per_tile, _]) = (extents.n * extents.p * extents.q, tile.extents());
+    let (rows, rows_per_tile) = (extents.n * extents.p * extents.q, tile.sum_rows());
     let tiles = [rows.div_ceil(rows_per_tile), extents.k];
     let [mean, m2] = [Tensor::uninit::<f32>(tiles, cuda)?, Tensor::uninit::<f32>(tiles, cuda)?];
     let moments = TileMoments { rows, rows_per_tile, mean, m2 };
@@ -180,18 +231,40 @@ fn launch_forward(
     let factors = Factors::of(weight)?;
     let output = factors.uninit(extents.output(), cuda)?;
     countable(cuda, &[input, weight, &output])?;
-    let rows = extents.n * extents.p * extents.q;
+    let finish = ForwardFinish::new(cuda, factors, &output, epilogue, moments)?;
+    let blocks = Problem::new(Product::Forward, factors, extents).tiles(tile);
+    if tile == Tile::Patches {
+        let problem = PatchProblem::new(cuda, input, weight, extents.group_k())?;
+        let params = ConvMmaPatchForwardParams { problem, finish };
+        cuda.launch(&PATCH_FORWARD, [blocks, 1, 1], tile.shared(), &params)?;
+        return Ok(output);
+    }
     let params = ConvMmaForwardParams {
         input: factors.pointer(cuda, input)?,
         weight: factors.pointer(cuda, weight)?,
-        finish: ForwardFinish::new(cuda, factors, &output, epilogue, moments)?,
+        finish,
         extents: extents.for_kernels(cuda)?,
-        rows: small("conv", rows)?,
+        rows: small("conv", extents.n * extents.p * extents.q)?,
     };
-    let blocks = Problem::new(Product::Forward, factors, extents).tiles(tile);
     let kernel = kernel(cuda, &FORWARD_SOURCE, factors, tile)?;
     cuda.launch(&kernel, [blocks, 1, 1], tile.shared(), &params)?;
     Ok(output)
+}
+
+impl PatchProblem {
+    /// Of `images` `[N, H, W, C]` with groups of `filters` filters.
+    fn new(cuda: &CudaDevice, images: &Tensor, weight: &Tensor, filters: usize) -> Result<Self> {
+        let [n, h, w, pixel] = nhwc("conv", images)?;
+        Ok(Self {
+            images: Factors::Bf16.pointer(cuda, images)?,
+            weight: Factors::Bf16.pointer(cuda, weight)?,
+            h: small("conv", h)?,
+            w: small("conv", w)?,
+            pixel: small("conv", pixel)?,
+            tiles: small("conv", n * (h / 8) * (w / 8))?,
+            filters: small("conv", filters)?,
+        })
+    }
 }
 
 /// The gradient of the input, `[N, H, W, C]`, and the sums that its sink asks for; `tile` changes none of its bits.
@@ -209,18 +282,25 @@ pub fn input_grad(
     // Of the largest class of pixels; see the kernel.
     let classes = extents.stride * extents.stride;
     let rows = extents.n * extents.h.div_ceil(extents.stride) * extents.w.div_ceil(extents.stride);
-    let [tile_rows, tile_cols] = tile.extents();
-    let tiles = classes * rows.div_ceil(tile_rows);
+    let tiles = classes * rows.div_ceil(tile.sum_rows());
     let uninit = || Tensor::uninit::<f32>([tiles, extents.c], cuda);
     let sums = finish.sink.map(|_| Ok(TileSums { sum: uninit()?, product: uninit()? })).transpose()?;
+    let finish = finish::GradFinish::new(cuda, factors, &output, extents, finish, sums.as_ref())?;
+    let [tile_rows, tile_cols] = tile.extents();
+    let blocks = classes * rows.div_ceil(tile_rows) * extents.group_c().div_ceil(tile_cols) * extents.groups;
+    if tile == Tile::Patches {
+        let problem = PatchProblem::new(cuda, output_grad, flipped, extents.group_c())?;
+        let params = ConvMmaPatchInputGradParams { problem, finish };
+        cuda.launch(&PATCH_INPUT_GRAD, [blocks, 1, 1], tile.shared(), &params)?;
+        return Ok((output, sums));
+    }
     let params = ConvMmaInputGradParams {
         grad: factors.pointer(cuda, output_grad)?,
         weight: factors.pointer(cuda, flipped)?,
-        finish: finish::GradFinish::new(cuda, factors, &output, extents, finish, sums.as_ref())?,
+        finish,
         extents: extents.for_kernels(cuda)?,
         rows: small("conv", rows)?,
     };
-    let blocks = tiles * extents.group_c().div_ceil(tile_cols) * extents.groups;
     let kernel = kernel(cuda, &INPUT_GRAD_SOURCE, factors, tile)?;
     cuda.launch(&kernel, [blocks, 1, 1], tile.shared(), &params)?;
     Ok((output, sums))

@@ -13,7 +13,7 @@ pub(super) mod table;
 mod tests;
 
 use cuda::Master;
-pub(in crate::ops) use cuda::{FORWARD_SOURCE, INPUT_GRAD_SOURCE, WEIGHT_GRAD_SOURCE};
+pub(in crate::ops) use cuda::{FORWARD_SOURCE, INPUT_GRAD_SOURCE, PATCH_SOURCE, WEIGHT_GRAD_SOURCE};
 pub(in crate::ops) use pack::SOURCE as PACK_SOURCE;
 pub use pack::pack;
 use table::{Gpu, Problem, Product};

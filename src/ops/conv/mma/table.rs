@@ -6,6 +6,7 @@
 use super::Factors;
 use crate::{device::CudaDevice, ops::conv::Extents};
 use Generation::{Ada, Ampere, Blackwell, DesktopAmpere, DesktopBlackwell, Hopper};
+use Needs::{By4, By8, Patches};
 use Product::{Forward, InputGrad, WeightGrad};
 
 /// What one block computes.
@@ -21,6 +22,8 @@ pub enum Tile {
     TallBy4,
     /// As `Small`, with channels copied four at a time.
     SmallBy4,
+    /// Two tiles of 8 by 8 pixels by 64 columns, whose input is copied once for all taps.
+    Patches,
 }
 
 impl Tile {
@@ -28,15 +31,28 @@ impl Tile {
     pub const fn extents(self) -> [usize; 2] {
         match self {
             Tile::Large => [128, 128],
-            Tile::Tall | Tile::TallBy4 => [128, 64],
+            Tile::Tall | Tile::TallBy4 | Tile::Patches => [128, 64],
             Tile::Small | Tile::SmallBy4 => [64, 64],
         }
     }
 
-    /// Bytes of dynamic shared memory: four stages of 64 bytes of each row and column.
+    /// Rows that it leaves sums of: all of a block's, or those of each of two tiles.
+    pub const fn sum_rows(self) -> usize {
+        match self {
+            Tile::Patches => 64,
+            _ => self.extents()[0],
+        }
+    }
+
+    /// Bytes of dynamic shared memory: four stages of 64 bytes of each row and column, or the sums with a padding of eight
+    /// columns; two patches of 10 by 10 pixels and three taps of 64 filters, of 64 channels.
     pub const fn shared(self) -> usize {
         let [rows, cols] = self.extents();
-        4 * 64 * (rows + cols)
+        match self {
+            Tile::Patches => 2 * (2 * 10 * 10 + 3 * cols) * 64,
+            Tile::Large => rows * (cols + 8) * 4,
+            _ => 4 * 64 * (rows + cols),
+        }
     }
 
     /// As kernels are named.
@@ -47,6 +63,7 @@ impl Tile {
             Tile::Small => "64x64",
             Tile::TallBy4 => "128x64_by4",
             Tile::SmallBy4 => "64x64_by4",
+            Tile::Patches => "patches",
         }
     }
 }
@@ -116,6 +133,8 @@ pub struct Problem {
     pub groups: usize,
     /// Whether channels are read four at a time: of bf16, where a group's are not a multiple of eight.
     pub by4: bool,
+    /// Whether it is a 3×3 convolution of 64 channels that tiles of 8 by 8 pixels cover, of bf16.
+    pub patches: bool,
 }
 
 impl Problem {
@@ -126,7 +145,13 @@ impl Problem {
             WeightGrad => (extents.group_k(), extents.window(), extents.group_c()),
         };
         let by4 = factors == Factors::Bf16 && !read.is_multiple_of(8);
-        Self { product, rows, cols, groups: extents.groups, by4 }
+        let Extents { h, w, r, s, stride, padding, .. } = *extents;
+        let patches = product != WeightGrad
+            && factors == Factors::Bf16
+            && [r, s, stride, padding, read] == [3, 3, 1, 1, 64]
+            && h.is_multiple_of(8)
+            && w.is_multiple_of(8);
+        Self { product, rows, cols, groups: extents.groups, by4, patches }
     }
 
     /// Tiles in all.
@@ -139,7 +164,7 @@ impl Problem {
     pub fn tile(&self, gpu: Gpu) -> Tile {
         let fits = |row: &&Row| {
             row.products.contains(&self.product)
-                && row.by4 == self.by4
+                && row.needs.met_by(self)
                 && (row.generations.is_empty() || row.generations.contains(&gpu.generation))
                 && self.rows >= row.rows
                 && self.cols >= row.cols
@@ -163,10 +188,29 @@ const SHORTEST_SLICE: usize = 512;
 /// Pixels of a step of the weight gradient, of the element type that has more.
 const STEP: usize = 32;
 
+/// What a tile needs of a problem.
+#[derive(Clone, Copy)]
+enum Needs {
+    /// Channels read eight at a time.
+    By8,
+    By4,
+    Patches,
+}
+
+impl Needs {
+    fn met_by(self, problem: &Problem) -> bool {
+        match self {
+            Needs::By8 => !problem.by4,
+            Needs::By4 => problem.by4,
+            Needs::Patches => problem.patches,
+        }
+    }
+}
+
 /// A row of the table: where it holds, and the tile.
 struct Row {
     products: &'static [Product],
-    by4: bool,
+    needs: Needs,
     /// Empty: any.
     generations: &'static [Generation],
     /// The least rows and columns of the product.
@@ -185,18 +229,20 @@ const WINDOWS: &[Product] = &[Forward, InputGrad];
 #[rustfmt::skip]
 const TABLE: &[Row] = &[
     // The stem, and groups whose channels are no multiple of eight.
-    Row { products: &[Forward], by4: true, generations: ALL, rows: 0, cols: 0, waves: 0, tile: Tile::TallBy4 },
-    Row { products: &[WeightGrad], by4: true, generations: ALL, rows: 0, cols: 0, waves: 0, tile: Tile::SmallBy4 },
+    Row { products: &[Forward], needs: By4, generations: ALL, rows: 0, cols: 0, waves: 0, tile: Tile::TallBy4 },
+    Row { products: &[WeightGrad], needs: By4, generations: ALL, rows: 0, cols: 0, waves: 0, tile: Tile::SmallBy4 },
+    // The first stage: an input element is copied once, not nine times, from a cache that could not keep up.
+    Row { products: WINDOWS, needs: Patches, generations: ALL, rows: 0, cols: 0, waves: 1, tile: Tile::Patches },
     // Most products per byte of shared memory; two blocks fit 164 KB and more.
-    Row { products: WINDOWS, by4: false, generations: DATACENTRE, rows: 0, cols: 65, waves: 2, tile: Tile::Large },
+    Row { products: WINDOWS, needs: By8, generations: DATACENTRE, rows: 0, cols: 65, waves: 2, tile: Tile::Large },
     // Of 100 KB a large tile leaves room for one block of four warps, a tall one for two.
-    Row { products: WINDOWS, by4: false, generations: DESKTOP, rows: 0, cols: 0, waves: 2, tile: Tile::Tall },
+    Row { products: WINDOWS, needs: By8, generations: DESKTOP, rows: 0, cols: 0, waves: 2, tile: Tile::Tall },
     // 64 channels, or not enough large tiles.
-    Row { products: WINDOWS, by4: false, generations: ALL, rows: 0, cols: 0, waves: 1, tile: Tile::Tall },
+    Row { products: WINDOWS, needs: By8, generations: ALL, rows: 0, cols: 0, waves: 1, tile: Tile::Tall },
     // Late stages of small batches: as many blocks as there can be.
-    Row { products: WINDOWS, by4: false, generations: ALL, rows: 0, cols: 0, waves: 0, tile: Tile::Small },
+    Row { products: WINDOWS, needs: By8, generations: ALL, rows: 0, cols: 0, waves: 0, tile: Tile::Small },
     // Slices make the blocks, so that size is free to choose.
-    Row { products: &[WeightGrad], by4: false, generations: ALL, rows: 65, cols: 65, waves: 0, tile: Tile::Large },
+    Row { products: &[WeightGrad], needs: By8, generations: ALL, rows: 65, cols: 65, waves: 0, tile: Tile::Large },
     // 64 filters.
-    Row { products: &[WeightGrad], by4: false, generations: ALL, rows: 0, cols: 0, waves: 0, tile: Tile::Small },
+    Row { products: &[WeightGrad], needs: By8, generations: ALL, rows: 0, cols: 0, waves: 0, tile: Tile::Small },
 ];

@@ -6,7 +6,10 @@ use std::sync::Arc;
 use half::bf16;
 use proptest::prelude::*;
 
-use super::{Factors, extents, joined, pack, table::Tile};
+use super::{
+    Factors, extents, joined, pack,
+    table::{Problem, Product, Tile},
+};
 use crate::{
     Device, Result, Shape, Tensor,
     autograd::Packed,
@@ -78,9 +81,10 @@ impl Operands {
         Ok(Self { input, weight, grad, packed, extents })
     }
 
-    /// Tiles that the forward kernel has for it.
+    /// Tiles that the forward kernels have for it.
     fn tiles(&self) -> Vec<Tile> {
-        let mut tiles = Vec::new();
+        let problem = Problem::new(Product::Forward, self.factors(), &self.extents);
+        let mut tiles = if problem.patches { vec![Tile::Patches] } else { Vec::new() };
         if self.extents.group_c().is_multiple_of(8) || self.factors() == Factors::Tf32 {
             tiles.extend(TILES);
         }
@@ -132,8 +136,10 @@ fn assert_close(what: &str, actual: &Tensor, expected: &[f64], precision: Precis
     let errors: Vec<f64> = actual.iter().zip(expected).map(|(actual, expected)| actual - expected).collect();
     let (whole, rms) = (norm(expected), norm(expected) / (expected.len().max(1) as f64).sqrt());
     let (frobenius, own, typical) = match precision {
+        // The bound on the norm is for many elements: one alone may be off by half a unit in the last place, 2⁻⁸.
+        Precision::Bf16 if expected.len() < 256 => (2f64.powi(-8), 2f64.powi(-8), 1e-3),
         Precision::Bf16 => (2.5e-3, 2f64.powi(-8), 1e-3),
-        _ => (1e-3, 1e-3, 3e-3),
+        _ => (1e-3, 1e-2, 1e-2),
     };
     assert!(norm(&errors) <= frobenius * whole, "{what}: relative error {:e}", norm(&errors) / whole);
     for (at, (error, expected)) in errors.iter().zip(expected).enumerate() {

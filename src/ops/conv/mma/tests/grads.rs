@@ -3,7 +3,11 @@
 use proptest::prelude::*;
 
 use super::{
-    super::{GradFinish, Master, Partial, cuda, forward, input_grad, input_grad_strided, table::Tile, weight_grad},
+    super::{
+        GradFinish, Master, Partial, cuda, forward, input_grad, input_grad_strided,
+        table::{Problem, Product, Tile},
+        weight_grad,
+    },
     Operands, PRECISIONS, TILES, activation, any_case, assert_close, bits, gpu, stored, wide,
 };
 use crate::{
@@ -83,7 +87,8 @@ fn check(case: &Case, operands: &Operands, precision: Precision, finish: GradFin
     let (chosen, _) = input_grad(grad, packed, case.input_dims().into(), case.geometry, finish)?;
     assert_eq!((chosen.dims(), chosen.dtype()), (&case.input_dims()[..], precision.storage()));
     assert_close(&what, &chosen, &exact, precision);
-    for tile in TILES {
+    let patches = Problem::new(Product::InputGrad, operands.factors(), extents).patches;
+    for tile in TILES.into_iter().chain(patches.then_some(Tile::Patches)) {
         let flipped = packed.flipped.as_ref().expect("packed with it");
         let (output, sums) = cuda::input_grad(&cuda, tile, grad, flipped, extents, finish)?;
         assert!(bits(&output) == bits(&chosen), "{tile:?}: {what}");
@@ -170,6 +175,24 @@ proptest! {
             }
         }
     }
+}
+
+/// Gradients whose source is copied once for all taps.
+#[test]
+fn patches_serve_the_input_gradient_too() -> Result<()> {
+    let Some((device, _)) = gpu() else { return Ok(()) };
+    for case in [case([1, 16, 8, 72, 64, 3, 3, 1, 1, 1]), case([3, 8, 8, 64, 64, 3, 3, 1, 1, 8])] {
+        let (dims, precision) = (case.input_dims(), Precision::Bf16);
+        let operands = Operands::new(&case, precision, &device)?;
+        let (dense, masked) =
+            (activation(4, "partial", dims, precision, &device), sink(dims, true, precision, &device)?);
+        let strided = activation(5, "strided", [dims[0], dims[1] / 2, dims[2] / 2, dims[3]], precision, &device);
+        check(&case, &operands, precision, GradFinish::default())?;
+        check(&case, &operands, precision, GradFinish { partial: Some(Partial::Dense(&dense)), sink: Some(&masked) })?;
+        let partial = Some(Partial::Strided { grad: &strided, stride: 2 });
+        check(&case, &operands, precision, GradFinish { partial, sink: Some(&masked) })?;
+    }
+    Ok(())
 }
 
 /// Images with a fourth channel, of whose gradient the master has three.

@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::{
-    super::{cuda, forward, forward_with_moments, pack},
+    super::{cuda, forward, forward_with_moments, pack, table::Tile},
     Operands, PRECISIONS, activation, any_case, assert_close, bits, gpu, stored, wide,
 };
 use crate::{
@@ -74,6 +74,42 @@ proptest! {
     }
 }
 
+/// The pixels of a batch of maps, tile of 8 by 8 after tile.
+fn by_patches(values: &[f64], [n, h, w, c]: [usize; 4]) -> Vec<f64> {
+    let pixels = (0..n * h * w).map(|at| {
+        let (tile, row) = (at / 64, at % 64);
+        let (image, y, x) = (tile / (w / 8) / (h / 8), tile / (w / 8) % (h / 8), tile % (w / 8));
+        (image * h + y * 8 + row / 8) * w + x * 8 + row % 8
+    });
+    pixels.flat_map(|pixel| values[pixel * c..][..c].iter().copied()).collect()
+}
+
+/// Convolutions whose input is copied once for all taps: with the bits of the others, on maps of several tiles, with and
+/// without a second tile in the last block, with more filters than a tile has, with groups.
+#[test]
+fn patches_give_the_bits_of_windows() -> Result<()> {
+    let Some((device, cuda)) = gpu() else { return Ok(()) };
+    for case in [
+        case([1, 24, 8, 64, 64, 3, 3, 1, 1, 1]),
+        case([2, 8, 16, 64, 72, 3, 3, 1, 1, 1]),
+        case([1, 8, 8, 128, 128, 3, 3, 1, 1, 16]),
+    ] {
+        let operands = Operands::new(&case, Precision::Bf16, &device)?;
+        let Operands { input, packed, extents, .. } = &operands;
+        assert_eq!(operands.tiles()[0], Tile::Patches);
+        let residual = activation(3, "residual", case.output_dims(), Precision::Bf16, &device);
+        let epilogue = Epilogue { residual: Some(&residual), relu: true, ..Epilogue::default() };
+        let plain = cuda::forward(&cuda, Tile::Small, input, &packed.forward, extents, Epilogue::default())?;
+        assert_close(&format!("{case:?}"), &plain, &case.exact(&operands), Precision::Bf16);
+        for epilogue in [Epilogue::default(), epilogue] {
+            let [patches, windows] = [Tile::Patches, Tile::Tall]
+                .map(|tile| cuda::forward(&cuda, tile, input, &packed.forward, extents, epilogue));
+            assert!(bits(&patches?) == bits(&windows?), "{case:?}");
+        }
+    }
+    Ok(())
+}
+
 /// Rows that fill tiles and rows that do not, columns likewise; images far from zero, where sums of squares would lose
 /// all digits.
 #[test]
@@ -82,6 +118,7 @@ fn moments_of_tiles_are_those_of_the_stored_output() -> Result<()> {
     let all = [
         [3, 9, 10, 24, 72, 1, 1, 1, 0, 1],
         [2, 8, 8, 16, 64, 3, 3, 1, 1, 1],
+        [3, 8, 8, 64, 72, 3, 3, 1, 1, 1], // an odd number of patches
         [1, 3, 3, 40, 136, 1, 1, 2, 0, 1],
         [2, 12, 12, 32, 32, 3, 3, 1, 1, 8],
     ]
@@ -98,7 +135,11 @@ fn moments_of_tiles_are_those_of_the_stored_output() -> Result<()> {
             let (output, moments) = cuda::forward_with_moments(&cuda, tile, &input, &packed.forward, extents)?;
             assert!(bits(&output) == bits(&plain), "{tile:?}: {case:?}");
             let (means, squares, rows) = (wide(&moments.mean), wide(&moments.m2), moments.rows_per_tile);
-            for (tile, stored) in wide(&output).chunks(rows * extents.k).enumerate() {
+            let output = match tile {
+                Tile::Patches => by_patches(&wide(&output), case.output_dims()),
+                _ => wide(&output),
+            };
+            for (tile, stored) in output.chunks(rows * extents.k).enumerate() {
                 for channel in 0..extents.k {
                     let column: Vec<f64> = stored.iter().skip(channel).step_by(extents.k).copied().collect();
                     let (count, at) = (column.len() as f64, tile * extents.k + channel);
