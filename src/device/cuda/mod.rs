@@ -14,6 +14,7 @@ mod prebuilt;
 mod probe;
 mod resources;
 mod source;
+mod tensor_map;
 
 pub use cache::{CACHE_VARIABLE, kernel_cache};
 pub use codes::Code;
@@ -30,6 +31,7 @@ pub use probe::{CAPABILITY_NEEDED, DRIVER_NEEDED, Gpu, Unavailable, gpus, versio
 pub use resources::Resources;
 pub(crate) use source::Kernel;
 pub use source::{F32_ARCHS, HEADERS, Source};
+pub use tensor_map::{EncodedMap, Swizzle, TensorMap, TensorMode, TensorType};
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -205,6 +207,7 @@ impl CudaDevice {
             block: kernel.block,
             shared: shared as u32,
             cooperative: false,
+            cluster: kernel.cluster,
         };
         self.run(kernel.source, kernel.entry, &launch, &params.to_bytes())
     }

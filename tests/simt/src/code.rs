@@ -1,5 +1,7 @@
 //! The instructions that PTX is lowered to: operands are indices into register files, constants sit in registers.
 
+pub(crate) mod asynchronous;
+
 use crate::lower::scalar::ScalarFn;
 
 /// The register file that a register is in.
@@ -169,6 +171,8 @@ pub(crate) enum Space {
     Global,
     Const,
     Shared,
+    /// Shared memory of all blocks of the cluster.
+    Cluster,
     Local,
     Param,
 }
@@ -262,6 +266,13 @@ pub(crate) enum Special {
     Ntid(u8),
     Ctaid(u8),
     Nctaid(u8),
+    Clusterid(u8),
+    Nclusterid(u8),
+    ClusterCtaid(u8),
+    ClusterNctaid(u8),
+    ClusterCtarank,
+    ClusterNctarank,
+    IsExplicitCluster,
     Laneid,
     Warpid,
     Nwarpid,
@@ -521,6 +532,7 @@ pub(crate) enum Op {
     CpWait {
         pending: Option<u32>,
     },
+    Asynchronous(Box<asynchronous::Asynchronous>),
 }
 
 /// An instruction with its guard: it runs in the lanes where `guard ^ flip` holds.
@@ -529,6 +541,7 @@ pub(crate) struct Inst {
     pub op: Op,
     pub guard: u32,
     pub flip: bool,
-    /// The instruction reads registers that may be unwritten, or writes ones whose state is tracked.
+    /// The instruction reads registers that may be unwritten, writes ones whose state is tracked, or touches ones that
+    /// `wgmma` works on.
     pub tracked: bool,
 }

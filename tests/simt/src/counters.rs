@@ -25,12 +25,22 @@ pub struct Counters {
     pub shared_wavefronts_ideal: u64,
     /// Matrix multiplications (`mma`).
     pub mma: u64,
-    /// Arrivals of warps at barriers of their block.
+    /// Matrix multiplications of warpgroups (`wgmma`).
+    pub wgmma: u64,
+    /// `m · n · k` of each, summed.
+    pub wgmma_products: u64,
+    /// Arrivals of warps at barriers of their block or cluster.
     pub barriers: u64,
     /// Warp instructions that do an atomic operation.
     pub atomics: u64,
     /// Bytes asked for by asynchronous copies.
     pub async_copy_bytes: u64,
+    /// Bytes asked for by bulk loads (TMA), zeros outside of a tensor included: once, however many blocks receive them.
+    pub bulk_load_bytes: u64,
+    /// The same, once for each block that receives them.
+    pub bulk_delivered_bytes: u64,
+    /// Bytes of shared memory that bulk stores read.
+    pub bulk_store_bytes: u64,
     /// Branches whose lanes went different ways.
     pub divergent_branches: u64,
 }
@@ -54,6 +64,11 @@ impl std::ops::AddAssign for Counters {
         self.shared_wavefronts += other.shared_wavefronts;
         self.shared_wavefronts_ideal += other.shared_wavefronts_ideal;
         self.mma += other.mma;
+        self.wgmma += other.wgmma;
+        self.wgmma_products += other.wgmma_products;
+        self.bulk_load_bytes += other.bulk_load_bytes;
+        self.bulk_delivered_bytes += other.bulk_delivered_bytes;
+        self.bulk_store_bytes += other.bulk_store_bytes;
         self.barriers += other.barriers;
         self.atomics += other.atomics;
         self.async_copy_bytes += other.async_copy_bytes;

@@ -38,8 +38,14 @@ pub enum FaultKind {
     Divergence,
     /// Nothing can run any more, or threads spin on a value that no one will write.
     Deadlock,
-    /// A read or write of shared memory that an asynchronous copy is still to fill.
+    /// A read or write of what an asynchronous operation is still to fill, or a write to what one still reads: shared
+    /// memory, or registers of `wgmma`.
     InFlight,
+    /// An asynchronous operation on what was written with no fence behind it: `wgmma.fence` for registers,
+    /// `fence.proxy.async` for shared memory, `fence.mbarrier_init` for mbarriers.
+    Unfenced,
+    /// An mbarrier that is not initialised, is used as memory, or whose counts do not fit.
+    Mbarrier,
     /// A write to memory that is constant.
     ReadOnly,
     /// More memory than the device has.

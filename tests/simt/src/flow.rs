@@ -2,11 +2,12 @@
 //!
 //! PTX names a new register for nearly every value; sharing places keeps a warp's registers in the CPU's cache.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
+use crate::code::asynchronous::{Asynchronous, Factor};
 use crate::code::{Class, Inst, Op, SINK, TRUE};
 use crate::fault::ParseError;
-use crate::module::{Entry, Line, SourceLine, Traits};
+use crate::module::{Entry, Limits, Line, SourceLine, Traits};
 use crate::ptx::body::{Body, round_up};
 use crate::ptx::module::{Param, SHARED_BASE};
 
@@ -17,7 +18,7 @@ pub(crate) fn finish(
     body: Body,
     name: &str,
     params: Vec<Param>,
-    threads: Option<(u32, bool)>,
+    limits: Limits,
     files: &HashMap<u32, String>,
 ) -> Result<Entry, ParseError> {
     let constants = body.constants();
@@ -43,6 +44,7 @@ pub(crate) fn finish(
     let mut flow = Flow::new(&mut code, counts);
     let fixed: Vec<(Class, u32)> = constants.iter().map(|&(class, reg, _)| (class, reg)).collect();
     flow.find_unwritten(&fixed);
+    flow.find_asynchronous(&fixed);
     let places = flow.share(&fixed);
     let rename = |class: Class, reg: &mut u32| *reg = places.map[class as usize][*reg as usize];
     for inst in &mut code {
@@ -66,7 +68,8 @@ pub(crate) fn finish(
         dynamic_base: round_up(shared_end, dynamic_align) as u32,
         static_shared: (shared_end - SHARED_BASE) as usize,
         local_bytes: local_bytes as usize,
-        threads,
+        limits,
+        asynchronous: places.asynchronous,
     })
 }
 
@@ -76,22 +79,22 @@ fn traits(code: &[Inst]) -> Traits {
     for inst in code {
         let (space, width) = match &inst.op {
             Op::Load(a) | Op::Store(a) => {
-                traits.ordered |= a.order.strong && a.space != Space::Shared;
+                traits.ordered |= a.order.strong && !matches!(a.space, Space::Shared | Space::Cluster);
                 (a.space, a.width)
             }
             Op::Atomic(a) => {
                 let whole = matches!(a.ty, AtomType::U32 | AtomType::S32);
                 let commutes = whole && !matches!(a.op, AtomOp::Exch | AtomOp::Cas | AtomOp::Inc | AtomOp::Dec);
-                traits.ordered |= a.space != Space::Shared && (a.d.is_some() || !commutes);
+                traits.ordered |= !matches!(a.space, Space::Shared | Space::Cluster) && (a.d.is_some() || !commutes);
                 let half = matches!(a.ty, AtomType::F16 | AtomType::Bf16 | AtomType::B16);
                 (a.space, if half { 2 } else { 4 })
             }
             _ => continue,
         };
-        if matches!(space, Space::Shared | Space::Generic) {
+        if matches!(space, Space::Shared | Space::Cluster | Space::Generic) {
             traits.shared_granule = traits.shared_granule.min(width);
         }
-        if !matches!(space, Space::Shared | Space::Local | Space::Param) {
+        if !matches!(space, Space::Shared | Space::Cluster | Space::Local | Space::Param) {
             traits.global_granule = traits.global_granule.min(width);
         }
     }
@@ -103,6 +106,8 @@ struct Places {
     map: [Vec<u32>; 3],
     counts: [usize; 3],
     tracked: [Vec<bool>; 3],
+    /// Of words: those that `wgmma` works on.
+    asynchronous: Vec<bool>,
 }
 
 type Bits = Vec<u64>;
@@ -129,6 +134,8 @@ struct Flow<'c> {
     reads: Vec<Vec<usize>>,
     writes: Vec<Vec<usize>>,
     tracked: Bits,
+    /// Registers that `wgmma` works on.
+    asynchronous: Bits,
 }
 
 impl<'c> Flow<'c> {
@@ -174,7 +181,8 @@ impl<'c> Flow<'c> {
             (start, last, next)
         });
         let blocks = blocks.collect();
-        Flow { blocks, code, counts, reads, writes, tracked: vec![0; total.div_ceil(64)] }
+        let none = vec![0; total.div_ceil(64)];
+        Flow { blocks, code, counts, reads, writes, tracked: none.clone(), asynchronous: none }
     }
 
     fn index(&self, class: Class, reg: u32) -> usize {
@@ -240,6 +248,47 @@ impl<'c> Flow<'c> {
             let writes = self.writes[pc].iter().any(|&w| has(&self.tracked, w));
             self.code[pc].tracked = doubtful || writes;
         }
+    }
+
+    /// Marks instructions that touch the registers of `wgmma`, or what is moved to and from those; constants aside.
+    fn find_asynchronous(&mut self, fixed: &[(Class, u32)]) {
+        let first = self.index(Class::Word, 0);
+        for inst in &*self.code {
+            let Op::Asynchronous(op) = &inst.op else { continue };
+            let Asynchronous::Wgmma(wgmma) = &**op else { continue };
+            let factor = if let Factor::Registers(regs) = &wgmma.a { regs.as_slice() } else { &[] };
+            wgmma.d.iter().chain(factor).for_each(|&reg| set(&mut self.asynchronous, first + reg as usize));
+        }
+        if self.asynchronous.iter().all(|&bits| bits == 0) {
+            return;
+        }
+        let constant: HashSet<u32> = fixed.iter().filter(|f| f.0 == Class::Word).map(|f| f.1).collect();
+        let moves = |inst: &Inst| match inst.op {
+            Op::Mov32 { d, a } if !constant.contains(&a) => Some([first + d as usize, first + a as usize]),
+            _ => None,
+        };
+        let moves: Vec<_> = self.code.iter().filter_map(moves).collect();
+        let mut changed = true;
+        while changed {
+            changed = false;
+            for pair in &moves {
+                let marked = pair.map(|reg| has(&self.asynchronous, reg));
+                if marked[0] != marked[1] {
+                    pair.iter().for_each(|&reg| set(&mut self.asynchronous, reg));
+                    changed = true;
+                }
+            }
+        }
+        for (pc, inst) in self.code.iter_mut().enumerate() {
+            let mut all = self.reads[pc].iter().chain(&self.writes[pc]);
+            inst.tracked |= all.any(|&reg| has(&self.asynchronous, reg));
+        }
+    }
+
+    /// Registers whose state is kept as the code runs: they share their places with none.
+    fn watched(&self, class: Class, reg: u32) -> bool {
+        let index = self.index(class, reg);
+        has(&self.tracked, index) || has(&self.asynchronous, index)
     }
 
     fn assign(&self, pc: usize, state: &mut Bits) {
@@ -309,7 +358,8 @@ impl<'c> Flow<'c> {
     }
 
     fn place(&self, fixed: &[(Class, u32)], spans: &[Option<(usize, usize)>]) -> Places {
-        let mut places = Places { map: Default::default(), counts: [0; 3], tracked: Default::default() };
+        let mut places =
+            Places { map: Default::default(), counts: [0; 3], tracked: Default::default(), asynchronous: Vec::new() };
         for class in [Class::Pred, Class::Word, Class::Long] {
             let count = self.counts[class as usize] as usize;
             let mut map = vec![u32::MAX; count];
@@ -322,7 +372,7 @@ impl<'c> Flow<'c> {
             };
             fixed.iter().filter(|f| f.0 == class).for_each(|&(_, reg)| own(&mut map, reg));
             for reg in 0..count as u32 {
-                if map[reg as usize] == u32::MAX && has(&self.tracked, self.index(class, reg)) {
+                if map[reg as usize] == u32::MAX && self.watched(class, reg) {
                     own(&mut map, reg);
                 }
             }
@@ -349,11 +399,18 @@ impl<'c> Flow<'c> {
                 map[reg as usize] = place;
                 busy.push((std::cmp::Reverse(to), place));
             }
-            let mut tracked = vec![false; next as usize];
-            for (reg, &place) in map.iter().enumerate() {
-                if place != u32::MAX && has(&self.tracked, self.index(class, reg as u32)) {
-                    tracked[place as usize] = true;
+            let marked = |bits: &Bits| {
+                let mut marked = vec![false; next as usize];
+                for (reg, &place) in map.iter().enumerate() {
+                    if place != u32::MAX && has(bits, self.index(class, reg as u32)) {
+                        marked[place as usize] = true;
+                    }
                 }
+                marked
+            };
+            let tracked = marked(&self.tracked);
+            if class == Class::Word && self.asynchronous.iter().any(|&bits| bits != 0) {
+                places.asynchronous = marked(&self.asynchronous);
             }
             places.map[class as usize] = map;
             places.counts[class as usize] = next as usize;

@@ -9,10 +9,11 @@ use crate::memory::store::Store;
 use crate::memory::{Allocation, Table};
 use crate::module::Module;
 
-/// When asynchronous copies (`cp.async`) take effect.
+/// When asynchronous copies (`cp.async`, bulk copies) take effect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum AsyncCopies {
-    /// Only at the wait that demands them: a missing wait gives wrong results, and is caught.
+    /// Only at the wait that demands them, or when nothing else can go on: a missing wait gives wrong results, and is
+    /// caught.
     #[default]
     Late,
     /// At once: overwriting data that is still being read gives wrong results, and is caught.
@@ -70,12 +71,21 @@ pub struct Launch {
     pub dynamic_shared: u32,
     /// All blocks are resident at once and may wait for each other.
     pub cooperative: bool,
+    /// Blocks of a cluster along x, y and z; `[1, 1, 1]` leaves it to the kernel (`__cluster_dims__`).
+    pub cluster: [u32; 3],
+}
+
+impl Default for Launch {
+    /// One thread.
+    fn default() -> Launch {
+        Launch { grid: [1; 3], block: [1; 3], dynamic_shared: 0, cooperative: false, cluster: [1; 3] }
+    }
 }
 
 impl Launch {
     /// A one-dimensional launch without dynamic shared memory.
     pub fn linear(blocks: u32, threads: u32) -> Launch {
-        Launch { grid: [blocks, 1, 1], block: [threads, 1, 1], dynamic_shared: 0, cooperative: false }
+        Launch { grid: [blocks, 1, 1], block: [threads, 1, 1], ..Launch::default() }
     }
 }
 
@@ -184,9 +194,9 @@ impl Gpu {
                 format!("no kernel `{entry}` in the module, which has: {}", names.join(", ")),
             ));
         };
-        machine::check_launch(&self.config, entry, kernel, launch, params)?;
+        machine::launch::check(&self.config, entry, kernel, launch, params)?;
         let mut store = self.store();
-        let constants = machine::constants(kernel, |index| store.variable(module, index))?;
+        let constants = machine::launch::constants(kernel, |index| store.variable(module, index))?;
         let (table, number) = (store.table(), store.next_launch());
         drop(store);
         machine::run(&self.config, entry, kernel, launch, params, &table, number, &constants)

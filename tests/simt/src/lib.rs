@@ -15,8 +15,10 @@ mod memory;
 mod module;
 mod operands;
 mod ptx;
+mod tensor;
 
 pub use counters::Counters;
 pub use fault::{Fault, FaultKind, ParseError};
 pub use gpu::{AsyncCopies, Config, Gpu, Launch};
 pub use module::Module;
+pub use tensor::{Swizzle, TensorMap, TensorMode, TensorType};

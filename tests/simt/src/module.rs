@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::code::{Class, Inst};
 use crate::fault::ParseError;
+use crate::gpu::Launch;
 use crate::ptx;
 
 /// A parsed and lowered PTX module.
@@ -52,9 +53,38 @@ pub(crate) struct Entry {
     pub dynamic_base: u32,
     pub static_shared: usize,
     pub local_bytes: usize,
+    pub limits: Limits,
+    /// 32-bit registers that `wgmma` works on, and what their values are moved to; none if the kernel has no `wgmma`.
+    pub asynchronous: Vec<bool>,
+    pub traits: Traits,
+}
+
+/// What a kernel says about how it is launched.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Limits {
     /// Largest block, and whether blocks must have exactly that many threads.
     pub threads: Option<(u32, bool)>,
-    pub traits: Traits,
+    /// Blocks of a multiprocessor at once, and registers of a thread (`.maxnreg`).
+    pub blocks_at_once: Option<u32>,
+    pub registers: Option<u32>,
+    /// Blocks of a cluster: exactly these along each axis, or at most so many.
+    pub cluster: Option<[u32; 3]>,
+    pub blocks_in_cluster: Option<u32>,
+}
+
+impl Limits {
+    /// Blocks of a cluster of a launch.
+    pub fn cluster_shape(&self, launch: &Launch) -> [u32; 3] {
+        if launch.cluster == [1; 3] { self.cluster.unwrap_or([1; 3]) } else { launch.cluster }
+    }
+
+    /// Registers that each thread has from the start, for `setmaxnreg`: those of `.maxnreg`, or as many as the largest
+    /// block leaves of a multiprocessor's 65536, in eights.
+    pub fn registers_at_start(&self) -> Option<u32> {
+        let (threads, _) = self.threads?;
+        let share = 65536 / (threads.next_multiple_of(32) * self.blocks_at_once.unwrap_or(1)).max(1);
+        Some(self.registers.unwrap_or(share.min(256)) / 8 * 8)
+    }
 }
 
 /// Where an instruction comes from.

@@ -1,6 +1,7 @@
 //! The register operands of every operation: what it reads and what it writes.
 
-use crate::code::{Address, Class, Collective, Inst, Kind, Op, Setp};
+use crate::code::asynchronous::{Asynchronous, BulkDirection, BulkWhat, Factor, MbarrierOp};
+use crate::code::{Address, Class, Collective, Inst, Kind, Op, Place, Setp};
 
 impl Inst {
     /// Calls `f(class, is_written, register)` for every register operand.
@@ -165,6 +166,73 @@ impl Op {
                     f(Pred, false, p);
                 }
             }
+            Op::Asynchronous(op) => op.operands(f),
+        }
+    }
+}
+
+impl Asynchronous {
+    fn operands(&mut self, f: Visit) {
+        use Class::{Long, Pred, Word};
+        let read = |place: &mut Place, f: Visit| f(place.class, false, &mut place.reg);
+        match self {
+            Asynchronous::Mbarrier(mbarrier) => {
+                address(&mut mbarrier.address, f);
+                match &mut mbarrier.op {
+                    MbarrierOp::Init { count: value }
+                    | MbarrierOp::ExpectTx { bytes: value }
+                    | MbarrierOp::CompleteTx { bytes: value } => read(value, f),
+                    MbarrierOp::Inval => {}
+                    MbarrierOp::Arrive { count, expect, d, .. } => {
+                        count.iter_mut().chain(expect).for_each(|place| read(place, f));
+                        if let Some(d) = d {
+                            f(d.class, true, &mut d.reg);
+                        }
+                    }
+                    MbarrierOp::Wait(wait) => {
+                        read(&mut wait.phase, f);
+                        f(Pred, true, &mut wait.d);
+                    }
+                }
+            }
+            Asynchronous::Bulk(copy) => {
+                address(&mut copy.shared, f);
+                match &mut copy.what {
+                    BulkWhat::Bytes { global, size } => {
+                        address(global, f);
+                        read(size, f);
+                    }
+                    BulkWhat::Tensor { map, coordinates, offsets } => {
+                        address(map, f);
+                        coordinates.iter_mut().chain(offsets.iter_mut().flatten()).for_each(|place| read(place, f));
+                    }
+                }
+                if let BulkDirection::Load { mbarrier, multicast } = &mut copy.direction {
+                    address(mbarrier, f);
+                    multicast.iter_mut().for_each(|place| read(place, f));
+                }
+            }
+            Asynchronous::PrefetchTensormap { map } => address(map, f),
+            Asynchronous::Wgmma(wgmma) => {
+                match &mut wgmma.a {
+                    Factor::Registers(regs) => regs.iter_mut().for_each(|r| f(Word, false, r)),
+                    Factor::Shared { descriptor, .. } => f(Long, false, descriptor),
+                }
+                f(Long, false, &mut wgmma.b);
+                f(Pred, false, &mut wgmma.add.0);
+                wgmma.c.iter_mut().for_each(|r| f(Word, false, r));
+                wgmma.d.iter_mut().for_each(|r| f(Word, true, r));
+            }
+            Asynchronous::BulkCommit
+            | Asynchronous::BulkWait { .. }
+            | Asynchronous::WgmmaFence
+            | Asynchronous::WgmmaCommit
+            | Asynchronous::WgmmaWait { .. }
+            | Asynchronous::ProxyFence
+            | Asynchronous::MbarrierInitFence
+            | Asynchronous::ClusterArrive { .. }
+            | Asynchronous::ClusterWait { .. }
+            | Asynchronous::SetRegisters { .. } => {}
         }
     }
 }

@@ -51,7 +51,7 @@ fn run(module: &Module, case: &Case, right: bool, config: Config) -> Result<Vec<
         grid: [case.blocks, 1, 1],
         block: [case.threads, 1, 1],
         dynamic_shared: case.shared,
-        cooperative: false,
+        ..Launch::default()
     };
     gpu.launch(module, &entry, &launch, &params.0)?;
     download_u32(&gpu, out, count)

@@ -19,7 +19,7 @@ fn matmul() {
             let dc = gpu.alloc(4 * m * n, "c").unwrap();
             let params = Params::default().u64(da).u64(db).u64(dc).u32(m as u32).u32(n as u32).u32(k as u32).u32(0);
             let grid = [n.div_ceil(16) as u32, m.div_ceil(16) as u32, 1];
-            let launch = Launch { grid, block: [256, 1, 1], dynamic_shared: 0, cooperative: false };
+            let launch = Launch { grid, block: [256, 1, 1], ..Launch::default() };
             let counters = gpu.launch(module, "matmul", &launch, &params.0).unwrap_or_else(|e| panic!("{arch}: {e}"));
             let c = download(&gpu, dc, m * n).unwrap();
             for i in 0..m {

@@ -577,9 +577,16 @@ fn what_is_not_understood_is_an_error_that_names_it() {
         ("mul.s32 %r1, %r2, %r3;", "`.lo`, `.hi` or `.wide`"),
         ("bra nowhere;", "nowhere"),
         ("cvt.u32.f32 %r1, %r2;", "integer rounding"),
-        ("mbarrier.init.shared.b64 [%r1], 1;", "mbarrier"),
-        ("wgmma.fence.sync.aligned;", "wgmma"),
-        ("cp.async.bulk.commit_group;", "bulk"),
+        ("mbarrier.arrive.noComplete.shared.b64 %rd1, [%r1], 1;", "noComplete"),
+        ("mbarrier.pending_count.b64 %r1, %rd1;", "pending_count"),
+        ("mbarrier.try_wait.shared::cluster.b64 %p1, [%r1], %rd1;", "of the block only"),
+        ("wgmma.mma_async.sync.aligned.m64n4k16.f32.bf16.bf16 {%r1,%r2}, %rd1, %rd2, 1, 1, 1, 0, 0;", "columns"),
+        ("wgmma.mma_async.sp.sync.aligned.m64n8k32.f32.bf16.bf16 {%r1}, %rd1, %rd2, 1, 1, 1, 0, 0;", "sp"),
+        ("cp.async.bulk.global.shared::cta.commit.bulk_group [%rd1], [%r1], 16;", "commit"),
+        ("cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%rd1, {%r1}], [%r2];", "2 coordinates"),
+        ("cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f32 [%rd1], [%r1], 16;", "reduce"),
+        ("fence.proxy.alias;", "`.async`"),
+        ("setmaxnreg.dec.sync.aligned.u32 30;", "a multiple of 8"),
         ("shfl.down.b32 %r1, %r2, 1, 31;", "`.sync`"),
         ("fma.rn.f32 %r1, %r2, %r3, 1;", "integer 1"),
         ("mov.u32 %r1, 0x;", "0x"),
@@ -602,15 +609,16 @@ fn what_is_not_understood_is_an_error_that_names_it() {
 #[test]
 fn damaged_text_never_panics() {
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/kernels");
-    let texts = ["compute", "sm80"].map(|name| std::fs::read_to_string(format!("{folder}/{name}.ptx")).unwrap());
+    let texts = ["compute", "sm80", "sm90", "sm90_copies", "sm90_products"]
+        .map(|name| std::fs::read_to_string(format!("{folder}/{name}.ptx")).unwrap());
     let mut state = 1u64;
     let mut next = |n: usize| {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (state >> 33) as usize % n
     };
     let mut ran = 0;
-    for round in 0..200 {
-        let mut bytes = texts[round % 2].clone().into_bytes();
+    for round in 0..400 {
+        let mut bytes = texts[round % texts.len()].clone().into_bytes();
         for _ in 0..1 + next(3) {
             let at = next(bytes.len());
             match next(8) {
@@ -634,7 +642,10 @@ fn damaged_text_never_panics() {
             let params = Params::default().u64(buffer).u64(buffer + 4096).u64(buffer + 8192).u64(buffer + 12288).u64(7);
             let mut params = params.0;
             params.resize(module.param_bytes(&entry).unwrap(), 0);
-            ran += u32::from(gpu.launch(&module, &entry, &simt::Launch::linear(2, 64), &params).is_ok());
+            // Kernels for one warp, for warpgroups, and for clusters.
+            let block = [if round % 3 == 0 { 32 } else { 128 }, 1, 1];
+            let launch = simt::Launch { grid: [2, 2, 1], block, dynamic_shared: 4096, ..simt::Launch::default() };
+            ran += u32::from(gpu.launch(&module, &entry, &launch, &params).is_ok());
         }
     }
     assert!(ran > 30, "only {ran} damaged kernels ran");

@@ -1,6 +1,7 @@
 //! Control flow, barriers, fences and the collectives of a warp.
 
-use super::{Lowered, Mods, Operands, Sort, Ty, wrong};
+use super::{Lowered, Mods, Operands, Sort, Ty, require, wrong};
+use crate::code::asynchronous::Asynchronous;
 use crate::code::{Bar, BarKind, Class, Collective, Op, Place, ReduxOp, SINK, ShflMode, VoteMode};
 use crate::ptx::body::Body;
 use crate::ptx::operand::Operand;
@@ -48,6 +49,22 @@ pub(crate) fn lower(body: &mut Body, name: &str, mods: &mut Mods, ops: &Operands
             body.emit(Op::Fence { acquire: true, release: true });
             Ok(())
         }
+        "fence" if mods.take("proxy") => {
+            // Other proxies (`alias`, `tensormap`) are not modelled.
+            require(mods, &["async"])?;
+            mods.one_of(&["global", "shared::cta", "shared::cluster"]);
+            mods.finish()?;
+            ops.count(0..=0)?;
+            body.emit(Op::Asynchronous(Box::new(Asynchronous::ProxyFence)));
+            Ok(())
+        }
+        "fence" if mods.take("mbarrier_init") => {
+            require(mods, &["release", "cluster"])?;
+            mods.finish()?;
+            ops.count(0..=0)?;
+            body.emit(Op::Asynchronous(Box::new(Asynchronous::MbarrierInitFence)));
+            Ok(())
+        }
         "fence" => {
             let kind = mods.one_of(&["sc", "acq_rel", "acquire", "release"]).unwrap_or("acq_rel");
             mods.one_of(&["cta", "cluster", "gpu", "sys"]).ok_or("no scope among the modifiers")?;
@@ -84,6 +101,21 @@ fn barrier(body: &mut Body, name: &str, mods: &mut Mods, ops: &Operands) -> Lowe
         ops.count(1..=1)?;
         let mask = body.src(&ops.0[0], B32)?.reg;
         body.emit(Op::Collective { mask, op: Box::new(Collective::Sync) });
+        return Ok(());
+    }
+    if name == "barrier" && mods.take("cluster") {
+        let arrives = mods.one_of(&["arrive", "wait"]).ok_or("`.arrive` or `.wait` is missing")? == "arrive";
+        let order = mods.one_of(if arrives { &["release", "relaxed"] } else { &["acquire"] });
+        let aligned = mods.take("aligned");
+        mods.finish()?;
+        ops.count(0..=0)?;
+        let release = order != Some("relaxed");
+        let op = if arrives {
+            Asynchronous::ClusterArrive { release, aligned }
+        } else {
+            Asynchronous::ClusterWait { aligned }
+        };
+        body.emit(Op::Asynchronous(Box::new(op)));
         return Ok(());
     }
     mods.take("cta");

@@ -24,7 +24,16 @@ pub(crate) fn lower(body: &mut Body, name: &str, mods: &mut Mods, ops: &Operands
         "cvt" => cvt(body, mods, ops),
         "cvta" => {
             let to = mods.take("to");
-            let space = mods.one_of(&["global", "shared::cta", "shared", "local", "const", "param::entry", "param"]);
+            let space = mods.one_of(&[
+                "global",
+                "shared::cta",
+                "shared::cluster",
+                "shared",
+                "local",
+                "const",
+                "param::entry",
+                "param",
+            ]);
             let space = space.ok_or("no state space among the modifiers")?;
             let ty = mods.ty()?;
             mods.finish()?;
@@ -43,11 +52,13 @@ pub(crate) fn lower(body: &mut Body, name: &str, mods: &mut Mods, ops: &Operands
             Ok(())
         }
         _ => {
-            let space = mods.one_of(&["global", "shared::cta", "shared", "local", "const", "param"]);
+            let space = mods.one_of(&["global", "shared::cta", "shared::cluster", "shared", "local", "const", "param"]);
             mods.finish()?;
             ops.count(2..=2)?;
             let function: fn(u64) -> u64 = match space {
-                Some("shared" | "shared::cta") => |a| u64::from(a >> 56 == SHARED_WINDOW as u64 >> 56),
+                Some("shared" | "shared::cta" | "shared::cluster") => {
+                    |a| u64::from(a >> 56 == SHARED_WINDOW as u64 >> 56)
+                }
                 Some("local") => |a| u64::from(a >> 56 == LOCAL_WINDOW as u64 >> 56),
                 Some("param") => |a| u64::from(a >> 56 == PARAM_WINDOW as u64 >> 56),
                 Some("global") => |a| u64::from(a >> 56 == 0),

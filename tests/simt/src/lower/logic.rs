@@ -2,7 +2,7 @@
 
 use super::scalar::{ScalarFn, mask, sign_extend};
 use super::{Lowered, Mods, Operands, Sort, Ty, sink, wrong};
-use crate::code::{Bin32, Bin64, Class, Cmp, Kind, Logic, Op, Place, SINK, Setp, Shift, TRUE, Tri32, Un32};
+use crate::code::{Bin32, Bin64, Class, Cmp, Kind, Logic, Op, Place, SINK, Setp, Shift, Special, TRUE, Tri32, Un32};
 use crate::module::Constant;
 use crate::ptx::body::Body;
 use crate::ptx::operand::Operand;
@@ -163,6 +163,11 @@ impl Body<'_, '_> {
             Operand::Reg(Place { class: Class::Pred, reg }, _) => Ok((*reg, false)),
             Operand::NotPred(reg) => Ok((*reg, true)),
             Operand::Int(value) => Ok((TRUE, *value == 0)),
+            Operand::Special(Special::IsExplicitCluster) => {
+                let d = self.fresh(Class::Pred, 1);
+                self.emit(Op::Special { which: Special::IsExplicitCluster, d });
+                Ok((d.reg, false))
+            }
             other => wrong(other, "a predicate"),
         }
     }

@@ -1,6 +1,6 @@
 //! Matrix instructions and asynchronous copies.
 
-use super::{Lowered, Mods, Operands, Sort, Ty, wrong};
+use super::{Lowered, Mods, Operands, Sort, Ty, require, words, wrong};
 use crate::code::{CpAsync, MatrixAccess, Mma, MmaType, Op, Space};
 use crate::ptx::body::Body;
 use crate::ptx::operand::Operand;
@@ -13,24 +13,6 @@ pub(crate) fn lower(body: &mut Body, name: &str, mods: &mut Mods, ops: &Operands
         "ldmatrix" | "stmatrix" => matrix(body, name, mods, ops),
         _ => cp_async(body, mods, ops),
     }
-}
-
-fn require(mods: &mut Mods, names: &[&str]) -> Lowered {
-    for name in names {
-        if !mods.take(name) {
-            return Err(format!("`.{name}` is missing"));
-        }
-    }
-    Ok(())
-}
-
-fn words(body: &mut Body, operand: &Operand, count: usize, store: bool) -> Lowered<Vec<u32>> {
-    let parts = match operand {
-        Operand::Vector(parts) if parts.len() == count => parts.as_slice(),
-        other if count == 1 => std::slice::from_ref(other),
-        other => return wrong(other, &format!("a vector of {count}")),
-    };
-    parts.iter().map(|p| Ok(if store { body.src(p, B32)? } else { body.dst(p, B32)? }.reg)).collect()
 }
 
 fn mma(body: &mut Body, mods: &mut Mods, ops: &Operands) -> Lowered {
@@ -91,6 +73,9 @@ fn matrix(body: &mut Body, name: &str, mods: &mut Mods, ops: &Operands) -> Lower
 
 fn cp_async(body: &mut Body, mods: &mut Mods, ops: &Operands) -> Lowered {
     require(mods, &["async"])?;
+    if mods.take("bulk") {
+        return super::asynchronous::bulk(body, mods, ops);
+    }
     if mods.take("commit_group") {
         mods.finish()?;
         ops.count(0..=0)?;
@@ -110,7 +95,7 @@ fn cp_async(body: &mut Body, mods: &mut Mods, ops: &Operands) -> Lowered {
         body.emit(Op::CpWait { pending: Some(pending as u32) });
         return Ok(());
     }
-    let through = mods.one_of(&["ca", "cg"]).ok_or("`.ca` or `.cg` is missing (bulk copies are not supported)")?;
+    let through = mods.one_of(&["ca", "cg"]).ok_or("`.ca` or `.cg` is missing")?;
     if !mods.take("shared") && !mods.take("shared::cta") {
         return Err("the destination must be shared memory".into());
     }

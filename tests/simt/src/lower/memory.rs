@@ -9,6 +9,7 @@ pub(crate) fn lower(body: &mut Body, name: &str, mods: &mut Mods, ops: &Operands
     match name {
         "ld" | "ldu" | "st" => access(body, name, mods, ops),
         "atom" | "red" => atomic(body, name, mods, ops),
+        "prefetch" if mods.take("tensormap") => super::asynchronous::prefetch_tensormap(body, mods, ops),
         // Hints without an effect on results.
         "prefetch" | "prefetchu" => {
             mods.one_of(&["global", "local"]);
@@ -21,11 +22,21 @@ pub(crate) fn lower(body: &mut Body, name: &str, mods: &mut Mods, ops: &Operands
 }
 
 pub(crate) fn space(mods: &mut Mods) -> Space {
-    let name =
-        mods.one_of(&["global", "shared::cta", "shared", "local", "const", "param::entry", "param::func", "param"]);
+    let name = mods.one_of(&[
+        "global",
+        "shared::cta",
+        "shared::cluster",
+        "shared",
+        "local",
+        "const",
+        "param::entry",
+        "param::func",
+        "param",
+    ]);
     match name {
         Some("global") => Space::Global,
         Some("shared" | "shared::cta") => Space::Shared,
+        Some("shared::cluster") => Space::Cluster,
         Some("local") => Space::Local,
         Some("const") => Space::Const,
         Some(_) => Space::Param,
@@ -40,13 +51,13 @@ pub(crate) fn address(operand: &Operand, space: Space) -> Lowered<(Address, Spac
         (Space::Param, Some(Var::Local(_))) => Space::Local,
         (Space::Param, Some(Var::Param(_))) => Space::Param,
         (Space::Param, _) => Space::Generic,
-        (Space::Shared, Some(Var::Shared(_) | Var::DynamicShared) | None) => Space::Shared,
+        (Space::Shared | Space::Cluster, Some(Var::Shared(_) | Var::DynamicShared) | None) => space,
         (Space::Local, Some(Var::Local(_)) | None) => Space::Local,
         (Space::Global | Space::Const, Some(Var::Module(_)) | None) => space,
         (Space::Generic, Some(Var::Module(_)) | None) => space,
         _ => return Err("the variable is not in this state space".into()),
     };
-    if address.base.is_some_and(|b| b.class == Class::Word) && space != Space::Shared {
+    if address.base.is_some_and(|b| b.class == Class::Word) && !matches!(space, Space::Shared | Space::Cluster) {
         return Err("a 32-bit address outside of shared memory".into());
     }
     Ok((*address, space))
@@ -128,7 +139,7 @@ fn access(body: &mut Body, name: &str, mods: &mut Mods, ops: &Operands) -> Lower
 fn atomic(body: &mut Body, name: &str, mods: &mut Mods, ops: &Operands) -> Lowered {
     let order = Order { strong: true, ..order(mods) };
     let space = space(mods);
-    if !matches!(space, Space::Generic | Space::Global | Space::Shared) {
+    if !matches!(space, Space::Generic | Space::Global | Space::Shared | Space::Cluster) {
         return Err("atomics are on global and shared memory".into());
     }
     let op = match mods.one_of(&["add", "min", "max", "and", "or", "xor", "inc", "dec", "exch", "cas"]) {

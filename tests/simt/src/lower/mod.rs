@@ -1,6 +1,7 @@
 //! From a parsed instruction to an operation. Every modifier is taken by name; one left over is an error.
 
 pub(crate) mod arith;
+pub(crate) mod asynchronous;
 pub(crate) mod control;
 pub(crate) mod convert;
 pub(crate) mod float;
@@ -109,6 +110,12 @@ impl<'m> Mods<'m> {
         names.iter().find(|name| self.take(name)).copied()
     }
 
+    /// What stands behind `prefix` in the modifier that begins with it.
+    pub fn starting(&mut self, prefix: &str) -> Option<&'m str> {
+        let at = self.left.iter().position(|m| m.starts_with(prefix))?;
+        self.left.remove(at).strip_prefix(prefix)
+    }
+
     /// The next modifier, if it is a type.
     pub fn try_ty(&mut self) -> Option<Ty> {
         let at = self.left.iter().position(|m| Ty::parse(m).is_some())?;
@@ -145,6 +152,28 @@ impl Operands {
 
 fn wrong<T>(operand: &Operand, what: &str) -> Lowered<T> {
     Err(format!("{} cannot be {}", what, operand.describe()))
+}
+
+const B32: Ty = Ty { sort: Sort::Bits, bits: 32 };
+
+/// Takes modifiers that must be there.
+fn require(mods: &mut Mods, names: &[&str]) -> Lowered {
+    for name in names {
+        if !mods.take(name) {
+            return Err(format!("`.{name}` is missing"));
+        }
+    }
+    Ok(())
+}
+
+/// A vector of 32-bit registers.
+fn words(body: &mut Body, operand: &Operand, count: usize, store: bool) -> Lowered<Vec<u32>> {
+    let parts = match operand {
+        Operand::Vector(parts) if parts.len() == count => parts.as_slice(),
+        other if count == 1 => std::slice::from_ref(other),
+        other => return wrong(other, &format!("a vector of {count}")),
+    };
+    parts.iter().map(|p| Ok(if store { body.src(p, B32)? } else { body.dst(p, B32)? }.reg)).collect()
 }
 
 pub(crate) fn sink(class: Class) -> u32 {
@@ -244,6 +273,9 @@ pub(crate) fn instruction(body: &mut Body, opcode: &str, operands: Vec<Operand>)
         }
         "bra" | "brx" | "ret" | "exit" | "trap" | "bar" | "barrier" | "membar" | "fence" | "shfl" | "vote"
         | "match" | "redux" | "activemask" | "nanosleep" | "elect" => control::lower(body, name, mods, operands),
+        "mbarrier" | "wgmma" | "mapa" | "setmaxnreg" | "griddepcontrol" => {
+            asynchronous::lower(body, name, mods, operands)
+        }
         "mma" | "ldmatrix" | "stmatrix" | "cp" => matrix::lower(body, name, mods, operands),
         _ => Err("unknown opcode".into()),
     }

@@ -2,7 +2,7 @@
 //!
 //! Values pass through units of 1, 2 or 4 bytes: a `v2.f64` is four units of 4.
 
-use super::block::Block;
+use super::cluster::Cluster;
 use super::order::Order;
 use super::regs::{Bits, FULL, LANES};
 use super::trouble::{Step, trouble};
@@ -10,6 +10,27 @@ use super::warp::Warp;
 use crate::code::{Access, Address, Class, Extend, Space};
 use crate::fault::FaultKind;
 use crate::ptx::body::{LOCAL_WINDOW, PARAM_WINDOW, SHARED_WINDOW};
+
+/// In an address of shared memory of the cluster: where the block's rank plus one begins, as `mapa` puts it there.
+/// Addresses without are of the block itself.
+pub(crate) const RANK_SHIFT: u32 = 24;
+
+/// Which block of its cluster a warp is in, and of how many.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Here {
+    pub rank: usize,
+    pub blocks: usize,
+}
+
+impl Here {
+    /// The block that a 32-bit address of shared memory is of, and the address in its own.
+    pub fn owner(self, address: u64) -> (usize, u64) {
+        match (address as u32 >> RANK_SHIFT) as usize {
+            0 => (self.rank, address),
+            rank => (rank - 1, address & ((1 << RANK_SHIFT) - 1)),
+        }
+    }
+}
 
 /// The units of all lanes.
 pub(crate) type Units = [[u32; LANES]; 8];
@@ -84,73 +105,84 @@ fn window(address: u64) -> Space {
     }
 }
 
-/// Calls `f` for every space that occurs among the lanes, with the addresses in that space and the lanes.
+/// Calls `f` for every space that occurs among the lanes, with the block whose shared memory it is, the addresses in
+/// that space and the lanes.
 pub(crate) fn by_space(
+    here: Here,
     space: Space,
     at: &mut [u64; LANES],
     m: u32,
-    mut f: impl FnMut(Space, &[u64; LANES], u32) -> Step,
+    mut f: impl FnMut(Space, usize, &[u64; LANES], u32) -> Step,
 ) -> Step {
-    if space != Space::Generic {
-        return f(space, at, m);
+    if !matches!(space, Space::Generic | Space::Cluster) {
+        return f(space, here.rank, at, m);
     }
+    let place = |address: u64| {
+        let space = if space == Space::Cluster { Space::Shared } else { window(address) };
+        (space, if space == Space::Shared { here.owner(address & u64::from(u32::MAX)).0 } else { 0 })
+    };
     let mut left = m;
     while left != 0 {
-        let space = window(at[left.trailing_zeros() as usize]);
-        let part = Bits(left).filter(|&l| window(at[l]) == space).fold(0, |p, l| p | 1 << l);
+        let lane = left.trailing_zeros() as usize;
+        let (space, block) = place(at[lane]);
+        let part = Bits(left).filter(|&l| place(at[l]) == (space, block)).fold(0, |p, l| p | 1 << l);
         if space == Space::Shared {
-            Bits(part).for_each(|l| at[l] -= SHARED_WINDOW as u64);
+            if block >= here.blocks {
+                let text = format!("shared memory of block {block} of a cluster of {}", here.blocks);
+                return trouble(FaultKind::OutOfBounds, lane, text);
+            }
+            Bits(part).for_each(|l| at[l] = here.owner(at[l] & u64::from(u32::MAX)).1);
         }
-        f(space, at, part)?;
+        f(space, block, at, part)?;
         left &= !part;
     }
     Ok(())
 }
 
 #[inline(never)]
-pub(crate) fn load(block: &mut Block, warp: &mut Warp, sync: &mut Order, access: &Access, m: u32) -> Step {
+pub(crate) fn load(cluster: &mut Cluster, warp: &mut Warp, sync: &mut Order, access: &Access, m: u32) -> Step {
     let shape = shape(access);
     if access.space == Space::Param && access.address.base.is_none() {
-        return load_param(block, warp, access, m);
+        return load_param(cluster, warp, access, m);
     }
     let mut at = addresses(warp, &access.address);
     // Every call starts anew with what an earlier one left: only lanes that load are looked at.
-    let mut units = block.units.take().unwrap_or_default();
+    let mut units = cluster.units.take().unwrap_or_default();
     check_aligned(&at, m, shape.bytes(), "a load")?;
-    by_space(access.space, &mut at, m, |space, at, m| match space {
-        Space::Shared => super::shared::load(block, warp, at, m, shape, &mut units),
-        Space::Local => local(block, warp, at, m, shape, &mut units, false),
-        Space::Param => params(block, at, m, shape, &mut units),
-        _ => super::global::load(block, warp, sync, at, m, shape, &mut units),
+    by_space(warp.here, access.space, &mut at, m, |space, block, at, m| match space {
+        Space::Shared => super::shared::load(cluster, warp, block, at, m, shape, &mut units),
+        Space::Local => local(cluster, warp, at, m, shape, &mut units, false),
+        Space::Param => params(cluster, at, m, shape, &mut units),
+        _ => super::global::load(cluster, warp, sync, at, m, shape, &mut units),
     })?;
     if access.order.strong {
         let address = |lane: usize| (access.space, at[lane]);
-        super::atomic::strong_read(block, warp, sync, m, address, access.order.acquire);
+        super::atomic::strong_read(cluster, warp, sync, m, address, access.order.acquire);
     }
     to_registers(warp, access, m, &units);
-    block.units = Some(units);
+    cluster.units = Some(units);
     Ok(())
 }
 
 #[inline(never)]
-pub(crate) fn store(block: &mut Block, warp: &mut Warp, sync: &mut Order, access: &Access, m: u32) -> Step {
+pub(crate) fn store(cluster: &mut Cluster, warp: &mut Warp, sync: &mut Order, access: &Access, m: u32) -> Step {
     let shape = shape(access);
     let mut at = addresses(warp, &access.address);
-    let mut units = block.units.take().unwrap_or_default();
+    let mut units = cluster.units.take().unwrap_or_default();
     check_aligned(&at, m, shape.bytes(), "a store")?;
     from_registers(warp, access, &mut units);
     sync.progress += 1;
     if access.order.strong {
         let address = |lane: usize| (access.space, at[lane]);
-        super::atomic::strong_write(block, warp, sync, m, address, access.order.release);
+        super::atomic::strong_write(cluster, warp, sync, m, address, access.order.release);
     }
-    by_space(access.space, &mut at, m, |space, at, m| match space {
-        Space::Shared => super::shared::store(block, warp, at, m, shape, &units),
-        Space::Local => local(block, warp, at, m, shape, &mut units, true),
+    by_space(warp.here, access.space, &mut at, m, |space, block, at, m| match space {
+        Space::Shared => super::shared::store(cluster, warp, block, at, m, shape, &units),
+        Space::Local => local(cluster, warp, at, m, shape, &mut units, true),
         Space::Param => trouble(FaultKind::ReadOnly, m.trailing_zeros() as usize, "writes a kernel parameter"),
-        _ => super::global::store(block, warp, sync, at, m, shape, &units),
+        _ => super::global::store(cluster, warp, sync, at, m, shape, &units),
     })?;
-    block.units = Some(units);
+    cluster.units = Some(units);
     Ok(())
 }
 
@@ -219,13 +251,13 @@ fn from_registers(warp: &Warp, access: &Access, units: &mut Units) {
 }
 
 /// A parameter at a known place: the same for all lanes.
-fn load_param(block: &Block, warp: &mut Warp, access: &Access, m: u32) -> Step {
+fn load_param(cluster: &Cluster, warp: &mut Warp, access: &Access, m: u32) -> Step {
     let shape = shape(access);
     let at = [access.address.offset as u64; LANES];
     check_aligned(&at, m, shape.bytes(), "a load")?;
     let mut units: Units = [[0; LANES]; 8];
     let one = m & m.wrapping_neg();
-    params(block, &at, one, shape, &mut units)?;
+    params(cluster, &at, one, shape, &mut units)?;
     let lane = one.trailing_zeros() as usize;
     for unit in &mut units[..shape.count as usize] {
         *unit = [unit[lane]; LANES];
@@ -240,11 +272,11 @@ fn read_units(bytes: &[u8], shape: Shape, lane: usize, units: &mut Units) {
     }
 }
 
-fn params(block: &Block, at: &[u64; LANES], m: u32, shape: Shape, units: &mut Units) -> Step {
+fn params(cluster: &Cluster, at: &[u64; LANES], m: u32, shape: Shape, units: &mut Units) -> Step {
     for lane in Bits(m) {
         let offset = at[lane].wrapping_sub(PARAM_WINDOW as u64);
         let end = offset.checked_add(shape.bytes().into());
-        let params = block.context.params;
+        let params = cluster.context.params;
         match end.filter(|&end| end <= params.len() as u64) {
             Some(end) => read_units(&params[offset as usize..end as usize], shape, lane, units),
             None => {
@@ -258,7 +290,7 @@ fn params(block: &Block, at: &[u64; LANES], m: u32, shape: Shape, units: &mut Un
 
 /// A thread's own memory: arrays that do not fit registers.
 fn local(
-    block: &Block,
+    cluster: &Cluster,
     warp: &mut Warp,
     at: &[u64; LANES],
     m: u32,
@@ -275,7 +307,7 @@ fn local(
                 "{} bytes at byte {offset} of the thread's local memory of {size} bytes (kernel `{}`): an index past \
                  the end of a local array?",
                 shape.bytes(),
-                block.context.name
+                cluster.context.name
             );
             return trouble(FaultKind::OutOfBounds, lane, text);
         };

@@ -2,10 +2,12 @@
 
 use super::access::{Units, addresses, by_space, check_aligned};
 use super::atomic::plain;
-use super::block::Block;
+use super::banks::count_banks;
+use super::bytes;
+use super::cluster::Cluster;
 use super::order::Order;
 use super::regs::{Bits, FULL, LANES};
-use super::shared::{IN_FLIGHT, check_write, count_banks, note_landed};
+use super::shadow::{IN_FLIGHT, Spot, check_write, note_write};
 use super::trouble::{Step, trouble};
 use super::warp::Warp;
 use crate::code::{CpAsync, Space};
@@ -23,8 +25,8 @@ pub(crate) struct Copy {
     count: usize,
 }
 
-pub(crate) fn issue(block: &mut Block, warp: &mut Warp, sync: &mut Order, copy: &CpAsync, m: u32) -> Step {
-    block.counters.async_copy_bytes += u64::from(copy.bytes * m.count_ones());
+pub(crate) fn issue(cluster: &mut Cluster, warp: &mut Warp, sync: &mut Order, copy: &CpAsync, m: u32) -> Step {
+    cluster.counters.async_copy_bytes += u64::from(copy.bytes * m.count_ones());
     let to = addresses(warp, &copy.to);
     let mut from = addresses(warp, &copy.from);
     let ignored = copy.ignore.map_or(0, |(p, flip)| warp.regs.pred[p as usize] ^ if flip { FULL } else { 0 });
@@ -43,56 +45,38 @@ pub(crate) fn issue(block: &mut Block, warp: &mut Warp, sync: &mut Order, copy: 
     }
     check_aligned(&to, m, copy.bytes, "an asynchronous copy to shared memory")?;
     check_aligned(&from, m, copy.bytes, "an asynchronous copy from global memory")?;
-    count_banks(block, &to, m, copy.bytes);
+    count_banks(cluster, &to, m, copy.bytes);
     let mut units: Units = [[0; LANES]; 8];
     let full = Bits(m).filter(|&l| sizes[l] == copy.bytes).fold(0, |f, l| f | 1 << l);
     if full != 0 {
-        by_space(copy.from_space, &mut from, full, |space, at, m| match space {
-            Space::Global => super::global::load(block, warp, sync, at, m, plain(copy.bytes), &mut units),
+        by_space(warp.here, copy.from_space, &mut from, full, |space, _, at, m| match space {
+            Space::Global => super::global::load(cluster, warp, sync, at, m, plain(copy.bytes), &mut units),
             _ => trouble(FaultKind::OutOfBounds, m.trailing_zeros() as usize, "copies from outside of global memory"),
         })?;
     }
-    // Partial copies read byte by byte; the rest is zeros.
+    // Of partial copies the rest is zeros.
     for lane in Bits(m & !full).filter(|&l| sizes[l] > 0) {
-        partial(block, warp, sync, from[lane], sizes[lane], lane, &mut units)?;
+        let mut bytes = [0; 16];
+        bytes::load(cluster, warp, sync, from[lane], &mut bytes[..sizes[lane] as usize], lane)?;
+        for (unit, part) in units.iter_mut().zip(bytes.chunks_exact(4)) {
+            unit[lane] = u32::from_le_bytes([part[0], part[1], part[2], part[3]]);
+        }
     }
-    let shift = block.shared.shift;
+    let block = warp.rank;
+    let shift = cluster.shared[block].shift;
     for lane in Bits(m) {
-        let offset = block.shared.offset(to[lane], copy.bytes, lane)?;
+        let offset = cluster.shared[block].offset(to[lane], copy.bytes, lane)?;
         for granule in offset >> shift..(offset + copy.bytes as usize) >> shift {
-            check_write(block, warp, granule, lane, false, 0)?;
-            block.shared.writes[granule] = IN_FLIGHT;
+            check_write(cluster, warp, Spot { block, granule }, lane, false, 0)?;
+            cluster.shared[block].writes[granule] = IN_FLIGHT;
         }
         let count = copy.bytes as usize / 4;
         let mut words = [0; 4];
         (0..count).for_each(|i| words[i] = units[i][lane]);
-        let late = block.context.config.async_copies == AsyncCopies::Late;
+        let late = cluster.context.config.async_copies == AsyncCopies::Late;
         let seen = if late { [u32::MAX; 4] } else { words };
-        block.shared.words[offset / 4..offset / 4 + count].copy_from_slice(&seen[..count]);
+        cluster.shared[block].words[offset / 4..offset / 4 + count].copy_from_slice(&seen[..count]);
         warp.copies.push(Copy { lane, group: None, to: offset, words, count });
-    }
-    Ok(())
-}
-
-fn partial(
-    block: &mut Block,
-    warp: &Warp,
-    sync: &mut Order,
-    from: u64,
-    size: u32,
-    lane: usize,
-    units: &mut Units,
-) -> Step {
-    let mut done = 0;
-    while done < size {
-        let step = if size - done >= 4 { 4 } else { 1 };
-        let mut at = [0; LANES];
-        at[lane] = from.wrapping_add(u64::from(done));
-        let mut part: Units = [[0; LANES]; 8];
-        let shape = super::access::Shape { unit: step, count: 1, strong: false, constant: false };
-        super::global::read(block, warp, sync, &at, 1 << lane, shape, &mut part)?;
-        units[done as usize / 4][lane] |= part[0][lane] << (8 * (done % 4));
-        done += step;
     }
     Ok(())
 }
@@ -107,7 +91,7 @@ pub(crate) fn commit(warp: &mut Warp, m: u32) {
 }
 
 /// Lands the copies that a wait demands: all groups but the last `pending`, or everything.
-pub(crate) fn wait(block: &mut Block, warp: &mut Warp, pending: Option<u32>, m: u32) {
+pub(crate) fn wait(cluster: &mut Cluster, warp: &mut Warp, pending: Option<u32>, m: u32) {
     let copies = std::mem::take(&mut warp.copies);
     let committed = warp.committed;
     let lands = |copy: &Copy| {
@@ -120,11 +104,12 @@ pub(crate) fn wait(block: &mut Block, warp: &mut Warp, pending: Option<u32>, m: 
     };
     let (landed, left): (Vec<_>, Vec<_>) = copies.into_iter().partition(lands);
     warp.copies = left;
-    let shift = block.shared.shift;
+    let block = warp.rank;
+    let shift = cluster.shared[block].shift;
     for copy in landed {
-        block.shared.words[copy.to / 4..copy.to / 4 + copy.count].copy_from_slice(&copy.words[..copy.count]);
+        cluster.shared[block].words[copy.to / 4..copy.to / 4 + copy.count].copy_from_slice(&copy.words[..copy.count]);
         for granule in copy.to >> shift..(copy.to + 4 * copy.count) >> shift {
-            note_landed(block, warp, granule, copy.lane);
+            note_write(cluster, warp, Spot { block, granule }, copy.lane, false);
         }
     }
 }

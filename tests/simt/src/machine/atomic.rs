@@ -3,10 +3,11 @@
 use std::sync::atomic::Ordering::Relaxed;
 
 use super::access::{Shape, addresses, by_space, check_aligned};
-use super::block::Block;
+use super::cluster::Cluster;
 use super::order::{Knowledge, Order};
 use super::race::{Me, note_read, note_write, stamp};
 use super::regs::Bits;
+use super::shadow::{Spot, check_read, check_write, note_atomic};
 use super::trouble::{Step, trouble};
 use super::warp::Warp;
 use crate::code::{AtomOp, AtomType, Atomic, Space};
@@ -22,21 +23,21 @@ fn bytes(ty: AtomType) -> u32 {
     }
 }
 
-pub(crate) fn run(block: &mut Block, warp: &mut Warp, sync: &mut Order, atomic: &Atomic, m: u32) -> Step {
-    block.counters.atomics += 1;
+pub(crate) fn run(cluster: &mut Cluster, warp: &mut Warp, sync: &mut Order, atomic: &Atomic, m: u32) -> Step {
+    cluster.counters.atomics += 1;
     let width = bytes(atomic.ty);
     let mut at = addresses(warp, &atomic.address);
     check_aligned(&at, m, width, "an atomic")?;
     let places = at;
     let place = |lane: usize| (atomic.space, places[lane]);
     // The knowledge at the address is taken up before our own is left there.
-    strong_read(block, warp, sync, m, place, atomic.order.acquire);
-    strong_write(block, warp, sync, m, place, atomic.order.release);
-    by_space(atomic.space, &mut at, m, |space, at, m| {
+    strong_read(cluster, warp, sync, m, place, atomic.order.acquire);
+    strong_write(cluster, warp, sync, m, place, atomic.order.release);
+    by_space(warp.here, atomic.space, &mut at, m, |space, block, at, m| {
         for lane in Bits(m) {
             let old = match space {
-                Space::Shared => in_shared(block, warp, sync, atomic, at[lane], lane, width)?,
-                Space::Global => in_global(block, warp, sync, atomic, at[lane], lane, width)?,
+                Space::Shared => in_shared(cluster, warp, sync, atomic, (block, at[lane]), lane, width)?,
+                Space::Global => in_global(cluster, warp, sync, atomic, at[lane], lane, width)?,
                 _ => return trouble(FaultKind::Unsupported, lane, "an atomic on local memory or parameters"),
             };
             if let Some(d) = atomic.d {
@@ -112,23 +113,27 @@ fn add(ty: AtomType, a: u64, b: u64) -> u64 {
 }
 
 fn in_shared(
-    block: &mut Block,
+    cluster: &mut Cluster,
     warp: &Warp,
     sync: &mut Order,
     atomic: &Atomic,
-    address: u64,
+    (block, address): (usize, u64),
     lane: usize,
     width: u32,
 ) -> Step<u64> {
-    let offset = block.shared.offset(address, width, lane)?;
-    let shift = block.shared.shift;
+    if block != warp.rank {
+        super::shared::visit(cluster, warp, block, lane)?;
+    }
+    let offset = cluster.shared[block].offset(address, width, lane)?;
+    let shift = cluster.shared[block].shift;
     let granules = offset >> shift..(offset >> shift) + (width >> shift).max(1) as usize;
     for granule in granules {
-        super::shared::check_read(block, warp, granule, lane, true)?;
-        super::shared::check_write(block, warp, granule, lane, true, 0)?;
-        super::shared::note_atomic(block, warp, granule, lane);
+        let spot = Spot { block, granule };
+        check_read(cluster, warp, spot, lane, true)?;
+        check_write(cluster, warp, spot, lane, true, 0)?;
+        note_atomic(cluster, warp, spot, lane);
     }
-    let words = &mut block.shared.words;
+    let words = &mut cluster.shared[block].words;
     let old = match width {
         8 => u64::from(words[offset / 4]) | u64::from(words[offset / 4 + 1]) << 32,
         4 => words[offset / 4].into(),
@@ -152,7 +157,7 @@ fn in_shared(
 }
 
 fn in_global(
-    block: &mut Block,
+    cluster: &mut Cluster,
     warp: &Warp,
     sync: &mut Order,
     atomic: &Atomic,
@@ -160,7 +165,7 @@ fn in_global(
     lane: usize,
     width: u32,
 ) -> Step<u64> {
-    let table = block.context.table;
+    let table = cluster.context.table;
     let Some(index) = table.find(address, width.into()) else {
         let (kind, text) = table.explain(address, width.into());
         return trouble(kind, lane, format!("an atomic on {text}"));
@@ -180,11 +185,11 @@ fn in_global(
         );
         return trouble(FaultKind::UninitialisedMemory, lane, text);
     }
-    let shift = block.context.entry.traits.global_granule.trailing_zeros();
+    let shift = cluster.context.entry.traits.global_granule.trailing_zeros();
     let races = page.races(shift);
     for i in 0..(width >> shift).max(1) as usize {
-        let record = stamp(block, warp, true) | (lane as u64) << 22;
-        let me = Me { record, lane, block, warp, granule: address + ((i as u64) << shift) };
+        let record = stamp(cluster, warp, true) | (lane as u64) << 22;
+        let me = Me { record, lane, cluster, warp, granule: address + ((i as u64) << shift) };
         note_read(races, (within >> shift) + i, &me, sync)?;
         note_write(races, (within >> shift) + i, &me, sync, 0)?;
     }
@@ -212,61 +217,73 @@ fn update(page: &Page, within: usize, width: u32, new: impl Fn(u64) -> u64) -> (
     (part(old), part(change(old)))
 }
 
-/// What a warp knows of its own block and others, in clocks that count from the block's start.
-fn knowledge(block: &Block, warp: &Warp) -> Knowledge {
+/// What a warp knows of its own cluster and others, in clocks that count from the cluster's start.
+fn knowledge(cluster: &Cluster, warp: &Warp) -> Knowledge {
     let mut all = warp.clock.others.clone();
-    let index = block.index as u32;
-    for (other, &known) in warp.clock.known.iter().enumerate() {
-        all.insert((index, other as u32), known - block.start);
+    let each = cluster.context.warps();
+    let key = |id: usize| (cluster.blocks[id / each] as u32, (id % each) as u32);
+    for (id, &known) in warp.clock.known.iter().take(cluster.warps.len()).enumerate() {
+        all.insert(key(id), known - cluster.start);
     }
-    all.insert((index, warp.index as u32), warp.clock.now + 1 - block.start);
+    all.insert(key(warp.id), warp.clock.now + 1 - cluster.start);
     all
 }
 
-fn learn(block: &Block, warp: &mut Warp, what: &Knowledge) {
-    for (&(index, other), &clock) in what {
-        if u64::from(index) == block.index {
-            if other as usize != warp.index {
-                let known = &mut warp.clock.known[other as usize];
-                *known = (*known).max(clock + block.start);
+fn learn(cluster: &Cluster, warp: &mut Warp, what: &Knowledge) {
+    let each = cluster.context.warps();
+    for (&(block, index), &clock) in what {
+        match cluster.rank_of(block.into()).map(|rank| rank * each + index as usize) {
+            Some(id) if id == warp.id => {}
+            Some(id) => {
+                let known = &mut warp.clock.known[id];
+                *known = (*known).max(clock + cluster.start);
             }
-        } else {
-            let known = warp.clock.others.entry((index, other)).or_insert(0);
-            *known = (*known).max(clock);
+            None => {
+                let known = warp.clock.others.entry((block, index)).or_insert(0);
+                *known = (*known).max(clock);
+            }
         }
     }
-    warp.clock.settle();
+    warp.clock.settle(cluster.warps.len());
 }
 
 /// A fence: what the warp knows now is what strong writes after it release, and what strong reads before it found is
 /// known after it.
-pub(crate) fn fence(block: &mut Block, warp: &mut Warp, sync: &mut Order, acquire: bool, release: bool) {
+pub(crate) fn fence(cluster: &mut Cluster, warp: &mut Warp, sync: &mut Order, acquire: bool, release: bool) {
     if acquire {
         for place in std::mem::take(&mut warp.clock.pending) {
             if let Some(found) = sync.at.get(&place) {
-                learn(block, warp, found);
+                learn(cluster, warp, found);
             }
         }
     }
     if release {
-        warp.clock.released = Some(Box::new(knowledge(block, warp)));
-        block.now += 1;
-        warp.clock.now = block.now;
+        warp.clock.released = Some(Box::new(knowledge(cluster, warp)));
+        release_known(cluster, warp);
     }
 }
 
-fn key(block: &Block, (space, address): (Space, u64)) -> (u32, u64) {
+/// Keeps what the warp knows now, for a relaxed arrival at a barrier to release.
+pub(crate) fn release_known(cluster: &mut Cluster, warp: &mut Warp) {
+    cluster.now += 1;
+    warp.clock.now = cluster.now;
+    warp.clock.fenced.clone_from(&warp.clock.known);
+    warp.clock.fenced[warp.id] = cluster.now;
+}
+
+fn key(cluster: &Cluster, warp: &Warp, (space, address): (Space, u64)) -> (u32, u64) {
     let shared = crate::ptx::body::SHARED_WINDOW as u64;
-    match space {
-        Space::Shared => (block.index as u32, address),
-        Space::Generic if address >> 56 == shared >> 56 => (block.index as u32, address - shared),
-        _ => (u32::MAX, address),
+    let inside = space == Space::Generic && address >> 56 == shared >> 56;
+    if !inside && !matches!(space, Space::Shared | Space::Cluster) {
+        return (u32::MAX, address);
     }
+    let (rank, address) = warp.here.owner(address & u64::from(u32::MAX));
+    (cluster.blocks.get(rank).map_or(u32::MAX, |&block| block as u32), address)
 }
 
 /// A strong read finds what strong writes left; an acquiring one knows it at once.
 pub(crate) fn strong_read(
-    block: &mut Block,
+    cluster: &mut Cluster,
     warp: &mut Warp,
     sync: &Order,
     m: u32,
@@ -278,12 +295,12 @@ pub(crate) fn strong_read(
         return;
     }
     for lane in Bits(m) {
-        let key = key(block, place(lane));
+        let key = key(cluster, warp, place(lane));
         if !sync.at.contains_key(&key) {
             continue;
         }
         if acquire {
-            learn(block, warp, &sync.at[&key]);
+            learn(cluster, warp, &sync.at[&key]);
         } else if !warp.clock.pending.contains(&key) {
             warp.clock.pending.push(key);
         }
@@ -292,7 +309,7 @@ pub(crate) fn strong_read(
 
 /// A strong write leaves what the warp released at its last fence; a releasing one all that it knows.
 pub(crate) fn strong_write(
-    block: &mut Block,
+    cluster: &mut Cluster,
     warp: &mut Warp,
     sync: &mut Order,
     m: u32,
@@ -300,12 +317,12 @@ pub(crate) fn strong_write(
     release: bool,
 ) {
     if release {
-        warp.clock.released = Some(Box::new(knowledge(block, warp)));
-        block.now += 1;
-        warp.clock.now = block.now;
+        warp.clock.released = Some(Box::new(knowledge(cluster, warp)));
+        cluster.now += 1;
+        warp.clock.now = cluster.now;
     }
     let Some(released) = &warp.clock.released else { return };
-    let mut keys: Vec<_> = Bits(m).map(|lane| key(block, place(lane))).collect();
+    let mut keys: Vec<_> = Bits(m).map(|lane| key(cluster, warp, place(lane))).collect();
     keys.sort_unstable();
     keys.dedup();
     for key in keys {

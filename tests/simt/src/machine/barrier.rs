@@ -1,7 +1,7 @@
 //! Barriers of a block: `bar` and `barrier`.
 
-use super::block::Block;
-use super::order::Order;
+use super::cluster::Cluster;
+use super::order::{Joined, Order};
 use super::regs::{Bits, FULL};
 use super::trouble::{Step, position, trouble};
 use super::warp::{Flow, Group, State, Warp, together};
@@ -20,9 +20,8 @@ pub(crate) struct Barrier {
     waiting: Vec<Waiting>,
     /// The instruction of the first arrival.
     pc: usize,
-    /// What the arrived warps know, joined.
-    known: Vec<u32>,
-    others: super::order::Knowledge,
+    /// What the arrived warps know.
+    joined: Joined,
     count: u32,
     all: bool,
     any: bool,
@@ -35,7 +34,14 @@ struct Waiting {
     d: Option<Place>,
 }
 
-pub(crate) fn run(block: &mut Block, warp: &mut Warp, sync: &mut Order, bar: &Bar, mask: u32, m: u32) -> Step<Flow> {
+pub(crate) fn run(
+    cluster: &mut Cluster,
+    warp: &mut Warp,
+    sync: &mut Order,
+    bar: &Bar,
+    mask: u32,
+    m: u32,
+) -> Step<Flow> {
     if bar.aligned
         && let Some(wait) = together(warp, m, warp.live)
     {
@@ -54,34 +60,36 @@ pub(crate) fn run(block: &mut Block, warp: &mut Warp, sync: &mut Order, bar: &Ba
     if id >= 16 {
         return trouble(FaultKind::Unsupported, lane, format!("barrier {id}: there are 16"));
     }
-    let total = block.context.threads();
+    let total = cluster.context.threads();
     if let Some(count) = count
         && (count == 0 || count % 32 != 0 || count > total.next_multiple_of(32))
     {
         let text = format!("barrier {id} for {count} threads, in a block of {total}: must be a multiple of 32 within");
         return trouble(FaultKind::Divergence, lane, text);
     }
-    let strict = !block.context.config.exited_threads_pass_barriers;
-    if strict && count.is_none() && block.exited > 0 {
-        let text = format!("waits at barrier {id} for the whole block, and {} threads have returned", block.exited);
+    let strict = !cluster.context.config.exited_threads_pass_barriers;
+    if strict && count.is_none() && cluster.exited[warp.rank] > 0 {
+        let text = format!(
+            "waits at barrier {id} for the whole block, and {} threads have returned",
+            cluster.exited[warp.rank]
+        );
         return trouble(FaultKind::Divergence, lane, text);
     }
-    block.counters.barriers += 1;
+    cluster.counters.barriers += 1;
     sync.progress += 1;
     let here = warp.pc;
-    let barrier = &mut block.barriers[id as usize];
+    let barrier = &mut cluster.barriers[warp.rank][id as usize];
     if barrier.arrived == 0 {
         *barrier = Barrier { expected: count, pc: here, all: true, ..Barrier::default() };
-        barrier.known = vec![0; block.warps.len()];
-        barrier.present = vec![0; block.warps.len()];
+        barrier.present = vec![0; cluster.context.warps()];
     } else if barrier.expected != count {
-        let first = position(block.context, barrier.pc);
+        let first = position(cluster.context, barrier.pc);
         let text = format!("barrier {id} for {count:?} threads, where {first} waits at it for {:?}", barrier.expected);
         return trouble(FaultKind::Divergence, lane, text);
     } else if bar.aligned && count.is_none() && barrier.pc != here {
         let text = format!(
             "waits at barrier {id} here, while other warps of the block wait at {}: not the same __syncthreads",
-            position(block.context, barrier.pc)
+            position(cluster.context, barrier.pc)
         );
         return trouble(FaultKind::Divergence, lane, text);
     }
@@ -103,30 +111,25 @@ pub(crate) fn run(block: &mut Block, warp: &mut Warp, sync: &mut Order, bar: &Ba
         barrier.any |= p != 0;
     }
     // What this warp did until now will be known to those that wait.
-    block.now += 1;
-    barrier.known.iter_mut().zip(&warp.clock.known).for_each(|(a, b)| *a = (*a).max(*b));
-    barrier.known[warp.index] = block.now;
-    for (&key, &clock) in &warp.clock.others {
-        let entry = barrier.others.entry(key).or_insert(0);
-        *entry = (*entry).max(clock);
-    }
-    warp.clock.now = block.now;
+    cluster.now += 1;
+    barrier.joined.add(warp.id, &warp.clock, cluster.now, true);
+    warp.clock.now = cluster.now;
     if bar.kind != BarKind::Arrive {
-        barrier.waiting.push(Waiting { warp: warp.index, mask: m, kind: bar.kind, d: bar.d });
+        barrier.waiting.push(Waiting { warp: warp.id, mask: m, kind: bar.kind, d: bar.d });
         let rest = mask & !m;
         if rest != 0 {
             warp.groups.push(Group { pc: here as u32 + 1, mask: rest, state: State::Ready });
         }
         warp.groups.push(Group { pc: here as u32, mask: m, state: State::Barrier(id) });
     }
-    complete(block, warp, id)?;
+    complete(cluster, warp, id)?;
     Ok(if bar.kind == BarKind::Arrive { Flow::Next } else { Flow::Regrouped })
 }
 
 /// Lets the warps go if all that are expected have arrived.
-fn complete(block: &mut Block, current: &mut Warp, id: u32) -> Step {
-    let total = block.context.threads() - block.exited;
-    let barrier = &mut block.barriers[id as usize];
+fn complete(cluster: &mut Cluster, current: &mut Warp, id: u32) -> Step {
+    let total = cluster.context.threads() - cluster.exited[current.rank];
+    let barrier = &mut cluster.barriers[current.rank][id as usize];
     let expected = barrier.expected.unwrap_or(total);
     if barrier.arrived > expected {
         let text = format!("barrier {id}: {} threads arrive where {expected} are expected", barrier.arrived);
@@ -136,9 +139,10 @@ fn complete(block: &mut Block, current: &mut Warp, id: u32) -> Step {
         return Ok(());
     }
     let barrier = std::mem::take(barrier);
-    block.now += 1;
+    let warps = cluster.warps.len();
+    cluster.now += 1;
     for waiting in &barrier.waiting {
-        let warp = if waiting.warp == current.index { &mut *current } else { &mut block.warps[waiting.warp] };
+        let warp = if waiting.warp == current.id { &mut *current } else { &mut cluster.warps[waiting.warp] };
         let value = match waiting.kind {
             BarKind::RedPopc => barrier.count.into(),
             BarKind::RedAnd => barrier.all.into(),
@@ -147,18 +151,9 @@ fn complete(block: &mut Block, current: &mut Warp, id: u32) -> Step {
         if let Some(d) = waiting.d {
             Bits(waiting.mask).for_each(|lane| warp.regs.put(d, lane, value));
         }
-        let clock = &mut warp.clock;
-        clock.now = block.now;
-        let own = clock.known[warp.index];
-        clock.known.iter_mut().zip(&barrier.known).for_each(|(a, b)| *a = (*a).max(*b));
-        // Lanes of one warp are ordered too, where all of them waited together.
-        if waiting.mask == warp.live {
-            clock.lanes = None;
-        } else {
-            clock.known[warp.index] = own;
-        }
-        clock.settle();
-        clock.others.extend(barrier.others.iter().map(|(&k, &v)| (k, v)));
+        warp.clock.now = cluster.now;
+        let whole = waiting.mask == warp.live;
+        barrier.joined.teach(warp.id, &mut warp.clock, warps, whole);
         for group in &mut warp.groups {
             if group.state == State::Barrier(id) && group.mask & waiting.mask != 0 {
                 group.state = State::Ready;
@@ -170,38 +165,38 @@ fn complete(block: &mut Block, current: &mut Warp, id: u32) -> Step {
 }
 
 /// Threads have returned: barriers for the whole block may be complete now, or never.
-pub(crate) fn after_exit(block: &mut Block, warp: &mut Warp) -> Step {
+pub(crate) fn after_exit(cluster: &mut Cluster, warp: &mut Warp) -> Step {
     for id in 0..16 {
-        let barrier = &block.barriers[id as usize];
+        let barrier = &cluster.barriers[warp.rank][id as usize];
         if barrier.arrived == 0 || barrier.expected.is_some() {
             continue;
         }
-        if !block.context.config.exited_threads_pass_barriers {
+        if !cluster.context.config.exited_threads_pass_barriers {
             let text = format!(
                 "returns while other threads of the block wait at barrier {id} ({}) for all of it",
-                position(block.context, barrier.pc)
+                position(cluster.context, barrier.pc)
             );
             return trouble(FaultKind::Divergence, None, text);
         }
-        complete(block, warp, id)?;
+        complete(cluster, warp, id)?;
     }
     Ok(())
 }
 
 /// `bar.warp.sync`: orders the accesses of its lanes.
-pub(crate) fn warp_sync(block: &mut Block, warp: &mut Warp, members: u32) {
-    block.now += 1;
+pub(crate) fn warp_sync(cluster: &mut Cluster, warp: &mut Warp, members: u32) {
+    cluster.now += 1;
     let clock = &mut warp.clock;
-    clock.now = block.now;
+    clock.now = cluster.now;
     if members & warp.live == warp.live {
-        clock.known[warp.index] = block.now;
+        clock.known[warp.id] = cluster.now;
         clock.lanes = None;
-        clock.settle();
+        clock.settle(cluster.warps.len());
         return;
     }
-    let known = clock.known[warp.index];
+    let known = clock.known[warp.id];
     let lanes = clock.lanes.get_or_insert_with(|| Box::new([[known; 32]; 32]));
     for lane in Bits(members) {
-        Bits(members).for_each(|other| lanes[lane][other] = block.now);
+        Bits(members).for_each(|other| lanes[lane][other] = cluster.now);
     }
 }

@@ -1,13 +1,13 @@
 //! Collectives of a warp: shuffles, votes, matches, reductions, `bar.warp.sync`.
 
-use super::block::Block;
+use super::cluster::Cluster;
 use super::regs::{Bits, FULL, LANES};
 use super::trouble::{Step, trouble};
 use super::warp::{Flow, Warp, together};
 use crate::code::{Collective, ReduxOp, ShflMode, VoteMode};
 use crate::fault::FaultKind;
 
-pub(crate) fn run(block: &mut Block, warp: &mut Warp, members: u32, op: &Collective, m: u32) -> Step<Flow> {
+pub(crate) fn run(cluster: &mut Cluster, warp: &mut Warp, members: u32, op: &Collective, m: u32) -> Step<Flow> {
     let masks = warp.regs.word[members as usize];
     // Lanes that name the same members act together; most often all do.
     let mut left = m;
@@ -25,7 +25,7 @@ pub(crate) fn run(block: &mut Block, warp: &mut Warp, members: u32, op: &Collect
         // Lanes that have returned or never existed cannot come any more.
         if dead != 0 {
             let text =
-                format!("names lanes {} as members, and those have returned or do not exist", Block::lanes(dead));
+                format!("names lanes {} as members, and those have returned or do not exist", Cluster::lanes(dead));
             return trouble(FaultKind::Divergence, lane, text);
         }
         if let Some(wait) = together(warp, same, members) {
@@ -36,15 +36,15 @@ pub(crate) fn run(block: &mut Block, warp: &mut Warp, members: u32, op: &Collect
         left &= !same;
     }
     for &part in &parts[..count] {
-        part_of_warp(block, warp, op, part);
+        part_of_warp(cluster, warp, op, part);
     }
     Ok(Flow::Next)
 }
 
-fn part_of_warp(block: &mut Block, warp: &mut Warp, op: &Collective, part: u32) {
+fn part_of_warp(cluster: &mut Cluster, warp: &mut Warp, op: &Collective, part: u32) {
     let regs = &mut warp.regs;
     match *op {
-        Collective::Sync => super::barrier::warp_sync(block, warp, part),
+        Collective::Sync => super::barrier::warp_sync(cluster, warp, part),
         Collective::Shfl { mode, d, p, a, b, c } => {
             let [a, b, c] = [a, b, c].map(|r| regs.word[r as usize]);
             for lane in Bits(part) {

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use super::access::{Shape, Units};
-use super::block::Block;
+use super::cluster::Cluster;
 use super::order::Order;
 use super::race::{MANY_BLOCKS, MANY_THREADS, Me, STRONG, check_constant, launch_of, note_read, note_write, stamp};
 use super::regs::{Bits, FULL, LANES};
@@ -14,15 +14,15 @@ use crate::memory::{PAGE, Page, Races, Range};
 
 /// Finds each lane's page, keeping those of the lane before: accesses of a warp mostly stay in one page.
 struct Finder<'a> {
-    block: &'a Block<'a>,
+    cluster: &'a Cluster<'a>,
     range: Option<&'a Range>,
     hint: u32,
 }
 
 impl<'a> Finder<'a> {
-    fn new(block: &'a Block<'a>, pc: usize) -> Finder<'a> {
-        let hint = block.hints[pc];
-        Finder { block, range: block.context.table.ranges.get(hint as usize), hint }
+    fn new(cluster: &'a Cluster<'a>, pc: usize) -> Finder<'a> {
+        let hint = cluster.hints[pc];
+        Finder { cluster, range: cluster.context.table.ranges.get(hint as usize), hint }
     }
 
     /// The buffer of an access and the offset in its allocation.
@@ -39,7 +39,7 @@ impl<'a> Finder<'a> {
 
     #[inline(never)]
     fn look_up(&mut self, address: u64, bytes: u64, lane: usize, what: &str) -> Step<(&'a Range, usize)> {
-        let table = self.block.context.table;
+        let table = self.cluster.context.table;
         match table.find(address, bytes) {
             Some(index) => {
                 self.hint = index as u32;
@@ -86,7 +86,7 @@ fn sectors(at: &[u64; LANES], m: u32, bytes: u32) -> u64 {
 }
 
 pub(crate) fn load(
-    block: &mut Block,
+    cluster: &mut Cluster,
     warp: &Warp,
     sync: &mut Order,
     at: &[u64; LANES],
@@ -94,20 +94,20 @@ pub(crate) fn load(
     shape: Shape,
     units: &mut Units,
 ) -> Step {
-    block.counters.global_load_requests += 1;
-    block.counters.global_load_sectors += sectors(at, m, shape.bytes());
-    if read_run(block, warp, at, m, shape, units).is_some() {
+    cluster.counters.global_load_requests += 1;
+    cluster.counters.global_load_sectors += sectors(at, m, shape.bytes());
+    if read_run(cluster, warp, at, m, shape, units).is_some() {
         return Ok(());
     }
-    let hint = read(block, warp, sync, at, m, shape, units)?;
-    block.hints[warp.pc] = hint;
+    let hint = read(cluster, warp, sync, at, m, shape, units)?;
+    cluster.hints[warp.pc] = hint;
     Ok(())
 }
 
 /// Where lanes access words one after the other in one page: the buffer, the page, the offset in it.
 #[inline(always)]
 fn run_of_words<'a>(
-    block: &Block<'a>,
+    cluster: &Cluster<'a>,
     pc: usize,
     at: &[u64; LANES],
     m: u32,
@@ -117,8 +117,8 @@ fn run_of_words<'a>(
     if m != FULL || shape.unit != 4 || !at[0].is_multiple_of(32) || !consecutive(at, shape.bytes()) {
         return None;
     }
-    let table = block.context.table;
-    let range = table.ranges.get(block.hints[pc] as usize)?;
+    let table = cluster.context.table;
+    let range = table.ranges.get(cluster.hints[pc] as usize)?;
     if range.start > at[0] || at[0].checked_add(total)? > range.end {
         return None;
     }
@@ -129,8 +129,8 @@ fn run_of_words<'a>(
 
 /// The common case of [`read`] on whole runs of words; nothing is done if anything needs a closer look.
 #[inline(always)]
-fn read_run(block: &Block, warp: &Warp, at: &[u64; LANES], m: u32, shape: Shape, units: &mut Units) -> Option<()> {
-    let (range, offset, within) = run_of_words(block, warp.pc, at, m, shape)?;
+fn read_run(cluster: &Cluster, warp: &Warp, at: &[u64; LANES], m: u32, shape: Shape, units: &mut Units) -> Option<()> {
+    let (range, offset, within) = run_of_words(cluster, warp.pc, at, m, shape)?;
     let page = range.allocation.page(offset)?;
     let bytes = shape.bytes() as usize;
     let written = &page.written[within / 32..within / 32 + bytes];
@@ -138,14 +138,14 @@ fn read_run(block: &Block, warp: &Warp, at: &[u64; LANES], m: u32, shape: Shape,
         return None;
     }
     if !range.allocation.constant {
-        let context = block.context;
+        let context = cluster.context;
         let shift = context.entry.traits.global_granule.trailing_zeros();
         let races = page.races(shift);
         let granules = within >> shift..(within + 32 * bytes) >> shift;
         if races.writes[granules.clone()].iter().any(|w| launch_of(w.load(Relaxed)) == context.number) {
             return None;
         }
-        let base = stamp(block, warp, shape.strong);
+        let base = stamp(cluster, warp, shape.strong);
         let each = bytes >> shift;
         let record = |i: usize| base | ((i / each) as u64) << 22;
         let reads = &races.reads[granules];
@@ -174,7 +174,7 @@ fn read_run(block: &Block, warp: &Warp, at: &[u64; LANES], m: u32, shape: Shape,
 
 /// The checks and the data of a load; returns where the buffer was found.
 pub(crate) fn read(
-    block: &Block,
+    cluster: &Cluster,
     warp: &Warp,
     sync: &mut Order,
     at: &[u64; LANES],
@@ -182,10 +182,10 @@ pub(crate) fn read(
     shape: Shape,
     units: &mut Units,
 ) -> Step<u32> {
-    let shift = block.context.entry.traits.global_granule.trailing_zeros();
+    let shift = cluster.context.entry.traits.global_granule.trailing_zeros();
     let granules = (shape.bytes() >> shift).max(1) as usize;
-    let base = stamp(block, warp, shape.strong);
-    let mut finder = Finder::new(block, warp.pc);
+    let base = stamp(cluster, warp, shape.strong);
+    let mut finder = Finder::new(cluster, warp.pc);
     let mut last: Option<(&Page, &Races, (u64, usize))> = None;
     for lane in Bits(m) {
         let address = at[lane];
@@ -206,7 +206,7 @@ pub(crate) fn read(
         }
         if !range.allocation.constant {
             let record = base | (lane as u64) << 22;
-            let mut me = Me { record, lane, block, warp, granule: address };
+            let mut me = Me { record, lane, cluster, warp, granule: address };
             let first = within >> shift;
             for i in 0..granules {
                 me.granule = address + ((i as u64) << shift);
@@ -243,7 +243,7 @@ fn unwritten<T>(range: &Range, address: u64, lane: usize) -> Step<T> {
 }
 
 pub(crate) fn store(
-    block: &mut Block,
+    cluster: &mut Cluster,
     warp: &Warp,
     sync: &mut Order,
     at: &[u64; LANES],
@@ -251,21 +251,21 @@ pub(crate) fn store(
     shape: Shape,
     units: &Units,
 ) -> Step {
-    block.counters.global_store_requests += 1;
-    block.counters.global_store_sectors += sectors(at, m, shape.bytes());
-    if write_run(block, warp, at, m, shape, units).is_some() {
+    cluster.counters.global_store_requests += 1;
+    cluster.counters.global_store_sectors += sectors(at, m, shape.bytes());
+    if write_run(cluster, warp, at, m, shape, units).is_some() {
         return Ok(());
     }
-    let hint = write(block, warp, sync, at, m, shape, units)?;
-    block.hints[warp.pc] = hint;
+    let hint = write(cluster, warp, sync, at, m, shape, units)?;
+    cluster.hints[warp.pc] = hint;
     Ok(())
 }
 
 /// The common case of [`write`] on whole runs of words that no one else has touched.
 #[inline(always)]
-fn write_run(block: &Block, warp: &Warp, at: &[u64; LANES], m: u32, shape: Shape, units: &Units) -> Option<()> {
-    let context = block.context;
-    let (range, offset, within) = run_of_words(block, warp.pc, at, m, shape)?;
+fn write_run(cluster: &Cluster, warp: &Warp, at: &[u64; LANES], m: u32, shape: Shape, units: &Units) -> Option<()> {
+    let context = cluster.context;
+    let (range, offset, within) = run_of_words(cluster, warp.pc, at, m, shape)?;
     if range.allocation.constant || !context.alone {
         return None;
     }
@@ -274,7 +274,7 @@ fn write_run(block: &Block, warp: &Warp, at: &[u64; LANES], m: u32, shape: Shape
     let shift = context.entry.traits.global_granule.trailing_zeros();
     let races = page.races(shift);
     let granules = within >> shift..(within + 32 * bytes) >> shift;
-    let base = stamp(block, warp, shape.strong);
+    let base = stamp(cluster, warp, shape.strong);
     let each = bytes >> shift;
     let record = |i: usize| base | ((i / each) as u64) << 22;
     let untouched = |(i, r): (usize, &AtomicU64)| {
@@ -296,8 +296,9 @@ fn write_run(block: &Block, warp: &Warp, at: &[u64; LANES], m: u32, shape: Shape
     Some(())
 }
 
-fn write(
-    block: &Block,
+/// The checks and the data of a store; returns where the buffer was found.
+pub(crate) fn write(
+    cluster: &Cluster,
     warp: &Warp,
     sync: &mut Order,
     at: &[u64; LANES],
@@ -305,10 +306,10 @@ fn write(
     shape: Shape,
     units: &Units,
 ) -> Step<u32> {
-    let shift = block.context.entry.traits.global_granule.trailing_zeros();
+    let shift = cluster.context.entry.traits.global_granule.trailing_zeros();
     let granules = (shape.bytes() >> shift).max(1) as usize;
-    let base = stamp(block, warp, shape.strong);
-    let mut finder = Finder::new(block, warp.pc);
+    let base = stamp(cluster, warp, shape.strong);
+    let mut finder = Finder::new(cluster, warp.pc);
     let ascending = Bits(m).zip(Bits(m & m.wrapping_sub(1))).all(|(a, b)| at[a] < at[b]);
     for lane in Bits(m) {
         let address = at[lane];
@@ -320,7 +321,7 @@ fn write(
         let within = offset % PAGE;
         let races = page.races(shift);
         let same = if ascending { 0 } else { same_values(at, m, shape, units, lane) };
-        let mut me = Me { record: base | (lane as u64) << 22, lane, block, warp, granule: address };
+        let mut me = Me { record: base | (lane as u64) << 22, lane, cluster, warp, granule: address };
         for i in 0..granules {
             me.granule = address + ((i as u64) << shift);
             note_write(races, (within >> shift) + i, &me, sync, same)?;

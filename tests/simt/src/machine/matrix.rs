@@ -4,9 +4,10 @@
 //! group (+8 for i ≥ 2), column 2t + i % 2.
 
 use super::access::addresses;
-use super::block::Block;
+use super::banks::count_banks;
+use super::cluster::Cluster;
 use super::regs::LANES;
-use super::shared::{check_read, check_write, count_banks, note_landed, note_matrix_read};
+use super::shadow::{Spot, check_read, check_write, note_matrix_read, note_write};
 use super::trouble::{Step, trouble};
 use super::warp::Warp;
 use crate::code::{MatrixAccess, Mma, MmaType, Space};
@@ -15,7 +16,7 @@ use crate::lower::float::{F16, Round, from_f64};
 use crate::ptx::body::SHARED_WINDOW;
 
 /// Element `part` of a register of factors.
-fn element(ty: MmaType, word: u32, part: usize) -> f32 {
+pub(crate) fn element(ty: MmaType, word: u32, part: usize) -> f32 {
     match ty {
         // The tensor core reads the upper 19 bits.
         MmaType::Tf32 => f32::from_bits(word & !0x1FFF),
@@ -77,9 +78,10 @@ pub(crate) fn mma(warp: &mut Warp, mma: &Mma) {
 }
 
 /// Each matrix has eight rows of 16 bytes, whose addresses eight lanes give.
-pub(crate) fn access(block: &mut Block, warp: &mut Warp, matrix: &MatrixAccess) -> Step {
+pub(crate) fn access(cluster: &mut Cluster, warp: &mut Warp, matrix: &MatrixAccess) -> Step {
     let mut at = addresses(warp, &matrix.address);
     let count = matrix.regs.len();
+    let block = warp.rank;
     for (lane, at) in at.iter_mut().enumerate().take(8 * count) {
         if matrix.space == Space::Generic {
             *at = at.wrapping_sub(SHARED_WINDOW as u64);
@@ -90,7 +92,7 @@ pub(crate) fn access(block: &mut Block, warp: &mut Warp, matrix: &MatrixAccess) 
         }
     }
     for (i, &reg) in matrix.regs.iter().enumerate() {
-        count_banks(block, &at, 0xFF << (8 * i), 16);
+        count_banks(cluster, &at, 0xFF << (8 * i), 16);
         let mut rows = [[0u16; 8]; 8];
         if matrix.store {
             for lane in 0..LANES {
@@ -103,19 +105,20 @@ pub(crate) fn access(block: &mut Block, warp: &mut Warp, matrix: &MatrixAccess) 
         }
         for (row, values) in rows.iter_mut().enumerate() {
             let lane = 8 * i + row;
-            let offset = block.shared.offset(at[lane], 16, lane)?;
-            let shift = block.shared.shift;
+            let offset = cluster.shared[block].offset(at[lane], 16, lane)?;
+            let shift = cluster.shared[block].shift;
             for granule in offset >> shift..(offset + 16) >> shift {
+                let spot = Spot { block, granule };
                 if matrix.store {
-                    check_write(block, warp, granule, lane, false, 0)?;
-                    note_landed(block, warp, granule, lane);
+                    check_write(cluster, warp, spot, lane, false, 0)?;
+                    note_write(cluster, warp, spot, lane, false);
                 } else {
-                    check_read(block, warp, granule, lane, false)?;
-                    note_matrix_read(block, warp, granule, lane);
+                    check_read(cluster, warp, spot, lane, false)?;
+                    note_matrix_read(cluster, warp, spot, lane);
                 }
             }
             for (word, pair) in
-                block.shared.words[offset / 4..offset / 4 + 4].iter_mut().zip(values.chunks_exact_mut(2))
+                cluster.shared[block].words[offset / 4..offset / 4 + 4].iter_mut().zip(values.chunks_exact_mut(2))
             {
                 if matrix.store {
                     *word = u32::from(pair[0]) | u32::from(pair[1]) << 16;

@@ -4,29 +4,42 @@ pub(crate) mod access;
 pub(crate) mod alu;
 pub(crate) mod async_copy;
 pub(crate) mod atomic;
+pub(crate) mod banks;
 pub(crate) mod barrier;
-pub(crate) mod block;
+pub(crate) mod bulk;
+pub(crate) mod bytes;
+pub(crate) mod cluster;
+pub(crate) mod cluster_barrier;
 pub(crate) mod collective;
+pub(crate) mod flight;
 pub(crate) mod global;
+pub(crate) mod launch;
 pub(crate) mod matrix;
+pub(crate) mod mbarrier;
 pub(crate) mod order;
 pub(crate) mod race;
 pub(crate) mod regs;
+pub(crate) mod rounds;
 pub(crate) mod schedule;
+pub(crate) mod shadow;
 pub(crate) mod shared;
+pub(crate) mod step;
 pub(crate) mod trouble;
 pub(crate) mod warp;
+pub(crate) mod warpgroup;
+pub(crate) mod wgmma;
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use crate::code::Class;
 use crate::counters::Counters;
-use crate::fault::{Fault, FaultKind};
+use crate::fault::Fault;
 use crate::gpu::{Config, Launch};
 use crate::memory::Table;
-use crate::module::{Constant, Entry};
-use block::Block;
+use crate::module::Entry;
+use cluster::Cluster;
 use order::Order;
+use rounds::Rounds;
 use schedule::Schedule;
 
 /// Race records have 22 bits for the block.
@@ -47,6 +60,8 @@ pub(crate) struct Context<'a> {
     pub ordered: bool,
     /// All blocks run on one thread.
     pub alone: bool,
+    /// Blocks of a cluster along x, y and z.
+    pub cluster: [u32; 3],
 }
 
 impl Context<'_> {
@@ -61,77 +76,27 @@ impl Context<'_> {
     pub fn blocks(&self) -> u64 {
         self.launch.grid.iter().map(|&n| u64::from(n)).product()
     }
-}
 
-/// What a device would check before it starts anything.
-pub(crate) fn check_launch(
-    config: &Config,
-    name: &str,
-    entry: &Entry,
-    launch: &Launch,
-    params: &[u8],
-) -> Result<(), Fault> {
-    let fault = |text: String| Err(Fault::new(FaultKind::Launch, format!("launch of `{name}`: {text}")));
-    let product = |n: [u32; 3]| n.iter().try_fold(1u64, |p, &n| p.checked_mul(u64::from(n)));
-    let (Some(blocks), Some(threads)) = (product(launch.grid), product(launch.block)) else {
-        return fault("the grid or block is too large".into());
-    };
-    if blocks == 0 || threads == 0 {
-        return fault(format!("an empty grid {:?} or block {:?}", launch.grid, launch.block));
+    pub fn cluster_size(&self) -> usize {
+        self.cluster.iter().product::<u32>() as usize
     }
-    if launch.grid[1] > 65535 || launch.grid[2] > 65535 || launch.grid[0] > i32::MAX as u32 {
-        return fault(format!("grid {:?} exceeds 2147483647 x 65535 x 65535", launch.grid));
-    }
-    if blocks > MOST_BLOCKS {
-        return fault(format!("{blocks} blocks are more than this interpreter keeps race records for ({MOST_BLOCKS})"));
-    }
-    let most = u64::from(config.max_threads_per_block.min(1024));
-    if threads > most || launch.block[2] > 64 {
-        return fault(format!("a block of {:?} threads: at most {most}, and 64 along z", launch.block));
-    }
-    match entry.threads {
-        Some((limit, true)) if threads != u64::from(limit) => {
-            return fault(format!("{threads} threads in a block, and the kernel requires {limit}"));
-        }
-        Some((limit, false)) if threads > u64::from(limit) => {
-            return fault(format!("{threads} threads in a block, and `__launch_bounds__` allows {limit}"));
-        }
-        _ => {}
-    }
-    let shared =
-        entry.dynamic_base as usize - crate::ptx::module::SHARED_BASE as usize + launch.dynamic_shared as usize;
-    if shared > config.max_shared {
-        return fault(format!(
-            "{shared} bytes of shared memory ({} static), and a block can have {}",
-            entry.static_shared, config.max_shared
-        ));
-    }
-    if params.len() != entry.param_bytes {
-        return fault(format!("{} bytes of parameters, and the kernel takes {}", params.len(), entry.param_bytes));
-    }
-    if launch.cooperative && blocks > u64::from(config.max_cooperative_blocks) {
-        return fault(format!(
-            "a cooperative launch of {blocks} blocks, and {} fit the device at once",
-            config.max_cooperative_blocks
-        ));
-    }
-    Ok(())
-}
 
-/// The values of the kernel's constant registers.
-pub(crate) fn constants(
-    entry: &Entry,
-    mut variable: impl FnMut(usize) -> Result<u64, Fault>,
-) -> Result<Vec<(Class, u32, u64)>, Fault> {
-    let resolve = |&(class, reg, constant): &(Class, u32, Constant)| {
-        let value = match constant {
-            Constant::Bits(bits) => bits,
-            Constant::DynamicShared(offset) => u64::from(entry.dynamic_base).wrapping_add(offset as u64),
-            Constant::Module(index, offset) => variable(index)?.wrapping_add(offset as u64),
+    pub fn clusters(&self) -> u64 {
+        self.blocks() / self.cluster_size() as u64
+    }
+
+    /// The numbers of the blocks of a cluster, by rank.
+    pub fn blocks_of(&self, cluster: u64) -> Vec<u64> {
+        let (size, grid) = (self.cluster, self.launch.grid);
+        let shape = [0, 1, 2].map(|axis| grid[axis] / size[axis]);
+        let first = trouble::coordinates(cluster, shape);
+        let block = |rank: usize| {
+            let within = trouble::coordinates(rank as u64, size);
+            let [x, y, z] = [0, 1, 2].map(|axis| u64::from(first[axis] * size[axis] + within[axis]));
+            (z * u64::from(grid[1]) + y) * u64::from(grid[0]) + x
         };
-        Ok((class, reg, value))
-    };
-    entry.constants.iter().map(resolve).collect()
+        (0..self.cluster_size()).map(block).collect()
+    }
 }
 
 #[allow(clippy::too_many_arguments)]
@@ -146,10 +111,12 @@ pub(crate) fn run(
     constants: &[(Class, u32, u64)],
 ) -> Result<Counters, Fault> {
     let ordered = launch.cooperative || entry.traits.ordered;
-    let blocks: u64 = launch.grid.iter().map(|&n| u64::from(n)).product();
-    let threads = if ordered { 1 } else { (config.threads.max(1) as u64).min(blocks) };
+    let cluster = entry.limits.cluster_shape(launch);
+    let mut context =
+        Context { config, name, entry, launch, params, table, number, constants, ordered, alone: true, cluster };
+    let threads = if ordered { 1 } else { (config.threads.max(1) as u64).min(context.clusters()) };
     let alone = threads == 1;
-    let context = Context { config, name, entry, launch, params, table, number, constants, ordered, alone };
+    context.alone = alone;
     if launch.cooperative {
         return run_together(&context);
     }
@@ -178,58 +145,47 @@ pub(crate) fn run(
     first.map_or(Ok(total), |(_, fault)| Err(fault))
 }
 
-/// Runs blocks as long as there are any that come before the first one that failed.
+/// Runs clusters as long as there are any that come before the first one that failed.
 fn run_share(context: &Context, next: &AtomicU64, failed: &AtomicU64) -> Result<Counters, (u64, Fault)> {
-    let order = Schedule::blocks(context.config.seed, context.blocks());
+    let order = Schedule::clusters(context.config.seed, context.clusters());
     let mut sync = Order::default();
-    let mut block = Block::new(context);
+    let mut cluster = [Cluster::new(context)];
     loop {
         let turn = next.fetch_add(1, Relaxed);
         if turn >= order.len() as u64 || turn > failed.load(Relaxed) {
-            return Ok(block.counters);
+            return Ok(cluster[0].counters);
         }
-        block.start(order[turn as usize]);
-        let mut rounds = block::Rounds::default();
-        loop {
-            match block.round(&mut sync, &mut rounds) {
-                Ok(true) => break,
-                Ok(false) => {}
-                Err(fault) => {
-                    failed.fetch_min(turn, Relaxed);
-                    return Err((turn, fault));
-                }
-            }
-            if let Some(fault) = rounds.stuck(context, std::slice::from_ref(&block)) {
-                failed.fetch_min(turn, Relaxed);
-                return Err((turn, fault));
-            }
+        cluster[0].start(order[turn as usize]);
+        if let Err(fault) = run_to_end(context, &mut cluster, &mut sync) {
+            failed.fetch_min(turn, Relaxed);
+            return Err((turn, fault));
         }
     }
 }
 
 /// A cooperative launch: all blocks are resident and take turns.
 fn run_together(context: &Context) -> Result<Counters, Fault> {
-    let order = Schedule::blocks(context.config.seed, context.blocks());
-    let mut sync = Order::default();
-    let mut blocks = Vec::new();
-    for &index in &order {
-        let mut block = Block::new(context);
-        block.start(index);
-        blocks.push(block);
-    }
-    let mut rounds = block::Rounds::default();
-    let mut done = vec![false; blocks.len()];
-    while done.iter().any(|d| !d) {
-        for (block, done) in blocks.iter_mut().zip(&mut done) {
-            if !*done {
-                *done = block.round(&mut sync, &mut rounds)?;
-            }
-        }
-        if let Some(fault) = rounds.stuck(context, &blocks) {
-            return Err(fault);
-        }
-    }
+    let start = |index: u64| {
+        let mut cluster = Cluster::new(context);
+        cluster.start(index);
+        cluster
+    };
+    let order = Schedule::clusters(context.config.seed, context.clusters());
+    let mut clusters: Vec<_> = order.into_iter().map(start).collect();
+    run_to_end(context, &mut clusters, &mut Order::default())?;
     let mut total = Counters::default();
-    blocks.iter().for_each(|b| total += b.counters);
+    clusters.iter().for_each(|cluster| total += cluster.counters);
     Ok(total)
+}
+
+/// Runs clusters in turns until all have ended.
+fn run_to_end(context: &Context, clusters: &mut [Cluster], sync: &mut Order) -> Result<(), Fault> {
+    let mut rounds = Rounds::default();
+    while !clusters.iter().all(Cluster::done) {
+        for cluster in clusters.iter_mut().filter(|cluster| !cluster.done()) {
+            cluster.round(sync, &mut rounds)?;
+        }
+        rounds.settle(context, clusters, sync)?;
+    }
+    Ok(())
 }

@@ -5,7 +5,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use super::block::Block;
+use super::cluster::Cluster;
 use super::order::Order;
 use super::trouble::{Step, coordinates, triple, trouble};
 use super::warp::Warp;
@@ -36,17 +36,17 @@ fn thread_of(record: u64) -> u32 {
 pub(crate) struct Me<'a, 'b> {
     pub record: u64,
     pub lane: usize,
-    pub block: &'a Block<'b>,
+    pub cluster: &'a Cluster<'b>,
     pub warp: &'a Warp,
     /// The granule's address, as the key for what does not fit a record.
     pub granule: u64,
 }
 
 /// A thread's record without its lane.
-pub(crate) fn stamp(block: &Block, warp: &Warp, strong: bool) -> u64 {
-    let clock = u64::from(warp.clock.now - block.start).min(CLOCK);
+pub(crate) fn stamp(cluster: &Cluster, warp: &Warp, strong: bool) -> u64 {
+    let clock = u64::from(warp.clock.now - cluster.start).min(CLOCK);
     let flags = if strong { STRONG } else { 0 };
-    block.context.number << 54 | block.index << 32 | (warp.index as u64 * 32) << 22 | flags | clock
+    cluster.context.number << 54 | cluster.blocks[warp.rank] << 32 | (warp.index as u64 * 32) << 22 | flags | clock
 }
 
 impl Me<'_, '_> {
@@ -62,8 +62,9 @@ impl Me<'_, '_> {
     fn ordered(&self, record: u64) -> bool {
         let clock = (record & CLOCK) as u32;
         let warp = thread_of(record) as usize / 32;
-        if self.same_block(record) {
-            ordered_in_block(self.block, self.warp, self.lane, thread_of(record), clock + self.block.start)
+        if let Some(rank) = self.cluster.rank_of(block_of(record)) {
+            let thread = 32 * (rank * self.cluster.context.warps()) as u32 + thread_of(record);
+            ordered_in_cluster(self.cluster, self.warp, self.lane, thread, clock + self.cluster.start)
         } else {
             let key = (block_of(record) as u32, warp as u32);
             self.warp.clock.others.get(&key).is_some_and(|&known| clock < known)
@@ -71,13 +72,13 @@ impl Me<'_, '_> {
     }
 }
 
-/// Whether an access of a thread of the same block, at an absolute clock, is ordered before one of this lane now.
-pub(crate) fn ordered_in_block(block: &Block, warp: &Warp, lane: usize, thread: u32, clock: u32) -> bool {
+/// Whether an access of a thread of the same cluster, at an absolute clock, is ordered before one of this lane now.
+pub(crate) fn ordered_in_cluster(cluster: &Cluster, warp: &Warp, lane: usize, thread: u32, clock: u32) -> bool {
     let other = thread as usize / 32;
-    if clock < warp.clock.known.get(other).copied().unwrap_or(block.start) {
+    if clock < warp.clock.known.get(other).copied().unwrap_or(cluster.start) {
         return true;
     }
-    if other != warp.index {
+    if other != warp.id {
         return false;
     }
     let (me, them) = (lane, thread as usize % 32);
@@ -87,7 +88,7 @@ pub(crate) fn ordered_in_block(block: &Block, warp: &Warp, lane: usize, thread: 
 /// Notes a read and checks it against the last write.
 #[inline(always)]
 pub(crate) fn note_read(races: &Races, index: usize, me: &Me, sync: &mut Order) -> Step {
-    let context = me.block.context;
+    let context = me.cluster.context;
     let write = races.writes[index].load(Relaxed);
     if launch_of(write) == context.number && !me.same_thread(write) {
         check_write(write, me, "reads", 0)?;
@@ -119,7 +120,7 @@ pub(crate) fn note_read(races: &Races, index: usize, me: &Me, sync: &mut Order) 
 
 #[inline(never)]
 fn join_readers(record: &AtomicU64, me: &Me, sync: &mut Order) {
-    let number = me.block.context.number;
+    let number = me.cluster.context.number;
     let mut old = record.load(Relaxed);
     loop {
         let clock = (old & CLOCK).max(me.record & CLOCK);
@@ -143,7 +144,7 @@ fn join_readers(record: &AtomicU64, me: &Me, sync: &mut Order) {
         }
         match record.compare_exchange(old, new, Relaxed, Relaxed) {
             Ok(_) => {
-                if new & MANY_BLOCKS != 0 && old & MANY_BLOCKS == 0 && me.block.context.ordered {
+                if new & MANY_BLOCKS != 0 && old & MANY_BLOCKS == 0 && me.cluster.context.ordered {
                     let first = (block_of(old) as u32, (old & CLOCK) as u32);
                     sync.readers.insert(me.granule, vec![first]);
                 }
@@ -152,10 +153,10 @@ fn join_readers(record: &AtomicU64, me: &Me, sync: &mut Order) {
             Err(now) => old = now,
         }
     }
-    if me.block.context.ordered
+    if me.cluster.context.ordered
         && let Some(readers) = sync.readers.get_mut(&me.granule)
     {
-        let block = me.block.index as u32;
+        let block = me.cluster.blocks[me.warp.rank] as u32;
         let clock = (me.record & CLOCK) as u32;
         match readers.iter_mut().find(|r| r.0 == block) {
             Some(reader) => reader.1 = reader.1.max(clock),
@@ -168,7 +169,7 @@ fn join_readers(record: &AtomicU64, me: &Me, sync: &mut Order) {
 /// the same value to the same place.
 #[inline(always)]
 pub(crate) fn note_write(races: &Races, index: usize, me: &Me, sync: &mut Order, same: u32) -> Step {
-    let number = me.block.context.number;
+    let number = me.cluster.context.number;
     let old = races.writes[index].swap(me.record, Relaxed);
     if launch_of(old) == number && !me.same_thread(old) {
         check_write(old, me, "writes", same)?;
@@ -199,10 +200,10 @@ fn check_readers(read: u64, me: &Me, sync: &Order) -> Step {
     }
     if read & MANY_BLOCKS != 0 {
         let known = |&(block, clock): &(u32, u32)| {
-            if u64::from(block) == me.block.index {
-                return clock + me.block.start < me.warp.clock.least || me.same_thread(read);
+            if me.cluster.rank_of(block.into()).is_some() {
+                return clock + me.cluster.start < me.warp.clock.least || me.same_thread(read);
             }
-            let warps = me.block.warps.len() as u32;
+            let warps = me.cluster.context.warps() as u32;
             (0..warps).any(|w| me.warp.clock.others.get(&(block, w)).is_some_and(|&known| clock < known))
         };
         let readers = sync.readers.get(&me.granule);
@@ -214,12 +215,14 @@ fn check_readers(read: u64, me: &Me, sync: &Order) -> Step {
     if !me.same_block(read) && read & MANY_THREADS != 0 {
         let clock = (read & CLOCK) as u32;
         let block = block_of(read) as u32;
-        let warps = 0..me.block.warps.len() as u32;
+        let warps = 0..me.cluster.context.warps() as u32;
         let known = |w| me.warp.clock.others.get(&(block, w)).is_some_and(|&known| clock < known);
-        return if warps.into_iter().any(known) { Ok(()) } else { race(me, "writes", read, "read") };
+        let in_cluster = me.cluster.rank_of(block.into()).is_some();
+        let before = in_cluster && clock + me.cluster.start < me.warp.clock.least;
+        return if before || warps.into_iter().any(known) { Ok(()) } else { race(me, "writes", read, "read") };
     }
     if read & MANY_THREADS != 0 {
-        let clock = (read & CLOCK) as u32 + me.block.start;
+        let clock = (read & CLOCK) as u32 + me.cluster.start;
         return if clock < me.warp.clock.least { Ok(()) } else { race(me, "writes", read, "read, as did others,") };
     }
     if me.ordered(read) { Ok(()) } else { race(me, "writes", read, "read") }
@@ -227,7 +230,7 @@ fn check_readers(read: u64, me: &Me, sync: &Order) -> Step {
 
 #[cold]
 fn race(me: &Me, does: &str, other: u64, did: &str) -> Step {
-    let context = me.block.context;
+    let context = me.cluster.context;
     let table = context.table;
     let place = match table.find(me.granule, 1) {
         Some(i) => format!("byte {} of buffer `{}`", me.granule - table.ranges[i].start, table.ranges[i].name),
@@ -246,7 +249,7 @@ fn race(me: &Me, does: &str, other: u64, did: &str) -> Step {
 /// The read-only path must not see memory that the same launch writes.
 pub(crate) fn check_constant(races: &Races, index: usize, me: &Me) -> Step {
     let write = races.writes[index].load(Relaxed);
-    if launch_of(write) == me.block.context.number {
+    if launch_of(write) == me.cluster.context.number {
         return race(me, "reads through the read-only path (ld.global.nc)", write, "wrote");
     }
     Ok(())

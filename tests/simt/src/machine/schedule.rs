@@ -37,7 +37,16 @@ impl Schedule {
         if self.seed < 2 { 20_000 } else { LENGTHS[(self.next() % 4) as usize] }
     }
 
-    pub fn blocks(seed: u64, count: u64) -> Vec<u64> {
+    /// One of `count`: the first for seed 0, the last for 1, any for others.
+    pub fn pick(&mut self, count: usize) -> usize {
+        match self.seed {
+            0 => 0,
+            1 => count - 1,
+            _ => (self.next() % count as u64) as usize,
+        }
+    }
+
+    pub fn clusters(seed: u64, count: u64) -> Vec<u64> {
         let mut order: Vec<u64> = (0..count).collect();
         Schedule::new(seed, u64::MAX).arrange(&mut order);
         order

@@ -24,11 +24,19 @@ fn advice(kind: FaultKind) -> &'static str {
         FaultKind::UninitialisedRegister => "a variable is used before it gets a value on this path",
         FaultKind::Race => {
             "nothing orders these accesses: between threads of a block put __syncthreads() (or __syncwarp() within a \
-             warp) between them; between blocks only another launch, atomics, or a fence and flag do"
+             warp) between them; between blocks of a cluster barrier.cluster or an mbarrier; between others only another \
+             launch, atomics, or a fence and flag do"
         }
         FaultKind::Divergence => "all the threads concerned must execute the same instruction together",
         FaultKind::Misaligned => "vector types need addresses that are multiples of their size",
-        FaultKind::InFlight => "wait for the copy (cp.async.wait_group / wait_all), then __syncthreads(), then use it",
+        FaultKind::InFlight => {
+            "wait for the operation first: cp.async.wait_group and __syncthreads(), the copy's mbarrier, \
+             cp.async.bulk.wait_group, wgmma.wait_group"
+        }
+        FaultKind::Unfenced => {
+            "asynchronous operations see only what is fenced: registers by wgmma.fence, shared memory by \
+             fence.proxy.async of the threads that wrote it, mbarriers by fence.mbarrier_init"
+        }
         FaultKind::UseAfterFree => "the buffer was freed or given back before this launch",
         FaultKind::Deadlock => "no thread can ever go on",
         _ => "",

@@ -3,14 +3,17 @@
 //! Of the groups that can run, the one with the lowest program counter runs; groups that meet merge. An instruction
 //! that needs lanes together waits for them as long as other groups of the warp can still run.
 
-use super::block::Block;
+use super::access::Here;
+use super::async_copy::Copy;
+use super::bulk::Store;
+use super::cluster::Cluster;
+use super::flight::Flight;
 use super::order::{Clock, Order};
-use super::regs::{Bits, FULL, LANES, Regs};
+use super::regs::{FULL, LANES, Regs};
+use super::step::step;
 use super::trouble::{Step, trouble};
-use super::{alu, async_copy::Copy};
-use crate::code::{Class, Inst, Op, Place, Special};
+use crate::code::{Class, Inst};
 use crate::fault::FaultKind;
-use crate::gpu::Launch;
 
 /// Turns of a group before another group of the same warp gets one: spin loops within a warp need that.
 const GROUP_SLICE: u32 = 2000;
@@ -24,6 +27,14 @@ pub(crate) enum State {
     Converge,
     /// Waits at a barrier of the block.
     Barrier(u32),
+    /// Waits for the mbarrier at this byte of its block's shared memory.
+    Mbarrier(u32),
+    /// Waits at the barrier of the cluster.
+    ClusterBarrier,
+    /// Waits for the rest of its warpgroup.
+    Warpgroup,
+    /// Waits for registers that other warps give back.
+    Registers,
 }
 
 /// Lanes that are at the same instruction.
@@ -36,7 +47,12 @@ pub(crate) struct Group {
 
 #[derive(Default)]
 pub(crate) struct Warp {
+    /// Its number in the cluster, and in its block.
+    pub id: usize,
     pub index: usize,
+    /// Its block's rank in the cluster.
+    pub rank: usize,
+    pub here: Here,
     pub regs: Regs,
     /// Lanes that have not returned.
     pub live: u32,
@@ -51,9 +67,15 @@ pub(crate) struct Warp {
     pub copies: Vec<Copy>,
     /// Groups of asynchronous copies that each lane has committed.
     pub committed: [u32; LANES],
+    /// What `wgmma` and bulk stores work on; bulk stores that have not written, and groups of them by lane.
+    pub flight: Flight,
+    pub stores: Vec<Store>,
+    pub bulk_groups: [u32; LANES],
+    /// Registers of each thread; 0 if that is not known.
+    pub registers: u32,
     pub strong_reads: u32,
     /// `threadIdx` of each lane.
-    threads: [[u32; LANES]; 3],
+    pub threads: [[u32; LANES]; 3],
     /// Groups that spin: the next turn goes to another one.
     rotate: bool,
     turns: usize,
@@ -73,14 +95,19 @@ pub(crate) enum Flow {
 }
 
 impl Warp {
-    pub fn new(index: usize, shape: [u32; 3], regs: Regs, local_bytes: usize) -> Warp {
+    /// Warp `id` of a cluster of so many blocks of `each` warps.
+    pub fn new(id: usize, each: usize, blocks: usize, shape: [u32; 3], regs: Regs, local_bytes: usize) -> Warp {
+        let (rank, index) = (id / each, id % each);
         let mut threads = [[0; LANES]; 3];
         for lane in 0..LANES {
             let thread = super::trouble::coordinates((index * LANES + lane) as u64, shape);
             (0..3).for_each(|axis| threads[axis][lane] = thread[axis]);
         }
         Warp {
+            id,
             index,
+            rank,
+            here: Here { rank, blocks },
             threads,
             regs,
             local: vec![0xFF; local_bytes * LANES],
@@ -88,6 +115,12 @@ impl Warp {
             local_bytes,
             ..Warp::default()
         }
+    }
+
+    /// A lane's number among the cluster's threads.
+    #[inline(always)]
+    pub fn thread(&self, lane: usize) -> u32 {
+        (self.id * LANES + lane) as u32
     }
 
     /// Whether any lanes can go on, or have a fault to report.
@@ -143,13 +176,13 @@ impl Warp {
 }
 
 /// Lets a warp run until it waits, ends, or has executed `slice` instructions.
-pub(crate) fn run(block: &mut Block, warp: &mut Warp, sync: &mut Order, slice: u64) -> Step {
-    pulp::Arch::new().dispatch(Turn { block, warp, sync, slice })
+pub(crate) fn run(cluster: &mut Cluster, warp: &mut Warp, sync: &mut Order, slice: u64) -> Step {
+    pulp::Arch::new().dispatch(Turn { cluster, warp, sync, slice })
 }
 
 /// A call of [`execute`], compiled for AVX2 and FMA where the CPU has them. (A closure would not be inlined there.)
 struct Turn<'a, 'b> {
-    block: &'a mut Block<'b>,
+    cluster: &'a mut Cluster<'b>,
     warp: &'a mut Warp,
     sync: &'a mut Order,
     slice: u64,
@@ -160,13 +193,13 @@ impl pulp::WithSimd for Turn<'_, '_> {
 
     #[inline(always)]
     fn with_simd<S: pulp::Simd>(self, _: S) -> Step {
-        execute(self.block, self.warp, self.sync, self.slice)
+        execute(self.cluster, self.warp, self.sync, self.slice)
     }
 }
 
 #[inline(always)]
-fn execute(block: &mut Block, warp: &mut Warp, sync: &mut Order, slice: u64) -> Step {
-    let code: &[Inst] = &block.context.entry.code;
+fn execute(cluster: &mut Cluster, warp: &mut Warp, sync: &mut Order, slice: u64) -> Step {
+    let code: &[Inst] = &cluster.context.entry.code;
     let mut left = slice;
     loop {
         let Some(group) = warp.pick() else {
@@ -190,13 +223,13 @@ fn execute(block: &mut Block, warp: &mut Warp, sync: &mut Order, slice: u64) -> 
             left -= 1;
             let inst = &code[pc as usize];
             warp.pc = pc as usize;
-            block.counters.instructions += 1;
+            cluster.counters.instructions += 1;
             let guard = warp.regs.pred[inst.guard as usize];
             let m = mask & if inst.flip { !guard } else { guard };
             if inst.tracked {
-                check_written(block, warp, inst, mask, m)?;
+                check_written(cluster, warp, inst, mask, m)?;
             }
-            let flow = step(block, warp, sync, inst, mask, m)?;
+            let flow = step(cluster, warp, sync, inst, mask, m)?;
             match flow {
                 Flow::Next => {
                     pc += 1;
@@ -220,7 +253,7 @@ fn execute(block: &mut Block, warp: &mut Warp, sync: &mut Order, slice: u64) -> 
                     }
                 }
                 Flow::Split(target, taken) => {
-                    block.counters.divergent_branches += 1;
+                    cluster.counters.divergent_branches += 1;
                     warp.groups.push(Group { pc: target, mask: taken, state: State::Ready });
                     mask &= !taken;
                     pc += 1;
@@ -228,9 +261,7 @@ fn execute(block: &mut Block, warp: &mut Warp, sync: &mut Order, slice: u64) -> 
                 Flow::Exit(lanes) => {
                     warp.live &= !lanes;
                     mask &= !lanes;
-                    block.exited += lanes.count_ones();
-                    sync.progress += 1;
-                    super::barrier::after_exit(block, warp)?;
+                    cluster.after_exit(warp, sync, lanes)?;
                     if mask == 0 {
                         break;
                     }
@@ -252,25 +283,30 @@ fn execute(block: &mut Block, warp: &mut Warp, sync: &mut Order, slice: u64) -> 
 fn stranded(warp: &Warp, group: Group) -> Step {
     let others: Vec<_> = warp.groups.iter().filter(|g| g.pc != group.pc).collect();
     let gone = !(warp.live | group.mask);
-    let mut text = format!("only lanes {} of the warp execute this", Block::lanes(group.mask));
+    let mut text = format!("only lanes {} of the warp execute this", Cluster::lanes(group.mask));
     if !others.is_empty() {
         let elsewhere = others.iter().fold(0, |m, g| m | g.mask);
-        text += &format!("; lanes {} wait elsewhere", Block::lanes(elsewhere));
+        text += &format!("; lanes {} wait elsewhere", Cluster::lanes(elsewhere));
     }
     if gone != 0 {
-        text += &format!("; lanes {} have returned or do not exist", Block::lanes(gone));
+        text += &format!("; lanes {} have returned or do not exist", Cluster::lanes(gone));
     }
     trouble(FaultKind::Divergence, group.mask.trailing_zeros() as usize, text)
 }
 
-/// For instructions with registers that may be unwritten: checks what is read, marks what is written.
+/// For instructions with registers that may be unwritten or that `wgmma` works on: checks what is read, marks what is
+/// written.
 #[cold]
 #[inline(never)]
-fn check_written(block: &Block, warp: &mut Warp, inst: &Inst, mask: u32, m: u32) -> Step {
-    let tracked = &block.context.entry.tracked;
+fn check_written(cluster: &Cluster, warp: &mut Warp, inst: &Inst, mask: u32, m: u32) -> Step {
+    if m != 0 && !cluster.context.entry.asynchronous.is_empty() {
+        super::flight::check_registers(cluster, warp, inst, m.trailing_zeros() as usize)?;
+    }
+    let tracked = &cluster.context.entry.tracked;
     let (mut reads, mut writes) = (Vec::new(), Vec::new());
+    let replaced = super::wgmma::replaced(warp, inst);
     inst.clone().operands(&mut |class, write, reg| {
-        if tracked[class as usize][*reg as usize] {
+        if tracked[class as usize][*reg as usize] && (write || class != Class::Word || !replaced.contains(reg)) {
             if write { &mut writes } else { &mut reads }.push((class, *reg));
         }
     });
@@ -295,106 +331,6 @@ fn check_written(block: &Block, warp: &mut Warp, inst: &Inst, mask: u32, m: u32)
     Ok(())
 }
 
-#[inline(always)]
-fn step(block: &mut Block, warp: &mut Warp, sync: &mut Order, inst: &Inst, mask: u32, m: u32) -> Step<Flow> {
-    let r = &mut warp.regs;
-    match &inst.op {
-        Op::Nop => {}
-        Op::Mov32 { d, a } => alu::mov32(r, m, *d, *a),
-        Op::Mov64 { d, a } => alu::mov64(r, m, *d, *a),
-        Op::Un32 { op, d, a } => alu::unary(r, m, *op, *d, *a),
-        Op::Bin32 { op, d, a, b } => alu::binary(r, m, *op, *d, *a, *b),
-        Op::Tri32 { op, d, a, b, c } => {
-            if matches!(op, crate::code::Tri32::Fma | crate::code::Tri32::FmaFtz) {
-                block.counters.fma += u64::from(m.count_ones());
-            }
-            alu::ternary(r, m, *op, *d, *a, *b, *c);
-        }
-        Op::Bin64 { op, d, a, b } => alu::binary64(r, m, *op, *d, *a, *b),
-        Op::Tri64 { op, d, a, b, c } => {
-            if *op == crate::code::Tri64::DFma {
-                block.counters.fma += u64::from(m.count_ones());
-            }
-            alu::ternary64(r, m, *op, *d, *a, *b, *c);
-        }
-        Op::Shift64 { op, d, a, b } => alu::shift64(r, m, *op, *d, *a, *b),
-        Op::MulWide { signed, d, a, b } => alu::mul_wide(r, m, *signed, *d, [*a, *b], None),
-        Op::MadWide { signed, d, a, b, c } => alu::mul_wide(r, m, *signed, *d, [*a, *b], Some(*c)),
-        Op::Widen { signed, d, a } => alu::widen(r, m, *signed, *d, *a),
-        Op::Narrow { d, a } => alu::narrow(r, m, *d, *a, 0),
-        Op::Pack { d, lo, hi } => alu::pack(r, m, *d, *lo, *hi),
-        Op::Unpack { lo, hi, a } => {
-            alu::narrow(r, m, *lo, *a, 0);
-            alu::narrow(r, m, *hi, *a, 32);
-        }
-        Op::Setp(set) => alu::setp(r, m, set),
-        Op::Selp32 { d, a, b, p } => alu::select32(r, m, *d, *a, *b, *p),
-        Op::Selp64 { d, a, b, p } => alu::select64(r, m, *d, *a, *b, *p),
-        Op::Pred { logic, d, a, b, flip } => alu::predicate(r, m, *logic, *d, *a, *b, *flip),
-        Op::Scalar(scalar) => alu::scalar(r, m, scalar),
-        Op::Load(access) => {
-            if m != 0 {
-                super::access::load(block, warp, sync, access, m)?;
-            }
-        }
-        Op::Store(access) => {
-            if m != 0 {
-                super::access::store(block, warp, sync, access, m)?;
-            }
-        }
-        Op::Bra { target } => {
-            return Ok(if m == 0 {
-                Flow::Next
-            } else if m == mask {
-                Flow::Jump(*target)
-            } else {
-                Flow::Split(*target, m)
-            });
-        }
-        _ => return rare(block, warp, sync, inst, mask, m),
-    }
-    Ok(Flow::Next)
-}
-
-/// Instructions that are not worth a place in the inner loop.
-#[inline(never)]
-fn rare(block: &mut Block, warp: &mut Warp, sync: &mut Order, inst: &Inst, mask: u32, m: u32) -> Step<Flow> {
-    if m == 0 {
-        return Ok(Flow::Next);
-    }
-    match &inst.op {
-        Op::Special { which, d } => special(block, warp, *which, *d, m),
-        Op::Activemask { d } => Bits(m).for_each(|lane| warp.regs.word[*d as usize][lane] = m),
-        Op::Atomic(atomic) => super::atomic::run(block, warp, sync, atomic, m)?,
-        Op::Fence { acquire, release } => super::atomic::fence(block, warp, sync, *acquire, *release),
-        Op::BraTable { index, targets } => return jump_table(warp, *index, targets, mask, m),
-        Op::Exit => return Ok(Flow::Exit(m)),
-        Op::Trap => {
-            return trouble(FaultKind::Trap, m.trailing_zeros() as usize, "executes `trap` (an assertion?)");
-        }
-        Op::Bar(bar) => return super::barrier::run(block, warp, sync, bar, mask, m),
-        Op::Collective { mask: members, op } => return super::collective::run(block, warp, *members, op, m),
-        Op::Mma(mma) => {
-            if let Some(wait) = together(warp, m, warp.live) {
-                return wait;
-            }
-            super::matrix::mma(warp, mma);
-            block.counters.mma += 1;
-        }
-        Op::Matrix(matrix) => {
-            if let Some(wait) = together(warp, m, warp.live) {
-                return wait;
-            }
-            super::matrix::access(block, warp, matrix)?;
-        }
-        Op::CpAsync(copy) => super::async_copy::issue(block, warp, sync, copy, m)?,
-        Op::CpCommit => super::async_copy::commit(warp, m),
-        Op::CpWait { pending } => super::async_copy::wait(block, warp, *pending, m),
-        _ => {}
-    }
-    Ok(Flow::Next)
-}
-
 /// An instruction that `needed` lanes must execute together, and `m` do: waits for the others if they can still come.
 pub(crate) fn together(warp: &Warp, m: u32, needed: u32) -> Option<Step<Flow>> {
     // Matrix instructions need whole warps, other ones those lanes that are alive.
@@ -406,58 +342,4 @@ pub(crate) fn together(warp: &Warp, m: u32, needed: u32) -> Option<Step<Flow>> {
     }
     let group = Group { pc: warp.pc as u32, mask: m, state: State::Converge };
     Some(stranded(warp, group).map(|()| Flow::Next))
-}
-
-fn jump_table(warp: &mut Warp, index: u32, targets: &[u32], mask: u32, m: u32) -> Step<Flow> {
-    let index = warp.regs.word[index as usize];
-    let mut parts: Vec<(u32, u32)> = Vec::new();
-    for lane in Bits(m) {
-        let Some(&target) = targets.get(index[lane] as usize) else {
-            let text = format!("jumps to entry {} of a table of {}", index[lane], targets.len());
-            return trouble(FaultKind::OutOfBounds, lane, text);
-        };
-        match parts.iter_mut().find(|p| p.0 == target) {
-            Some(part) => part.1 |= 1 << lane,
-            None => parts.push((target, 1 << lane)),
-        }
-    }
-    if mask != m {
-        parts.push((warp.pc as u32 + 1, mask & !m));
-    }
-    if let [(target, _)] = parts[..] {
-        return Ok(Flow::Jump(target));
-    }
-    warp.groups.extend(parts.into_iter().map(|(pc, mask)| Group { pc, mask, state: State::Ready }));
-    Ok(Flow::Regrouped)
-}
-
-fn special(block: &Block, warp: &mut Warp, which: Special, d: Place, m: u32) {
-    let Launch { grid, block: shape, dynamic_shared, .. } = *block.context.launch;
-    let index = super::trouble::coordinates(block.index, grid);
-    for lane in Bits(m) {
-        let bit = 1u32 << lane;
-        let value: u64 = match which {
-            Special::Tid(axis) => warp.threads[axis as usize][lane].into(),
-            Special::Ntid(axis) => shape[axis as usize].into(),
-            Special::Ctaid(axis) => index[axis as usize].into(),
-            Special::Nctaid(axis) => grid[axis as usize].into(),
-            Special::Laneid => lane as u64,
-            Special::Warpid => warp.index as u64,
-            Special::Nwarpid => block.context.warps() as u64,
-            Special::Smid | Special::Gridid => 0,
-            Special::Nsmid => 1,
-            Special::Clock | Special::Clock64 => block.counters.instructions,
-            Special::LanemaskEq => bit.into(),
-            Special::LanemaskLe => (bit | (bit - 1)).into(),
-            Special::LanemaskLt => (bit - 1).into(),
-            Special::LanemaskGe => (!(bit - 1)).into(),
-            Special::LanemaskGt => (!(bit | (bit - 1))).into(),
-            Special::DynamicShared => dynamic_shared.into(),
-            Special::TotalShared => {
-                let fixed = block.context.entry.dynamic_base as i64 - crate::ptx::module::SHARED_BASE;
-                fixed as u64 + u64::from(dynamic_shared)
-            }
-        };
-        warp.regs.put(d, lane, value);
-    }
 }

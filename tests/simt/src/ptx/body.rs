@@ -437,6 +437,14 @@ impl<'a, 't> Body<'a, 't> {
             cursor.take(b'+');
             offset = offset.wrapping_add(cursor.integer()?);
         }
+        if cursor.take(b',') {
+            let coordinates = match self.operand(cursor)? {
+                Operand::Vector(parts) => parts,
+                other => return Err(cursor.error(format!("coordinates cannot be {}", other.describe()))),
+            };
+            cursor.expect(b']')?;
+            return Ok(Operand::Tensor(Address { base, offset }, coordinates));
+        }
         cursor.expect(b']')?;
         Ok(Operand::Memory(Address { base, offset }, var))
     }

@@ -7,7 +7,7 @@ use super::cursor::{Cursor, describe};
 use super::lexer::{Tok, Token, tokens};
 use crate::fault::ParseError;
 use crate::flow::finish;
-use crate::module::{Entry, ModuleVar};
+use crate::module::{Entry, Limits, ModuleVar};
 
 /// A `.func`, kept as tokens: each call parses its body anew, in place.
 pub(crate) struct Function {
@@ -77,7 +77,7 @@ pub(crate) fn parse(text: &str) -> Result<Parsed, ParseError> {
             ".entry" => {
                 let name = cursor.word()?.to_string();
                 let params = if cursor.take(b'(') { param_list(&mut cursor)? } else { Vec::new() };
-                let limits = skip_performance_directives(&mut cursor)?;
+                let limits = limits(&mut cursor)?;
                 cursor.expect(b'{')?;
                 entries.push((name, params, limits, cursor.at));
                 cursor.skip_braces()?;
@@ -113,7 +113,7 @@ fn function(mut cursor: Cursor) -> Result<(String, Function, usize), ParseError>
     let returns = if cursor.take(b'(') { param_list(&mut cursor)? } else { Vec::new() };
     let name = cursor.word()?.to_string();
     let params = if cursor.take(b'(') { param_list(&mut cursor)? } else { Vec::new() };
-    skip_performance_directives(&mut cursor)?;
+    limits(&mut cursor)?;
     let mut body = None;
     if !cursor.take(b';') {
         cursor.expect(b'{')?;
@@ -123,9 +123,10 @@ fn function(mut cursor: Cursor) -> Result<(String, Function, usize), ParseError>
     Ok((name, Function { returns, params, body }, cursor.at))
 }
 
-/// `.maxntid 256, 1, 1` and the like; returns the largest number of threads and whether it must be exactly that.
-fn skip_performance_directives(cursor: &mut Cursor) -> Result<Option<(u32, bool)>, ParseError> {
-    let mut limit = None;
+/// `.maxntid 256, 1, 1` and the like.
+fn limits(cursor: &mut Cursor) -> Result<Limits, ParseError> {
+    let mut limits = Limits::default();
+    let number = |cursor: &mut Cursor| cursor.integer().map(|n| u32::try_from(n).unwrap_or(u32::MAX));
     while let Some(Tok::Word(word)) = cursor.peek() {
         match word {
             ".maxntid" | ".reqntid" => {
@@ -134,13 +135,35 @@ fn skip_performance_directives(cursor: &mut Cursor) -> Result<Option<(u32, bool)
                 while cursor.take(b',') {
                     threads = threads.saturating_mul(cursor.integer()?);
                 }
-                limit = Some((u32::try_from(threads).unwrap_or(u32::MAX), word == ".reqntid"));
+                limits.threads = Some((u32::try_from(threads).unwrap_or(u32::MAX), word == ".reqntid"));
             }
-            ".minnctapersm" | ".maxnctapersm" | ".maxnreg" => {
+            ".minnctapersm" | ".maxnctapersm" => {
                 cursor.at += 1;
-                cursor.integer()?;
+                let blocks = number(cursor)?;
+                if word == ".minnctapersm" {
+                    limits.blocks_at_once = Some(blocks);
+                }
             }
-            ".noreturn" => cursor.at += 1,
+            ".maxnreg" => {
+                cursor.at += 1;
+                limits.registers = Some(number(cursor)?);
+            }
+            ".reqnctapercluster" => {
+                cursor.at += 1;
+                let mut shape = [number(cursor)?, 1, 1];
+                for axis in 1..3 {
+                    if cursor.take(b',') {
+                        shape[axis] = number(cursor)?;
+                    }
+                }
+                limits.cluster = Some(shape);
+            }
+            ".maxclusterrank" => {
+                cursor.at += 1;
+                limits.blocks_in_cluster = Some(number(cursor)?);
+            }
+            // That the kernel must be launched in clusters: `.reqnctapercluster` says of how many blocks.
+            ".explicitcluster" | ".noreturn" => cursor.at += 1,
             ".pragma" => {
                 cursor.at += 1;
                 cursor.next()?;
@@ -149,7 +172,7 @@ fn skip_performance_directives(cursor: &mut Cursor) -> Result<Option<(u32, bool)
             other => return Err(cursor.error(format!("unknown directive `{other}` on a function"))),
         }
     }
-    Ok(limit)
+    Ok(limits)
 }
 
 fn param_list(cursor: &mut Cursor) -> Result<Vec<Param>, ParseError> {

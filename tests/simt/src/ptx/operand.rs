@@ -32,6 +32,8 @@ pub(crate) enum Operand {
     Vector(Vec<Operand>),
     /// `[address]`.
     Memory(Address, Option<Var>),
+    /// `[map, {x, y}]`: a tensor map and coordinates.
+    Tensor(Address, Vec<Operand>),
     /// `a|b`.
     Pair(Box<Operand>, Box<Operand>),
     /// A label, or a name that is not known.
@@ -55,6 +57,7 @@ impl Operand {
             Operand::Symbol(..) => "the address of a variable".into(),
             Operand::Vector(parts) => format!("a vector of {}", parts.len()),
             Operand::Memory(..) => "an address in brackets".into(),
+            Operand::Tensor(_, at) => format!("a tensor map with {} coordinates", at.len()),
             Operand::Pair(..) => "a pair".into(),
             Operand::Name(name) => format!("`{name}`, which is not declared"),
             Operand::Sink => "`_`".into(),
@@ -84,12 +87,19 @@ pub(crate) fn special(word: &str) -> Option<Special> {
         "lanemask_lt" => Special::LanemaskLt,
         "lanemask_ge" => Special::LanemaskGe,
         "lanemask_gt" => Special::LanemaskGt,
+        "cluster_ctarank" => Special::ClusterCtarank,
+        "cluster_nctarank" => Special::ClusterNctarank,
+        "is_explicit_cluster" => Special::IsExplicitCluster,
         "dynamic_smem_size" => Special::DynamicShared,
         "total_smem_size" => Special::TotalShared,
         other => match other.split_once('.')? {
             ("tid", a) => Special::Tid(axis(a)?),
             ("ntid", a) => Special::Ntid(axis(a)?),
             ("ctaid", a) => Special::Ctaid(axis(a)?),
+            ("clusterid", a) => Special::Clusterid(axis(a)?),
+            ("nclusterid", a) => Special::Nclusterid(axis(a)?),
+            ("cluster_ctaid", a) => Special::ClusterCtaid(axis(a)?),
+            ("cluster_nctaid", a) => Special::ClusterNctaid(axis(a)?),
             ("nctaid", a) => Special::Nctaid(axis(a)?),
             _ => return None,
         },

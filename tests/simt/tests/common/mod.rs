@@ -99,7 +99,10 @@ impl Nvrtc {
             assert_eq!(self.function::<Get>(get)(program, buffer.as_mut_ptr().cast()), 0);
             CStr::from_bytes_until_nul(&buffer).expect("text without end").to_string_lossy().into_owned()
         };
-        let all = ["-lineinfo", "-default-device"].iter().chain(options).map(|o| o.to_string());
+        let all = ["-lineinfo", "-default-device", "--include-path=tests/kernels"]
+            .iter()
+            .chain(options)
+            .map(|o| o.to_string());
         let all: Vec<CString> = all
             .chain([format!("--gpu-architecture={arch}")])
             .map(|o| CString::new(o).expect("an option with NUL"))
@@ -150,7 +153,8 @@ fn compile_kernels(name: &str, archs: &[&str]) -> Vec<(String, Module)> {
     let file = format!("{name}.cu");
     if std::env::var_os("SIMT_WRITE_PTX").is_some() {
         let nvrtc = nvrtc().expect("writing PTX needs NVRTC");
-        std::fs::write(&stored, nvrtc.compile(&source, &file, "sm_80", &[])).expect("cannot write PTX");
+        let arch = archs.iter().find(|&&arch| arch == "sm_80").unwrap_or(&archs[0]);
+        std::fs::write(&stored, nvrtc.compile(&source, &file, arch, &[])).expect("cannot write PTX");
     }
     let mut all = vec![("stored".to_string(), std::fs::read_to_string(&stored).expect("no stored PTX"))];
     if let Some(nvrtc) = nvrtc() {
@@ -176,6 +180,13 @@ impl Params {
 
     pub fn u32(mut self, value: u32) -> Params {
         self.0.extend(value.to_le_bytes());
+        self
+    }
+
+    /// Bytes aligned to 64, such as a tensor map.
+    pub fn map(mut self, map: &[u8; 128]) -> Params {
+        self.0.resize(self.0.len().next_multiple_of(64), 0);
+        self.0.extend(map);
         self
     }
 
