@@ -1,12 +1,14 @@
-//! What the hardware makes of each primitive of `kernels/include/ptx.cuh`, and that the emulator makes the same of it.
+//! What the hardware makes of each primitive of `kernels/include/ptx*.cuh`, and that the emulator makes the same of it.
 //! On a GPU (`UNFREEZE_TEST_DEVICE`), `UNFREEZE_RECORD=DIR` writes down inputs and outputs; what lies in
 //! `tests/conformance/recorded` is then what the emulator is held to, beside the layouts that the PTX ISA states.
 
 mod common;
+#[path = "conformance/hopper.rs"]
+mod hopper;
 
 use std::{collections::BTreeMap, env, path::Path};
 
-use common::emulator::gpu;
+use common::emulator::{Settings, emulated, gpu};
 use half::{bf16, f16};
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use unfreeze::{
@@ -25,6 +27,9 @@ static PRIMITIVES: Source = Source {
     entries: &[
         "copy_async_wide",
         "copy_async_narrow",
+        "copy_async_middle",
+        "narrower_floats",
+        "shared_vectors",
         "load_matrix_rows",
         "load_matrix_columns",
         "multiply_bf16",
@@ -74,6 +79,41 @@ fn copy_async_narrow() -> Primitive {
     let second = |lane: usize| if lane.is_multiple_of(3) { 0 } else { input[32 + lane] };
     let expected = (0..32).map(|lane| input[31 - lane]).chain((0..32).map(|lane| second(31 - lane))).collect();
     Primitive { entry: "copy_async_narrow", threads: 32, expected: Expected::Words(expected), input }
+}
+
+fn copy_async_middle() -> Primitive {
+    let input = words("middle", 64);
+    let bytes: Vec<u8> = input.iter().flat_map(|word| word.to_le_bytes()).collect();
+    let chunks = bytes.chunks_exact(8).enumerate();
+    let copied: Vec<u8> =
+        chunks.flat_map(|(lane, row)| (0..8).map(move |at| if at < lane % 9 { row[at] } else { 0 })).collect();
+    let word = |at: usize| u32::from_le_bytes(copied[4 * at..][..4].try_into().unwrap());
+    let expected = Expected::Words((0..64).map(|i| word(i ^ 3)).collect());
+    Primitive { entry: "copy_async_middle", threads: 32, input, expected }
+}
+
+fn narrower_floats() -> Primitive {
+    let mut random = Random::stream(2, "floats", &[]);
+    let mut floats: Vec<f32> = (0..64).map(|_| random.normal_pair()[0]).collect();
+    // Halfway between two bf16, and between two TF32: to the even one, and away from zero.
+    floats[..4].copy_from_slice(&[1.00390625, 1.01171875, 1.0 + 1.0 / 2048.0, -1.0 - 1.0 / 2048.0]);
+    let pair = |lane: usize| {
+        let half = |at: usize| u32::from(bf16::from_f32(floats[at]).to_bits());
+        half(lane) | half(32 + lane) << 16
+    };
+    let tf32 = |lane: usize| (floats[lane].to_bits() + 0x1000) & !0x1FFF;
+    let expected = Expected::Words((0..32).map(pair).chain((0..32).map(tf32)).collect());
+    let input = floats.iter().map(|float| float.to_bits()).collect();
+    Primitive { entry: "narrower_floats", threads: 32, input, expected }
+}
+
+fn shared_vectors() -> Primitive {
+    let input = words("vectors", 192);
+    let pairs = (0..32).flat_map(|lane| [0, 1].map(|i| 6 * lane + i));
+    let fours = (0..32).flat_map(|lane| [2, 3, 4, 5].map(|i| 6 * lane + i));
+    let stored: Vec<u32> = pairs.chain(fours).map(|at| input[at]).collect();
+    let expected = Expected::Words(stored.into_iter().rev().collect());
+    Primitive { entry: "shared_vectors", threads: 32, input, expected }
 }
 
 /// Matrix m of the kernel has the rows that lanes 8·m to 8·m + 7 name; lane l receives two elements of its row l / 4, or
@@ -149,6 +189,9 @@ fn primitives() -> Vec<Primitive> {
     vec![
         copy_async_wide(),
         copy_async_narrow(),
+        copy_async_middle(),
+        narrower_floats(),
+        shared_vectors(),
         load_matrix("load_matrix_rows", false),
         load_matrix("load_matrix_columns", true),
         multiply(
@@ -171,6 +214,19 @@ fn primitives() -> Vec<Primitive> {
 
 impl Primitive {
     fn run(&self, cuda: &CudaDevice) -> Vec<u32> {
+        let launch =
+            Launch { grid: [1; 3], block: [self.threads, 1, 1], shared: 0, cooperative: false, cluster: [1; 3] };
+        self.run_on(cuda, &PRIMITIVES, &launch, |addresses| bytemuck::cast_slice(&addresses).to_vec())
+    }
+
+    /// Runs its kernel of `source`, with parameters made of the addresses of input and output.
+    fn run_on(
+        &self,
+        cuda: &CudaDevice,
+        source: &'static Source,
+        launch: &Launch,
+        params: impl FnOnce([u64; 2]) -> Vec<u8>,
+    ) -> Vec<u32> {
         let driver = cuda.driver();
         let count = match &self.expected {
             Expected::Words(words) => words.len(),
@@ -180,8 +236,7 @@ impl Primitive {
         let mut output = vec![0u32; count];
         let [from, to] = [input.len(), 4 * count].map(|bytes| driver.alloc(bytes).unwrap());
         driver.upload(from, input).unwrap();
-        let launch = Launch { grid: [1; 3], block: [self.threads, 1, 1], shared: 0, cooperative: false };
-        cuda.run(&PRIMITIVES, self.entry, &launch, bytemuck::cast_slice(&[from, to])).unwrap();
+        cuda.run(source, self.entry, launch, &params([from, to])).unwrap();
         driver.download(to, bytemuck::cast_slice_mut(&mut output)).unwrap();
         [from, to].into_iter().for_each(|address| driver.free(address));
         output
@@ -213,32 +268,48 @@ impl Primitive {
         std::fs::write(folder.join(format!("{}.safetensors", self.entry)), bytes).unwrap();
     }
 
-    /// Holds `cuda` to what was recorded of the hardware, if it was.
-    fn compare(&self, cuda: &CudaDevice) -> bool {
+    /// Whether it was recorded on hardware; what was recorded is then checked too.
+    fn is_recorded(&self) -> bool {
         let path = Path::new("tests/conformance/recorded").join(format!("{}.safetensors", self.entry));
         let Ok(bytes) = std::fs::read(path) else { return false };
         let file = SafeTensors::deserialize(&bytes).unwrap();
         let words = |name: &str| -> Vec<u32> { bytemuck::pod_collect_to_vec(file.tensor(name).unwrap().data()) };
         assert_eq!(words("input"), self.input, "{}: recorded for another input", self.entry);
         self.check("as recorded", &words("output"));
-        self.check("as now", &self.run(cuda));
         true
+    }
+
+    /// Checks what was computed, records it if asked to, and says whether hardware has been seen to do the same.
+    fn conforms(&self, cuda: &CudaDevice, output: &[u32]) -> bool {
+        self.check("computed", output);
+        if let (Some(folder), Ok(_)) = (env::var_os("UNFREEZE_RECORD"), env::var("UNFREEZE_TEST_DEVICE")) {
+            std::fs::create_dir_all(&folder).unwrap();
+            self.record(Path::new(&folder), &cuda.properties().name, output);
+        }
+        self.is_recorded()
     }
 }
 
 #[test]
 fn primitives_do_what_the_isa_says() {
     let Some(Device::Cuda(cuda)) = gpu() else { return };
-    let record = env::var_os("UNFREEZE_RECORD");
-    let mut recorded = 0;
-    for primitive in primitives() {
-        let output = primitive.run(&cuda);
-        primitive.check("computed", &output);
-        if let (Some(folder), Ok(_)) = (&record, env::var("UNFREEZE_TEST_DEVICE")) {
-            std::fs::create_dir_all(folder).unwrap();
-            primitive.record(Path::new(folder), &cuda.properties().name, &output);
-        }
-        recorded += usize::from(primitive.compare(&cuda));
+    let primitives = primitives();
+    let recorded = primitives.iter().filter(|primitive| primitive.conforms(&cuda, &primitive.run(&cuda))).count();
+    println!("{recorded} of {} primitives are held to what hardware did", primitives.len());
+}
+
+/// On a Hopper under test, or an emulated one.
+#[test]
+fn hopper_primitives_do_what_the_isa_says() {
+    let under_test = env::var_os("UNFREEZE_TEST_DEVICE").and_then(|_| gpu());
+    let emulated = || Some(emulated(Settings { capability: (9, 0), ..Settings::default() })?.0);
+    let Some(Device::Cuda(cuda)) = under_test.or_else(emulated) else { return };
+    if cuda.properties().capability != (9, 0) {
+        eprintln!("SKIPPED: primitives of Hopper: {} is another GPU", cuda.properties().name);
+        return;
     }
-    println!("{recorded} of {} primitives are held to what hardware did", primitives().len());
+    let primitives = hopper::primitives();
+    let conforms = |mapped: &&hopper::Mapped| mapped.primitive.conforms(&cuda, &mapped.run(&cuda));
+    let recorded = primitives.iter().filter(conforms).count();
+    println!("{recorded} of {} primitives of Hopper are held to what hardware did", primitives.len());
 }

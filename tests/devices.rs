@@ -156,7 +156,7 @@ mod hardware {
         [&input.to_ne_bytes()[..], &count.to_ne_bytes(), &factor.to_ne_bytes(), &output.to_ne_bytes()].concat()
     }
 
-    const LAUNCH: Launch = Launch { grid: [1; 3], block: [32, 1, 1], shared: 0, cooperative: false };
+    const LAUNCH: Launch = Launch { grid: [1; 3], block: [32, 1, 1], shared: 0, cooperative: false, cluster: [1; 3] };
 
     #[test]
     fn the_drivers_rules_are_kept() {

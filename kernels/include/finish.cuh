@@ -71,9 +71,19 @@ __device__ inline void write_shared(float* to, u32 thread, const float (&from)[V
 #pragma unroll
     for (u32 i = 0; i < V / 4; ++i) {
         const u32 own = 4 * i, other = V - 4 - own;
-        *reinterpret_cast<float4*>(to + 4 * (i ^ first)) =
-            make_float4(first ? from[other] : from[own], first ? from[other + 1] : from[own + 1],
-                        first ? from[other + 2] : from[own + 2], first ? from[other + 3] : from[own + 3]);
+        store_shared_x4(shared_address(to) + 16 * (i ^ first), first ? from[other] : from[own],
+                        first ? from[other + 1] : from[own + 1], first ? from[other + 2] : from[own + 2],
+                        first ? from[other + 3] : from[own + 3]);
+    }
+}
+
+// Values of a thread's channels.
+template <u32 V>
+__device__ inline void load_channels(const float* from, u32 channel, float (&to)[V]) {
+#pragma unroll
+    for (u32 i = 0; i < V; i += 4) {
+        const float4 part = *reinterpret_cast<const float4*>(from + channel + i);
+        to[i] = part.x, to[i + 1] = part.y, to[i + 2] = part.z, to[i + 3] = part.w;
     }
 }
 
@@ -81,16 +91,13 @@ __device__ inline void write_shared(float* to, u32 thread, const float (&from)[V
 // rounds alike.
 template <u32 V>
 struct Affine {
-    float scale[V], shift[V];
+    float scale[V] = {}, shift[V] = {};
     bool scaled, shifted;
 
     __device__ Affine(const float* scales, const float* shifts, u32 channel)
         : scaled(scales != nullptr), shifted(shifts != nullptr) {
-#pragma unroll
-        for (u32 j = 0; j < V; ++j) {
-            scale[j] = scaled ? scales[channel + j] : 1.0f;
-            shift[j] = shifted ? shifts[channel + j] : 0.0f;
-        }
+        if (scaled) load_channels(scales, channel, scale);
+        if (shifted) load_channels(shifts, channel, shift);
     }
 
     __device__ void apply(float (&values)[V]) const {
@@ -156,9 +163,7 @@ struct GradSums {
     float mean[V] = {}, sum[V] = {}, product[V] = {};
 
     __device__ GradSums(const float* means, u32 channel) {
-        if (!means) return;
-#pragma unroll
-        for (u32 j = 0; j < V; ++j) mean[j] = means[channel + j];
+        if (means) load_channels(means, channel, mean);
     }
 
     __device__ void add(const float (&grad)[V], const float (&input)[V]) {

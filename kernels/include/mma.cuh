@@ -157,13 +157,13 @@ __device__ inline void multiply(Operands& operands, u32 steps, u32 stages, float
 // Lays a warp's sums into a tile of f32, `pitch` to a row, of which `to` is this warp's first row and column.
 template <class T>
 __device__ inline void stage_sums(const float (&sums)[T::M][T::N][4], float* to, u32 pitch) {
-    const u32 row = threadIdx.x % 32 / 4, col = threadIdx.x % 4 * 2;
+    const u32 first = shared_address(to) + (threadIdx.x % 32 / 4 * pitch + threadIdx.x % 4 * 2) * 4;
 #pragma unroll
     for (u32 m = 0; m < T::M; ++m)
 #pragma unroll
         for (u32 n = 0; n < T::N; ++n)
 #pragma unroll
             for (u32 half = 0; half < 2; ++half)
-                *reinterpret_cast<float2*>(to + (m * 16 + half * 8 + row) * pitch + n * 8 + col) =
-                    make_float2(sums[m][n][2 * half], sums[m][n][2 * half + 1]);
+                store_shared_x2(first + ((m * 16 + half * 8) * pitch + n * 8) * 4, sums[m][n][2 * half],
+                                sums[m][n][2 * half + 1]);
 }

@@ -16,6 +16,15 @@ __device__ __forceinline__ u32 load_shared(u32 address) {
     return word;
 }
 
+// Two and four f32 to shared memory as one access; the compiler may split what is written as an assignment.
+__device__ __forceinline__ void store_shared_x2(u32 address, float x, float y) {
+    asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(address), "f"(x), "f"(y) : "memory");
+}
+
+__device__ __forceinline__ void store_shared_x4(u32 address, float x, float y, float z, float w) {
+    asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(address), "f"(x), "f"(y), "f"(z), "f"(w) : "memory");
+}
+
 // Waits at barrier `id` (1 to 15; 0 is that of __syncthreads) until `threads` threads of the block, whole warps, have
 // come to it.
 __device__ __forceinline__ void named_barrier_sync(u32 id, u32 threads) {

@@ -16,6 +16,7 @@ pub const SOURCES: &[&Source] = &[
     &conv::cuda::INPUT_GRAD_SOURCE,
     &conv::cuda::MERGE_SOURCE,
     &conv::cuda::WEIGHT_GRAD_SOURCE,
+    &conv::hopper::SOURCE,
     &conv::mma::FORWARD_SOURCE,
     &conv::mma::INPUT_GRAD_SOURCE,
     &conv::mma::PACK_SOURCE,

@@ -16,8 +16,8 @@ use unfreeze::{
     device::{
         CudaDevice,
         cuda::{
-            Attributes, Compiler, Driver, FunctionId, GraphId, Image, ImageKind, Launch, MemoryInfo, ModuleId,
-            Properties,
+            Attributes, Compiler, Driver, EncodedMap, FunctionId, GraphId, Image, ImageKind, Launch, MemoryInfo,
+            ModuleId, Properties, Swizzle, TensorMap, TensorMode, TensorType,
         },
     },
 };
@@ -67,11 +67,13 @@ pub struct Settings {
     pub capability: (u32, u32),
     /// Bytes of memory.
     pub capacity: usize,
+    /// Whether what is copied or multiplied in the background is done as late as is allowed, or at once.
+    pub copies: simt::AsyncCopies,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { schedule: 0, capability: (8, 0), capacity: 4 << 30 }
+        Self { schedule: 0, capability: (8, 0), capacity: 4 << 30, copies: simt::AsyncCopies::Late }
     }
 }
 
@@ -82,13 +84,19 @@ fn failed(fault: simt::Fault) -> Error {
 impl Emulator {
     /// An emulated GPU.
     pub fn new(settings: Settings) -> Self {
-        let Settings { schedule, capability, capacity } = settings;
-        let config = simt::Config { seed: schedule, threads: 2, capacity: Some(capacity), ..simt::Config::default() };
+        let Settings { schedule, capability, capacity, copies } = settings;
+        let config = simt::Config {
+            seed: schedule,
+            threads: 2,
+            capacity: Some(capacity),
+            async_copies: copies,
+            ..simt::Config::default()
+        };
         let properties = Properties {
             name: "emulated GPU".into(),
             capability,
             multiprocessors: 4,
-            shared_per_block: 99 << 10,
+            shared_per_block: if capability == (9, 0) { 227 << 10 } else { 99 << 10 },
             driver_version: 13000,
             image: ImageKind::Ptx,
             guard: 4096,
@@ -186,10 +194,9 @@ impl Emulator {
 
     fn perform(&self, operation: Operation) -> Result<()> {
         match operation {
-            Operation::Launch(function, Launch { grid, block, shared, cooperative }, params) => {
+            Operation::Launch(function, Launch { grid, block, shared, cooperative, cluster }, params) => {
                 let (module, entry) = self.functions.lock().unwrap()[function.0 as usize].clone();
-                let launch =
-                    simt::Launch { grid, block, dynamic_shared: shared, cooperative, ..simt::Launch::default() };
+                let launch = simt::Launch { grid, block, dynamic_shared: shared, cooperative, cluster };
                 let counters = self.gpu.launch(&module, &entry, &launch, &params).map_err(failed)?;
                 *self.counters.lock().unwrap().entry(entry).or_default() += counters;
                 self.launches.fetch_add(1, Relaxed);
@@ -295,6 +302,30 @@ impl Driver for Emulator {
         let (module, entry) = self.functions.lock().unwrap()[function.0 as usize].clone();
         let shared_bytes = module.static_shared(&entry).unwrap_or(0) as u32;
         Ok(Attributes { shared_bytes, max_threads: 1024, ..Attributes::default() })
+    }
+
+    fn tensor_map(&self, map: &TensorMap) -> Result<EncodedMap> {
+        let TensorMap { element, address, extents, strides, steps, mode, swizzle } = map.clone();
+        let element = match element {
+            TensorType::Bf16 => simt::TensorType::BF16,
+            TensorType::F32 => simt::TensorType::F32,
+            TensorType::Tf32 => simt::TensorType::TF32,
+        };
+        let mode = match mode {
+            TensorMode::Tiled { extents } => simt::TensorMode::Tiled { extents },
+            TensorMode::Im2col { lower: [x, y], upper: [right, bottom], channels, pixels } => {
+                let (lower, upper) = (vec![x, y], vec![right, bottom]);
+                simt::TensorMode::Im2col { lower, upper, channels, pixels }
+            }
+        };
+        let swizzle = match swizzle {
+            Swizzle::None => simt::Swizzle::None,
+            Swizzle::B32 => simt::Swizzle::B32,
+            Swizzle::B64 => simt::Swizzle::B64,
+            Swizzle::B128 => simt::Swizzle::B128,
+        };
+        let encoded = simt::TensorMap { element, address, extents, strides, steps, mode, swizzle }.encode();
+        encoded.map(EncodedMap).map_err(|message| Error::Device { device: "emulated".into(), message })
     }
 
     fn launch(&self, function: FunctionId, launch: &Launch, params: &[u8]) -> Result<()> {

@@ -34,6 +34,37 @@ extern "C" __global__ void copy_async_narrow(const Words p) {
     p.output[32 + lane] = shared[63 - lane];
 }
 
+// Words 0..63 by copies of 8 bytes: lane l copies l % 9 bytes of its 8.
+extern "C" __global__ void copy_async_middle(const Words p) {
+    __shared__ __align__(8) u32 shared[64];
+    u32 lane = threadIdx.x;
+    copy_async_8(shared_address(&shared[2 * lane]), p.input + 2 * lane, lane % 9);
+    copy_async_commit();
+    copy_async_wait<0>();
+    __syncthreads();
+    for (u32 i = lane; i < 64; i += 32) p.output[i] = shared[i ^ 3];
+}
+
+// Word l to bf16, with word 32 + l in the upper half, and to TF32, of which the low 13 bits do not count.
+extern "C" __global__ void narrower_floats(const Words p) {
+    u32 lane = threadIdx.x;
+    float low = __uint_as_float(p.input[lane]), high = __uint_as_float(p.input[32 + lane]);
+    p.output[lane] = bf16_pair(low, high);
+    p.output[32 + lane] = tf32_bits(low) & ~0x1fffu;
+}
+
+// Lane l stores two words and four words as vectors; words are read one by one.
+extern "C" __global__ void shared_vectors(const Words p) {
+    __shared__ __align__(16) u32 shared[192];
+    u32 lane = threadIdx.x;
+    float words[6];
+    for (u32 i = 0; i < 6; i++) words[i] = __uint_as_float(p.input[6 * lane + i]);
+    store_shared_x2(shared_address(&shared[2 * lane]), words[0], words[1]);
+    store_shared_x4(shared_address(&shared[64 + 4 * lane]), words[2], words[3], words[4], words[5]);
+    __syncthreads();
+    for (u32 i = lane; i < 192; i += 32) p.output[i] = load_shared(shared_address(&shared[191 - i]));
+}
+
 // 256 words are 32 rows of 16 bytes; lane l gives row (5 · l + 3) % 32.
 template <bool TRANSPOSED>
 __device__ void load_matrix(const Words p) {

@@ -2,6 +2,7 @@
 //! that runs the same kernels on the processor in tests. Everything above (tile choice, grid sizes, packing of
 //! arguments, memory) is the same code for both.
 
+use super::{EncodedMap, TensorMap};
 use crate::Result;
 
 /// A GPU: memory, modules of kernels, and one queue that runs what it is given in order.
@@ -54,6 +55,9 @@ pub trait Driver: Send + Sync {
 
     /// What a kernel takes.
     fn attributes(&self, function: FunctionId) -> Result<Attributes>;
+
+    /// A tensor map as a kernel takes it. For GPUs of compute capability 9.0 or more.
+    fn tensor_map(&self, map: &TensorMap) -> Result<EncodedMap>;
 
     /// Queues a kernel with one parameter, a struct of the bytes `params`.
     fn launch(&self, function: FunctionId, launch: &Launch, params: &[u8]) -> Result<()>;
@@ -174,4 +178,7 @@ pub struct Launch {
     pub shared: u32,
     /// Whether all blocks must run at once, for kernels with a barrier across the grid.
     pub cooperative: bool,
+    /// Blocks along each axis that run together and reach each other's shared memory; divides the grid. `[1, 1, 1]` for
+    /// none, which is all that GPUs before compute capability 9.0 can.
+    pub cluster: [u32; 3],
 }

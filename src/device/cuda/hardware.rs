@@ -3,6 +3,8 @@
 
 mod recorder;
 
+mod hopper;
+
 use std::{
     ffi::{CString, c_void},
     ptr::null_mut,
@@ -15,7 +17,8 @@ use cudarc::driver::{
 };
 
 use super::{
-    Attributes, Driver, FunctionId, GraphId, Image, ImageKind, Launch, MemoryInfo, ModuleId, Properties, SLOTS,
+    Attributes, Driver, EncodedMap, FunctionId, GraphId, Image, ImageKind, Launch, MemoryInfo, ModuleId, Properties,
+    SLOTS, TensorMap,
     codes::Code,
     lock,
     probe::{Gpu, Unavailable},
@@ -361,6 +364,11 @@ impl Driver for Hardware {
         })
     }
 
+    fn tensor_map(&self, map: &TensorMap) -> Result<EncodedMap> {
+        map.check().map_err(|message| Error::Device { device: self.name.clone(), message })?;
+        self.run(&format!("describing a tensor, {map:?},"), || hopper::encode(map))
+    }
+
     fn launch(&self, function: FunctionId, launch: &Launch, params: &[u8]) -> Result<()> {
         let mut functions = lock(&self.functions);
         let function = functions.get_mut(function.0 as usize).ok_or_else(|| self.no_function())?;
@@ -372,10 +380,13 @@ impl Driver for Hardware {
                 function.dynamic = launch.shared;
             }
             *lock(&self.last) = Some(function.entry.clone());
-            let queue = if launch.cooperative { result::launch_cooperative_kernel } else { result::launch_kernel };
-            let ([gx, gy, gz], [bx, by, bz]) = (launch.grid, launch.block);
             // The driver reads as many bytes as the kernel's one parameter has, before it returns.
             let mut params = [params.as_ptr().cast_mut().cast::<c_void>()];
+            if launch.cluster != [1; 3] {
+                return hopper::launch(function.raw, launch, self.queue(), &mut params);
+            }
+            let queue = if launch.cooperative { result::launch_cooperative_kernel } else { result::launch_kernel };
+            let ([gx, gy, gz], [bx, by, bz]) = (launch.grid, launch.block);
             // SAFETY: the compiler has compared the parameter's layout with the kernel's.
             unsafe { queue(function.raw, (gx, gy, gz), (bx, by, bz), launch.shared, self.queue(), &mut params) }
         })

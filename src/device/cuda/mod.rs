@@ -17,6 +17,7 @@ mod probe;
 mod resources;
 mod source;
 mod table;
+mod tensor_map;
 
 pub use cache::{CACHE_VARIABLE, kernel_cache};
 pub use codes::Code;
@@ -35,6 +36,7 @@ pub use resources::Resources;
 pub(crate) use source::Kernel;
 pub use source::{F32_ARCHS, HEADERS, Source};
 pub use table::Table;
+pub use tensor_map::{EncodedMap, Swizzle, TensorMap, TensorMode, TensorType};
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
@@ -226,6 +228,7 @@ impl CudaDevice {
             block: kernel.block,
             shared: shared as u32,
             cooperative: false,
+            cluster: kernel.cluster,
         };
         self.run(kernel.source, kernel.entry, &launch, &params.to_bytes())
     }

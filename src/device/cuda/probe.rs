@@ -40,6 +40,7 @@ const FUNCTIONS: &[&str] = &[
     "cuGraphLaunch",
     "cuLaunchCooperativeKernel",
     "cuLaunchKernel",
+    "cuLaunchKernelEx",
     "cuMemAlloc_v2",
     "cuMemFreeHost",
     "cuMemFree_v2",
@@ -58,6 +59,8 @@ const FUNCTIONS: &[&str] = &[
     "cuStreamEndCapture",
     "cuStreamSynchronize",
     "cuStreamWaitEvent",
+    "cuTensorMapEncodeIm2col",
+    "cuTensorMapEncodeTiled",
 ];
 
 /// A GPU of this machine.

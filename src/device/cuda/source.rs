@@ -39,6 +39,7 @@ pub const HEADERS: &[(&str, &str)] = &[
     ("mma.cuh", include_str!("../../../kernels/include/mma.cuh")),
     ("pack.cuh", include_str!("../../../kernels/include/pack.cuh")),
     ("ptx.cuh", include_str!("../../../kernels/include/ptx.cuh")),
+    ("ptx_sm90.cuh", include_str!("../../../kernels/include/ptx_sm90.cuh")),
     ("random.cuh", include_str!("../../../kernels/include/random.cuh")),
     ("softmax.cuh", include_str!("../../../kernels/include/softmax.cuh")),
     ("update.cuh", include_str!("../../../kernels/include/update.cuh")),
@@ -84,13 +85,20 @@ pub(crate) struct Kernel<P> {
     pub entry: &'static str,
     /// Threads of a block along each axis.
     pub block: [u32; 3],
+    /// Blocks of a cluster along each axis.
+    pub cluster: [u32; 3],
     params: PhantomData<fn(P)>,
 }
 
 impl<P: Params> Kernel<P> {
     /// The kernel `entry` of `source`, launched in blocks of `threads`.
     pub const fn new(source: &'static Source, entry: &'static str, threads: u32) -> Self {
-        Self { source, entry, block: [threads, 1, 1], params: PhantomData }
+        Self { source, entry, block: [threads, 1, 1], cluster: [1; 3], params: PhantomData }
+    }
+
+    /// The same, launched in clusters of `blocks` neighbours.
+    pub const fn clustered(self, blocks: u32) -> Self {
+        Self { cluster: [blocks, 1, 1], ..self }
     }
 }
 

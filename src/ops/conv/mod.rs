@@ -6,6 +6,7 @@
 mod cpu;
 pub(super) mod cuda;
 mod grad;
+pub(super) mod hopper;
 pub mod mma;
 #[doc(hidden)]
 pub mod naive;

@@ -159,7 +159,8 @@ pub fn train(
     // More blocks than multiprocessors need not fit at once, and would only wait for one another.
     let blocks = forward.max(backward).min(cuda.properties().multiprocessors as usize);
     let kernel = &KERNELS[kernel];
-    let launch = Launch { grid: [blocks as u32, 1, 1], block: kernel.block, shared: 0, cooperative: true };
+    let launch =
+        Launch { grid: [blocks as u32, 1, 1], block: kernel.block, shared: 0, cooperative: true, cluster: [1, 1, 1] };
     cuda.run(kernel.source, kernel.entry, &launch, &params.to_bytes())?;
     Ok(losses)
 }

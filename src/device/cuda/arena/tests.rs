@@ -3,7 +3,10 @@ use std::sync::Mutex;
 use super::*;
 use crate::{
     Error,
-    device::cuda::{Attributes, FunctionId, GraphId, Image, ImageKind, Launch, MemoryInfo, ModuleId, Properties},
+    device::cuda::{
+        Attributes, EncodedMap, FunctionId, GraphId, Image, ImageKind, Launch, MemoryInfo, ModuleId, Properties,
+        TensorMap,
+    },
     random::Random,
 };
 
@@ -97,6 +100,10 @@ impl Driver for Memory {
     }
 
     fn attributes(&self, _: FunctionId) -> Result<Attributes> {
+        refuse()
+    }
+
+    fn tensor_map(&self, _: &TensorMap) -> Result<EncodedMap> {
         refuse()
     }
 

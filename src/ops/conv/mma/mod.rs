@@ -6,9 +6,9 @@
 //! zeros), channels that are written multiples of 8. Weights are [`Packed`]: see there.
 
 mod cuda;
-mod finish;
+pub(super) mod finish;
 mod pack;
-mod table;
+pub(super) mod table;
 #[cfg(test)]
 mod tests;
 
@@ -22,7 +22,7 @@ use std::sync::Arc;
 
 use half::bf16;
 
-use super::{Epilogue, Extents, Geometry, TileMoments};
+use super::{Epilogue, Extents, Geometry, TileMoments, hopper};
 use crate::{
     Device, Error, Result, Shape, Tensor,
     autograd::Packed,
@@ -65,13 +65,13 @@ pub enum Partial<'a> {
 
 /// What tensor cores multiply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Factors {
+pub(super) enum Factors {
     Bf16,
     Tf32,
 }
 
 impl Factors {
-    fn of(tensor: &Tensor) -> Result<Self> {
+    pub fn of(tensor: &Tensor) -> Result<Self> {
         match tensor.dtype() {
             DType::BF16 => Ok(Factors::Bf16),
             DType::F32 => Ok(Factors::Tf32),
@@ -80,7 +80,7 @@ impl Factors {
     }
 
     /// A tensor of such elements, which a kernel is about to write.
-    fn uninit(self, shape: impl Into<Shape>, cuda: &Arc<CudaDevice>) -> Result<Tensor> {
+    pub fn uninit(self, shape: impl Into<Shape>, cuda: &Arc<CudaDevice>) -> Result<Tensor> {
         match self {
             Factors::Bf16 => Tensor::uninit::<bf16>(shape, cuda),
             Factors::Tf32 => Tensor::uninit::<f32>(shape, cuda),
@@ -88,7 +88,7 @@ impl Factors {
     }
 
     /// The address of the elements of a tensor that should be such.
-    fn pointer(self, cuda: &CudaDevice, tensor: &Tensor) -> Result<u64> {
+    pub fn pointer(self, cuda: &CudaDevice, tensor: &Tensor) -> Result<u64> {
         match self {
             Factors::Bf16 => tensor.pointer::<bf16>(cuda),
             Factors::Tf32 => tensor.pointer::<f32>(cuda),
@@ -96,7 +96,7 @@ impl Factors {
     }
 
     /// The same of a tensor that may not be there: 0 then.
-    fn optional(self, cuda: &CudaDevice, tensor: Option<&Tensor>) -> Result<u64> {
+    pub fn optional(self, cuda: &CudaDevice, tensor: Option<&Tensor>) -> Result<u64> {
         tensor.map_or(Ok(0), |tensor| self.pointer(cuda, tensor))
     }
 }
@@ -153,6 +153,9 @@ pub fn forward(input: &Tensor, packed: &Packed, geometry: Geometry, epilogue: Ep
         expect_shape("conv", "residual", residual, extents.output())?;
     }
     let (cuda, factors) = (gpu(input)?, Factors::of(&packed.forward)?);
+    if let Some(tile) = hopper::Tile::choose(Gpu::of(cuda), Product::Forward, factors, &extents) {
+        return hopper::forward(cuda, tile, input, &packed.forward, &extents, epilogue);
+    }
     let tile = Problem::new(Product::Forward, factors, &extents).tile(Gpu::of(cuda));
     cuda::forward(cuda, tile, input, &packed.forward, &extents, epilogue)
 }
@@ -164,6 +167,9 @@ pub fn forward(input: &Tensor, packed: &Packed, geometry: Geometry, epilogue: Ep
 pub fn forward_with_moments(input: &Tensor, packed: &Packed, geometry: Geometry) -> Result<(Tensor, TileMoments)> {
     let extents = extents(input.shape(), packed.forward.shape(), geometry)?;
     let (cuda, factors) = (gpu(input)?, Factors::of(&packed.forward)?);
+    if let Some(tile) = hopper::Tile::choose(Gpu::of(cuda), Product::Forward, factors, &extents) {
+        return hopper::forward_with_moments(cuda, tile, input, &packed.forward, &extents);
+    }
     let tile = Problem::new(Product::Forward, factors, &extents).tile(Gpu::of(cuda));
     cuda::forward_with_moments(cuda, tile, input, &packed.forward, &extents)
 }
@@ -209,6 +215,9 @@ pub fn input_grad(
         expect_shape(OP, "mean", &sink.mean, [extents.c])?;
     }
     let (cuda, factors) = (gpu(output_grad)?, Factors::of(flipped)?);
+    if let Some(tile) = hopper::Tile::choose(Gpu::of(cuda), Product::InputGrad, factors, &extents) {
+        return hopper::input_grad(cuda, tile, output_grad, flipped, &extents, finish);
+    }
     let tile = Problem::new(Product::InputGrad, factors, &extents).tile(Gpu::of(cuda));
     cuda::input_grad(cuda, tile, output_grad, flipped, &extents, finish)
 }

@@ -1,5 +1,6 @@
 mod grads;
 mod outputs;
+mod traffic;
 
 use std::sync::Arc;
 

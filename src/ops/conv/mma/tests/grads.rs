@@ -52,7 +52,7 @@ impl Case {
 }
 
 /// A batchnorm before a convolution.
-fn sink(dims: [usize; 4], masked: bool, precision: Precision, device: &Device) -> Result<Sink> {
+pub(super) fn sink(dims: [usize; 4], masked: bool, precision: Precision, device: &Device) -> Result<Sink> {
     let [n, h, w, c] = dims;
     let mut random = Random::stream(7, "mask", &[]);
     let mask: Vec<u8> = (0..n * h * w * c / 8).map(|_| random.uniform(0.0, 256.0) as u8).collect();
