@@ -96,7 +96,7 @@ fn narrower_floats() -> Primitive {
     let mut random = Random::stream(2, "floats", &[]);
     let mut floats: Vec<f32> = (0..64).map(|_| random.normal_pair()[0]).collect();
     // Halfway between two bf16, and between two TF32: to the even one, and away from zero.
-    floats[..4].copy_from_slice(&[1.00390625, 1.01171875, 1.0 + 1.0 / 2048.0, -1.0 - 1.0 / 2048.0]);
+    floats[..4].copy_from_slice(&[1.0 + 1.0 / 256.0, 1.0 + 3.0 / 256.0, 1.0 + 1.0 / 2048.0, -1.0 - 1.0 / 2048.0]);
     let pair = |lane: usize| {
         let half = |at: usize| u32::from(bf16::from_f32(floats[at]).to_bits());
         half(lane) | half(32 + lane) << 16

@@ -61,7 +61,10 @@ impl Mapped {
 
 /// Rows of 32 words as the swizzle lays them out: piece p of 16 bytes of row r is piece p ^ (r % 8).
 fn swizzled(rows: usize, word: impl Fn(usize, usize) -> u32) -> Vec<u32> {
-    (0..32 * rows).map(|at| (at / 32, at % 32)).map(|(row, at)| word(row, (at / 4 ^ row % 8) * 4 + at % 4)).collect()
+    (0..32 * rows)
+        .map(|at| (at / 32, at % 32))
+        .map(|(row, at)| word(row, ((at / 4) ^ (row % 8)) * 4 + at % 4))
+        .collect()
 }
 
 fn copy_boxes() -> Mapped {
