@@ -54,8 +54,6 @@ constexpr u32 ROWS = 64 * CONSUMERS, DEPTH = 64, THREADS = WARPGROUP * (1 + CONS
 constexpr u32 PRODUCER_REGISTERS = 40, CONSUMER_REGISTERS = 232;
 static_assert(WARPGROUP * (PRODUCER_REGISTERS + CONSUMERS * CONSUMER_REGISTERS) <= 65536, "all that there are");
 
-constexpr __device__ u32 ceil_div(u32 a, u32 b) { return (a + b - 1) / b; }
-
 // Shared memory from its start: the stages, each x's rows and then w's; the consumers' sums; the barriers.
 template <u32 COLS_, u32 STAGES_>
 struct Plan {

@@ -9,13 +9,14 @@ use common::{
     learning::{Told, bits, changed, data, folders, learner_of, listened},
 };
 use unfreeze::{
-    Device, Error, Result, Tensor,
+    Device, Error, Precision, Result, Tensor,
     autograd::{ParameterGradients, Parameters, Var},
     data::{Augment, ImageData, Split, Transforms},
     learner::{Fit, Learner, LrFind},
     nn::{Arch, HeadSpec, Model, Pass},
     ops::loss::{CrossEntropy, Target, cross_entropy},
-    optim::OptimizerKind,
+    optim::{Optimizer, OptimizerKind},
+    random::Random,
 };
 
 fn f64s(tensor: &Tensor) -> Vec<f64> {
@@ -245,4 +246,44 @@ fn out_of_memory_is_an_error_that_names_what_fits() {
     assert!(error.contains("out of memory: 64.0 MiB asked for"), "{error}");
     // Nothing is lost.
     assert!(Tensor::zeros([4], &gpu).and_then(|zeros| zeros.to_vec::<f32>()).unwrap() == [0.0; 4]);
+}
+
+/// Losses of 20 SGD steps of a small network on two batches in turn.
+fn twenty_losses(device: &Device, precision: Precision) -> Result<Vec<f64>> {
+    let mut model = Model::new(Arch::ResNet8, HeadSpec::Linear, 10, 3, device)?;
+    model.set_precision(precision)?;
+    let batches = [0u64, 1].map(|batch| {
+        let mut random = Random::stream(7, "images", &[batch]);
+        (0..8 * 16 * 16 * 3).map(|_| random.normal_pair()[0]).collect::<Vec<f32>>()
+    });
+    let mut optimizer = Optimizer::new(OptimizerKind::default());
+    let mut losses = Vec::new();
+    for step in 0..20 {
+        let images = Tensor::new(batches[step % 2].clone(), [8, 16, 16, 3], device)?;
+        let target = Target::labels((0..8).map(|i| (i + step as u32 % 2) % 10).collect(), 10, device)?;
+        let mut pass = Pass::training(0, step as u64);
+        let logits = model.forward(&mut pass, &Var::constant(images))?;
+        let loss = cross_entropy(&mut pass.tape, &logits, &target, &CrossEntropy::default())?;
+        losses.push(f64::from(loss.value().scalar()?));
+        let statistics = pass.take_statistics();
+        let gradients = pass.tape.backward(&loss)?;
+        optimizer.step(&mut model, &gradients, &[0.02; 3], &[1e-4; 3])?;
+        model.update_statistics(statistics)?;
+    }
+    Ok(losses)
+}
+
+#[test]
+fn twenty_steps_in_bf16_and_tf32_follow_those_in_f32() -> Result<()> {
+    let Some(device) = gpu() else { return Ok(()) };
+    let exact = twenty_losses(&Device::cpu(2)?, Precision::F32)?;
+    // Two batches are soon known by heart.
+    assert!(exact[19] < 0.5 * exact[0], "{exact:?}");
+    for (precision, allowed) in [(Precision::Tf32, 0.02), (Precision::Bf16, 0.05)] {
+        let losses = twenty_losses(&device, precision)?;
+        let worst = losses.iter().zip(&exact).map(|(loss, exact)| (loss - exact).abs()).fold(0.0, f64::max);
+        println!("{precision}: losses differ by up to {worst:.1e}");
+        assert!(worst < allowed, "{precision}: {losses:?}, not {exact:?}");
+    }
+    Ok(())
 }

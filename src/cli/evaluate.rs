@@ -12,7 +12,7 @@ use unfreeze::{
 };
 
 use super::{
-    options::{Compute, Mode, count, model_file, open_data, report_skipped},
+    options::{Arithmetic, Compute, Mode, count, model_file, open_data, report_skipped},
     run::Config,
 };
 
@@ -35,6 +35,8 @@ pub struct Evaluate {
     batch_size: usize,
     #[command(flatten)]
     compute: Compute,
+    #[command(flatten)]
+    arithmetic: Arithmetic,
     /// Print one JSON object: images, loss, accuracy, classes (class, images, precision, recall, f1; null where there
     /// is nothing to divide), confusion (a row per true class, a column per predicted one)
     #[arg(long)]
@@ -61,7 +63,7 @@ impl From<Part> for Split {
 impl Evaluate {
     pub fn run(self) -> Result<()> {
         let classifier =
-            Classifier::load(model_file(&self.model), self.compute.open()?)?.precision(self.compute.dtype)?;
+            Classifier::load(model_file(&self.model), self.compute.open()?)?.precision(self.arithmetic.dtype)?;
         let items = self.items(classifier.classes())?;
         let order = (0..items.len() as u32).collect();
         let options = LoaderOptions::evaluation().on(classifier.device());

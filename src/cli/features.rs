@@ -12,7 +12,7 @@ use unfreeze::{
     ops::pool::average_forward,
 };
 
-use super::options::{Compute, Failed, Pretrained, check_output, count, images, side};
+use super::options::{Arithmetic, Compute, Failed, Pretrained, check_output, count, images, side};
 
 /// Write a network's activations for images
 ///
@@ -42,6 +42,8 @@ pub struct Features {
     out: PathBuf,
     #[command(flatten)]
     compute: Compute,
+    #[command(flatten)]
+    arithmetic: Arithmetic,
 }
 
 impl Features {
@@ -53,7 +55,7 @@ impl Features {
             Layer::Logits => weights.with_classifier(&device)?,
             _ => weights.with_head(HeadSpec::Linear, 1, self.compute.seed, &device)?,
         };
-        model.set_precision(self.compute.dtype)?;
+        model.set_precision(self.arithmetic.dtype)?;
         let size = self.size.unwrap_or(weights.arch().published_size());
         let transforms = Transforms::for_weights(&weights, size).resize(self.resize.unwrap_or(size));
         let files = images(&self.images)?;
@@ -68,7 +70,7 @@ impl Features {
             if batch.is_empty() {
                 continue;
             }
-            let features = self.activation(&model, batch.upload(&transforms, &device, self.compute.dtype)?)?;
+            let features = self.activation(&model, batch.upload(&transforms, &device, self.arithmetic.dtype)?)?;
             dims = features.dims()[1..].to_vec();
             values.extend(features.to_vec::<f32>()?);
             rows.extend(batch.indices.iter().map(|&index| files[index as usize].display().to_string()));

@@ -11,7 +11,7 @@ use unfreeze::{
 };
 
 use super::{
-    options::{Compute, DataSource, HeadFlags, Mode, Pretrained, Switch, TransformFlags, count, open_data},
+    options::{Arithmetic, Compute, DataSource, HeadFlags, Mode, Pretrained, Switch, TransformFlags, count, open_data},
     progress::Progress,
 };
 
@@ -63,6 +63,8 @@ pub struct Find {
     head: HeadFlags,
     #[command(flatten)]
     compute: Compute,
+    #[command(flatten)]
+    arithmetic: Arithmetic,
     /// Print a JSON object: suggestion and steepest (null where the loss never falls), lrs, losses, smoothed
     #[arg(long)]
     json: bool,
@@ -91,7 +93,7 @@ impl Find {
 
         let learner = Learner::with_head(weights, data, head)?
             .device(device)?
-            .precision(self.compute.dtype)?
+            .precision(self.arithmetic.dtype)?
             .seed(self.compute.seed)?;
         let mut learner = learner.callback(Progress::new(mode));
         learner.freeze_to(self.freeze_to)?;

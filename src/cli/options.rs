@@ -19,9 +19,6 @@ pub struct Compute {
     /// Device: auto, cpu or cuda:N
     #[arg(long, default_value = "auto", value_name = "NAME")]
     pub device: DeviceName,
-    /// What the network computes with: f32, or on a GPU with tensor cores tf32 or bf16
-    #[arg(long, default_value_t, value_name = "TYPE")]
-    pub dtype: Precision,
     /// Worker threads; 0 means one per core
     #[arg(long, default_value_t = 0, value_name = "N")]
     pub threads: usize,
@@ -40,6 +37,14 @@ impl Compute {
         }
         Ok(device)
     }
+}
+
+/// What the network computes with.
+#[derive(Args, Clone, Copy)]
+pub struct Arithmetic {
+    /// Type that the network computes with: f32, or on a GPU with tensor cores tf32 or bf16
+    #[arg(long, default_value_t, value_name = "TYPE")]
+    pub dtype: Precision,
 }
 
 /// How much is printed, and in which form.

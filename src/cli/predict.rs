@@ -10,7 +10,7 @@ use unfreeze::{
     learner::Classifier,
 };
 
-use super::options::{Compute, Failed, count, images, model_file};
+use super::options::{Arithmetic, Compute, Failed, count, images, model_file};
 
 /// Classify images with a trained model
 #[derive(Args)]
@@ -28,6 +28,8 @@ pub struct Predict {
     batch_size: usize,
     #[command(flatten)]
     compute: Compute,
+    #[command(flatten)]
+    arithmetic: Arithmetic,
     /// Print one JSON object per image: file, class, probability, top (list of class and probability)
     #[arg(long)]
     json: bool,
@@ -36,7 +38,7 @@ pub struct Predict {
 impl Predict {
     pub fn run(self) -> Result<()> {
         let classifier =
-            Classifier::load(model_file(&self.model), self.compute.open()?)?.precision(self.compute.dtype)?;
+            Classifier::load(model_file(&self.model), self.compute.open()?)?.precision(self.arithmetic.dtype)?;
         let files = images(&self.images)?;
         let order = (0..files.len() as u32).collect();
         let items = Item::unlabelled(&files);

@@ -11,7 +11,7 @@ use unfreeze::{
 };
 
 use super::{
-    options::{Compute, DataSource, HeadFlags, Mode, Pretrained, Switch, TransformFlags, count},
+    options::{Arithmetic, Compute, DataSource, HeadFlags, Mode, Pretrained, Switch, TransformFlags, count},
     run::{self, Config},
 };
 
@@ -88,6 +88,8 @@ pub struct Train {
     #[command(flatten)]
     compute: Compute,
     #[command(flatten)]
+    arithmetic: Arithmetic,
+    #[command(flatten)]
     mode: Mode,
 }
 
@@ -140,7 +142,7 @@ impl Train {
             seed: self.compute.seed,
             threads: self.compute.threads,
             device: self.compute.device.to_string(),
-            dtype: self.compute.dtype,
+            dtype: self.arithmetic.dtype,
             strict: self.source.strict,
             head,
             transforms,

@@ -159,6 +159,8 @@ impl Learner {
         self.backbone_key = None;
         self.steps = state.steps;
         self.history = state.history;
+        // What a process that was killed here had not come to.
+        remove_others(folder, &state.backbone);
         self.progress.backbone = Some(state.backbone);
         self.progress.finished.clear();
         self.progress.restored = Some(Restored { finished: state.finished, current: state.current, optimizer });

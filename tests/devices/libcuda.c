@@ -354,6 +354,29 @@ int cuLaunchKernel(Function* function, unsigned gx, unsigned gy, unsigned gz, un
     memcpy(&operation->params, params[0], sizeof operation->params);
     return 0;
 }
+// The launch attributes that clusters need (CUlaunchConfig, CUlaunchAttribute).
+typedef struct {
+    unsigned id;
+    char padding[4];
+    unsigned value[16];
+} Attribute;
+typedef struct {
+    unsigned grid[3], block[3], shared;
+    Stream* stream;
+    Attribute* attributes;
+    unsigned count;
+} Config;
+int cuLaunchKernelEx(const Config* config, Function* function, void** params, void** extra) {
+    rule(config->count == 1 && config->attributes->id == 4, "an attribute that is no cluster's");
+    const unsigned *grid = config->grid, *block = config->block, *cluster = config->attributes->value;
+    for (int axis = 0; axis < 3; ++axis)
+        if (!cluster[axis] || grid[axis] % cluster[axis]) return 912;
+    return cuLaunchKernel(function, grid[0], grid[1], grid[2], block[0], block[1], block[2], config->shared, config->stream,
+                          params, extra);
+}
+// Tensor maps are for the copy engines of GPUs that this is none of.
+int cuTensorMapEncodeTiled(void) { return 801; }
+int cuTensorMapEncodeIm2col(void) { return 801; }
 int cuLaunchCooperativeKernel(Function* function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by,
                               unsigned bz, unsigned shared, Stream* stream, void** params) {
     if (gx * gy * gz > 4) return 720;

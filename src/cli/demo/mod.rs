@@ -23,7 +23,7 @@ use self::{
 };
 use super::{
     interrupt,
-    options::{Compute, Mode, absolute},
+    options::{Arithmetic, Compute, Mode, absolute},
     progress::Progress,
     run::{self, Config},
 };
@@ -55,6 +55,8 @@ pub struct Demo {
     budget: Budget,
     #[command(flatten)]
     compute: Compute,
+    #[command(flatten)]
+    arithmetic: Arithmetic,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -210,7 +212,7 @@ impl Demo {
     fn learner(&self, weights: Weights, data: ImageData, mode: Mode) -> Result<Learner> {
         let learner = Learner::pretrained(weights, data)?
             .device(self.compute.open()?)?
-            .precision(self.compute.dtype)?
+            .precision(self.arithmetic.dtype)?
             .seed(self.compute.seed)?;
         interrupt::cancels(learner.cancel_token())?;
         Ok(learner.callback(Progress::new(mode)))
@@ -219,7 +221,7 @@ impl Demo {
     /// Shows what the finished model says of some pictures, the first of several classes.
     fn classify(&self) -> Result<()> {
         let classifier = Classifier::load(self.out.join("model.safetensors"), self.compute.open()?)?
-            .precision(self.compute.dtype)?;
+            .precision(self.arithmetic.dtype)?;
         outln!("\nsome of them");
         for shape in SHAPES.iter().take(4) {
             let file = self.data().join("valid").join(shape.name).join("0000.png");
@@ -265,7 +267,7 @@ impl Demo {
             seed: self.compute.seed,
             threads: self.compute.threads,
             device: self.compute.device.to_string(),
-            dtype: self.compute.dtype,
+            dtype: self.arithmetic.dtype,
             strict: false,
             head: HeadSpec::default(),
             transforms: Transforms::new(SIDE as usize).augment(Augment::SideOn).max_zoom(1.1),
