@@ -1,4 +1,6 @@
-//! Which convolutions the kernels of Hopper take, and with which tile. The choice is about speed alone.
+//! Which convolutions the kernels of Hopper take, and with which tile. The tile is about speed alone, and gives the same
+//! bits. Whether these kernels are taken must not depend on the batch: nothing promises that their products round as
+//! those of `mma` do, and an image's activations are not to depend on what it is batched with.
 
 use half::bf16;
 
@@ -23,18 +25,8 @@ pub enum Tile {
 /// The largest step between pixels that the copy engine takes.
 const MOST_STRIDE: usize = 8;
 
-/// Tiles, and the least columns of a product that they are for; the first that fits and makes a block for each
-/// multiprocessor is taken.
-const TABLE: [(Tile, usize); 2] = [
-    // Most products for each byte of shared memory. With up to 128 columns half of them would be zeros.
-    (Tile::Wide, 129),
-    // Twice the tiles, for fewer columns or rows.
-    (Tile::Narrow, 0),
-];
-
 impl Tile {
-    /// The tile for a 1×1 convolution, or for the gradient of its input; none where the kernels of every GPU serve
-    /// better or alone.
+    /// The tile for a convolution, or for the gradient of its input; none where the kernels of every GPU serve alone.
     pub(in crate::ops::conv) fn choose(
         gpu: Gpu,
         product: Product,
@@ -54,10 +46,10 @@ impl Tile {
             && stride <= strides
             // Less than a whole step of 64 channels would be multiplied with zeros.
             && depth.is_multiple_of(DEPTH);
-        let fits = |(tile, least): &&(Tile, usize)| {
-            cols >= *least && tile.pairs(n * p * q, cols) * BLOCKS >= gpu.multiprocessors
-        };
-        TABLE.iter().find(fits).filter(|_| is_for).map(|(tile, _)| *tile)
+        // A wide tile has most products for each byte of shared memory. Of up to 128 columns half would be zeros; and
+        // where wide tiles leave multiprocessors idle, twice as many narrow ones do not, or fewer.
+        let wide = cols > Tile::Narrow.cols() && Tile::Wide.pairs(n * p * q, cols) * BLOCKS >= gpu.multiprocessors;
+        is_for.then_some(if wide { Tile::Wide } else { Tile::Narrow })
     }
 
     pub(super) fn cols(self) -> usize {
