@@ -46,7 +46,7 @@ fn other_convolutions_fall_back() -> Result<()> {
     let ampere = Hopper { device: ampere.0, driver: ampere.1 };
     let taken = [2, 14, 14, 64, 256, 1];
     for (gpu, shape, prefix) in
-        [(&hopper, taken, "conv_1x1"), (&hopper, [2, 14, 14, 72, 256, 1], "conv_mma"), (&ampere, taken, "conv_mma")]
+        [(&hopper, taken, "conv_1x1"), (&hopper, [2, 14, 14, 72, 264, 1], "conv_mma"), (&ampere, taken, "conv_mma")]
     {
         let extents = case(shape);
         let Forward { input, weight, .. } = Forward::new(gpu, &extents);
