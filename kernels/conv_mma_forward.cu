@@ -2,6 +2,17 @@
 // q*stride - padding + s, c] * w[k, r, s, c], with zeros outside the image; then the finish (finish.cuh).
 //
 // Implicit GEMM: rows are output pixels (N*P*Q), columns the filters of a group, k runs over the window (r, s, c).
+// Input and output are bf16, or f32 multiplied as TF32. Groups are joined ones (conv_pack.cu). Kernels `by4` copy 8
+// bytes at a time instead of 16, for images of four channels and groups whose channels are no multiple of eight.
+//
+// Operations: 2*N*P*Q*K*R*S*C/groups, and those of a k rounded up to a step. Bytes: the input once per tap and column
+// tile (the taps of a pixel, and neighbouring blocks, share it through L2), the weights once per row tile (from L2),
+// the output once, what the finish reads.
+// Tiles 128x128, 128x64 and 64x64, 32 deep (16 of f32); shared memory 68, 48 and 32 KB and a table of windows, 1 KB;
+// launch bounds of 255, 168 and 128 registers, so that 2, 3 and 4 blocks fit a multiprocessor that has the memory.
+// Bound by memory below some 150 operations per byte (1x1 convolutions of few channels, the stem), else by the tensor
+// cores; a 128x64 tile asks L2 for a byte per 43 operations, which is more than it gives on fast GPUs: hence
+// conv_mma_patch.cu.
 #include "conv_mma.cuh"
 
 struct ConvMmaForwardParams {

@@ -1,13 +1,19 @@
 // Convolution on tensor cores, gradient of the input:  dx[n, y, x, c] = sum over r, s, k of dy[n, (y + padding - r) /
-// stride, (x + padding - s) / stride, k] * w[k, r, s, c], over those r and s for which the divisions leave no remainder and
-// the pixel exists; then the finish (finish.cuh).
+// stride, (x + padding - s) / stride, k] * w[k, r, s, c], over those r and s for which the divisions leave no remainder
+// and the pixel exists; then the finish (finish.cuh).
 //
-// As in conv_input_grad.cu, the input's pixels fall into stride * stride classes, each a convolution of dy with stride 1
-// and every stride-th tap; a class without taps has sums of zero. The weights come flipped, [C, R, S, K / groups] with
-// the taps in reverse order, so that this is the forward convolution of dy, its windows starting further left.
+// As in conv_input_grad.cu, the input's pixels fall into stride * stride classes, each a convolution of dy with stride
+// 1 and every stride-th tap; a class without taps has sums of zero. The weights come flipped, [C, R, S, K / groups]
+// with the taps in reverse order, so that this is the forward convolution of dy, its windows starting further left.
 //
 // Implicit GEMM per class and group: rows are input pixels, columns input channels, k runs over (tap row, tap column,
-// filter).
+// filter). Operations: 2*N*P*Q*K*R*S*C/groups. Bytes: dy once per tap and column tile (shared through L2), the weights
+// once per row tile (from L2), dx once, what the finish reads: up to a partial gradient, y and a bit of mask for each
+// element.
+// Tiles 128x128, 128x64 and 64x64, 32 deep (16 of f32); shared memory 68, 48 and 32 KB and tables of windows and
+// pixels, 1.5 KB; launch bounds of 255, 168 and 128 registers, so that 2, 3 and 4 blocks fit a multiprocessor that has
+// the memory.
+// Bound as conv_mma_forward.cu.
 #include "conv_mma.cuh"
 
 struct ConvMmaInputGradParams {

@@ -1,14 +1,19 @@
-// Convolution on tensor cores where each input element is copied once instead of nine times: 3x3, stride 1, padding 1, of
-// 64 channels to a group (the first stage of ResNets; joined narrow groups), in bf16, on maps whose extents are multiples
-// of eight. Forward (y from x), or the gradient of the input (dx from dy and flipped weights); then the finish
-// (finish.cuh).
+// Convolution on tensor cores where each input element is copied once instead of nine times: 3x3, stride 1, padding 1,
+// of 64 channels to a group (the first stage of ResNets; joined narrow groups), in bf16, on maps whose extents are
+// multiples of eight. Forward (y from x), or the gradient of the input (dx from dy and flipped weights); then the
+// finish (finish.cuh).
 //
 // Implicit GEMM as in conv_mma_forward.cu, with the same sums in the same order: the same bits. Rows are the 2 x 64
 // pixels of two tiles of 8 x 8, columns 64 filters. The tiles' patches, 10 x 10 pixels with the border, stay in shared
 // memory; a tap's rows are the patch shifted by the tap. The taps' weights stream through a ring, two taps ahead.
 //
-// A pixel is eight chunks of 16 bytes, of which chunk c of pixel i lies at c ^ (i % 8): the eight neighbours that ldmatrix
-// reads at once meet all 32 banks, whatever the tap. A filter's channels of a tap lie likewise.
+// Operations as there. Bytes: the input 200 / 128 times per column tile (windows: nine times), the weights once per
+// block (from L2), the output once, what the finish reads.
+// Shared memory: two patches of 12.5 KB and three taps of 8 KB, 49 KB; sums are laid out in the same. The launch
+// bound is 168 registers, so that 3 blocks fit a multiprocessor that has the memory. Bound by the tensor cores.
+//
+// A pixel is eight chunks of 16 bytes, of which chunk c of pixel i lies at c ^ (i % 8): the eight neighbours that
+// ldmatrix reads at once meet all 32 banks, whatever the tap. A filter's channels of a tap lie likewise.
 #include "conv_mma.cuh"
 
 constexpr u32 SIDE = 8, PATCH_SIDE = SIDE + 2, PATCH = PATCH_SIDE * PATCH_SIDE;
@@ -68,16 +73,16 @@ __device__ inline void copy_tap(const u16* weight, u32 filters, u32 tap, u32 to)
     for (u32 i = 0; i < Tile::COLS; i += Tile::THREADS / 8) {
         const u32 filter = threadIdx.x / 8 + i;
         const bool exists = filter < filters;
-        copy_async_16(to + swizzled(filter, chunk), weight + (exists ? (filter * TAPS + tap) * CHANNELS + chunk * 8 : 0),
-                      exists ? 16 : 0);
+        const u16* from = weight + (exists ? (filter * TAPS + tap) * CHANNELS + chunk * 8 : 0);
+        copy_async_16(to + swizzled(filter, chunk), from, exists ? 16 : 0);
     }
 }
 
 // A tap's operands.
 struct PatchFragments : Fragments<Tile> {
-    // Part `part` of four of its channels. `row` is where this lane's pixel and first chunk for the first 16 rows lie, `col`
-    // the filter's for the first 16 columns. 16 rows further, a pixel's number is greater by 20, its chunks lie at four more
-    // modulo eight.
+    // Part `part` of four of its channels. `row` is where this lane's pixel and first chunk for the first 16 rows lie,
+    // `col` the filter's for the first 16 columns. 16 rows further, a pixel's number is greater by 20, its chunks lie
+    // at four more modulo eight.
     __device__ void load(u32 row, u32 col, u32 part) {
 #pragma unroll
         for (u32 m = 0; m < Tile::M; ++m)
@@ -150,10 +155,8 @@ __device__ inline void convolve(const PatchProblem& p, const F& f) {
     }
 }
 
-extern "C" __global__ void __launch_bounds__(128, 3) conv_mma_patch_forward_bf16(const ConvMmaPatchForwardParams p) {
-    convolve(p.problem, p.finish);
-}
+#define PATCH(NAME, PARAMS)                                                                                       \
+    extern "C" __global__ void __launch_bounds__(128, 3) NAME(const PARAMS p) { convolve(p.problem, p.finish); }
 
-extern "C" __global__ void __launch_bounds__(128, 3) conv_mma_patch_input_grad_bf16(const ConvMmaPatchInputGradParams p) {
-    convolve(p.problem, p.finish);
-}
+PATCH(conv_mma_patch_forward_bf16, ConvMmaPatchForwardParams)
+PATCH(conv_mma_patch_input_grad_bf16, ConvMmaPatchInputGradParams)

@@ -1,10 +1,17 @@
 // Convolution on tensor cores, gradient of the weight:  dw[k, r, s, c] = sum over n, p, q of dy[n, p, q, k]
-// * x[n, p*stride - padding + r, q*stride - padding + s, c], in f32, of the elements that the f32 master has: where groups
-// are joined, those of a filter's own group; of images with a fourth channel, the first three.
+// * x[n, p*stride - padding + r, q*stride - padding + s, c], in f32, of the elements that the f32 master has: where
+// groups are joined, those of a filter's own group; of images with a fourth channel, the first three.
 //
 // Implicit GEMM per joined group: rows are filters, columns the window (r, s, c), and the reduction runs over output
-// pixels. That one is long and the tiles are few, so it is cut into slices, as many as the shape asks for; conv_merge adds
-// them in order. Both operands are contiguous along rows and columns.
+// pixels. That one is long and the tiles are few, so it is cut into slices, as many as the shape asks for; conv_merge
+// adds them in order. Both operands are contiguous along rows and columns. The kernel `by4` copies windows 8 bytes at a
+// time, as in conv_mma_forward.cu.
+//
+// Operations: 2*N*P*Q*K*R*S*C/groups, more where groups are joined. Bytes: dy once per column tile, x once per tap and
+// row tile (both mostly from L2), slices times dw.
+// Tiles 128x128 and 64x64, 32 pixels deep (16 of f32); shared memory 68 and 32 KB; launch bounds of 255 and
+// 128 registers, so that 2 and 4 blocks fit a multiprocessor that has the memory.
+// Bound by the tensor cores; f32 by its fragments, which are read from shared memory word by word.
 #include "conv_mma.cuh"
 
 struct ConvMmaWeightGradParams {
@@ -17,8 +24,9 @@ struct ConvMmaWeightGradParams {
     u32 slice_pixels;        // a multiple of every step
 };
 
-// The operands of a tile: rows are filters, columns the values of windows, k runs over output pixels. Rows are copied 16
-// bytes at a time, columns BYTES at a time. Of both, a thread copies the same chunk of every so-many-th pixel: one tap.
+// The operands of a tile: rows are filters, columns the values of windows, k runs over output pixels. Rows are copied
+// 16 bytes at a time, columns BYTES at a time. Of both, a thread copies the same chunk of every so-many-th pixel: one
+// tap.
 template <class T, u32 BYTES>
 struct FiltersByWindows {
     using Stored = typename T::E::Stored;
@@ -36,8 +44,8 @@ struct FiltersByWindows {
 
     __device__ FiltersByWindows(const ConvMmaWeightGradParams& p, u32 group, u32 first_row, u32 first_col, u32 from,
                                 u32 end)
-        : e(p.extents), row_pixel(from + threadIdx.x / ROW_CHUNKS), col_pixel(from + threadIdx.x / COL_CHUNKS), end(end),
-          at(col_pixel, e.p, e.q) {
+        : e(p.extents), row_pixel(from + threadIdx.x / ROW_CHUNKS), col_pixel(from + threadIdx.x / COL_CHUNKS),
+          end(end), at(col_pixel, e.p, e.q) {
         const u32 row = threadIdx.x % ROW_CHUNKS * VECTOR, col = threadIdx.x % COL_CHUNKS * ELEMENTS;
         const Index3 tap(first_col + col, e.s, e.group_c);
         grads = static_cast<const Stored*>(p.grad) + group * e.group_k + first_row + row;

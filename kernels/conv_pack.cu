@@ -1,13 +1,14 @@
 // A convolution's weight as tensor cores read it, from the f32 master w [K, R, S, C / groups]:
 //
-//   forward[k, r, s, c] = w[k, r, s, c'] and flipped[c, R-1-r, S-1-s, k] = the same, where filter k and channel c are of
+//   forward[k, r, s, c] = w[k, r, s, c'] and flipped[c, R-1-r, S-1-s, k] = the same, where filter k and channel c are
+// of
 //   one group, whose channel number c' it is; 0 where they are not.
 //
 // Narrow groups are joined, `joined` of them into one of at most 64 channels and filters, so that both are dense within
 // it: forward is [K, R, S, width_c], flipped [joined groups * width_c, R, S, width_k], padded with zeros to the widths.
 //
-// A block takes 32 filters by 32 channels of one tap. Bytes: the master once, either copy once; both sides in rows of up
-// to 32 neighbours, turned in 4.1 KB of shared memory. Bound by latency: even 512 x 512 x 3 x 3 is 9.4 MB.
+// A block takes 32 filters by 32 channels of one tap. Bytes: the master once, either copy once; both sides in rows of
+// up to 32 neighbours, turned in 4.1 KB of shared memory. Bound by latency: even 512 x 512 x 3 x 3 is 9.4 MB.
 #include "element.cuh"
 #include "extents.cuh"
 

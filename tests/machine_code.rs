@@ -60,3 +60,28 @@ fn hopper_multiplies_and_copies_in_the_background() {
         }
     }
 }
+
+#[test]
+fn tensor_cores_multiply_and_copies_run_in_the_background() {
+    for (source, narrow) in [
+        ("conv_mma_forward", true),
+        ("conv_mma_input_grad", false),
+        ("conv_mma_weight_grad", true),
+        ("conv_mma_patch", false),
+    ] {
+        for kernels in ["sm_80", "sm_120"].into_iter().flat_map(|arch| disassembled(source, arch)) {
+            assert!(!kernels.is_empty());
+            for (entry, code) in &kernels {
+                let product = if entry.contains("tf32") { "HMMA.1688.F32.TF32" } else { "HMMA.16816.F32.BF16" };
+                // Eight bytes at a time go through L1, sixteen past it.
+                let copy = if narrow && entry.ends_with("_by4") { "LDGSTS.E.LTC128B.64" } else { "LDGSTS.E.BYPASS" };
+                // Matrices straight into fragments; but f32 cannot be transposed on the way.
+                let matrices = if source == "conv_mma_weight_grad" { "LDSM.16.MT88.4" } else { "LDSM.16.M88.4" };
+                let matrices = if entry.contains("weight_grad_tf32") { "LDS" } else { matrices };
+                for wanted in [product, copy, matrices] {
+                    assert!(code.contains(wanted), "no {wanted} in {entry}");
+                }
+            }
+        }
+    }
+}

@@ -1,11 +1,12 @@
-// What the tensor-core convolutions share: implicit GEMM of windows of images with filters, and the way from its sums to
-// memory.
+// What the tensor-core convolutions share: implicit GEMM of windows of images with filters, and the way from its sums
+// to memory.
 #pragma once
 #include "extents.cuh"
 #include "finish.cuh"
 #include "mma.cuh"
 
-// The taps of windows, at most 15 a side, each one pixel further than the last; and where their weights lie in a filter.
+// The taps of windows, at most 15 a side, each one pixel further than the last; and where their weights lie in a
+// filter.
 struct Taps {
     u32 rows, cols;
     u32 first, row_step, col_step;  // elements of a filter before the first tap, and from one to the next
@@ -47,15 +48,15 @@ struct WindowsByFilters {
     static_assert(APART % 8 == 0, "a thread's rows are swizzled alike");
     const Stored *images, *filters;
     Taps taps;
-    u32 row, pixel;             // elements from one row of pixels to the next, and from one pixel to the next
-    u32 filter, count;          // elements from this thread's first filter to its next, and how many there are
-    u32 channels, skip, rest;   // a step is `skip` taps and `rest` channels
+    u32 row, pixel;            // elements from one row of pixels to the next, and from one pixel to the next
+    u32 filter, count;         // elements from one filter of this thread to its next, and how many it has
+    u32 channels, skip, rest;  // a step is `skip` taps and `rest` channels
     u32 to, tap_row, tap_col, channel;
     const Window* windows;  // of this thread's first row
 
     // `windows` are those of the rows. `filters` exist from the first column on, each `length` elements long.
-    __device__ WindowsByFilters(const Images& images, const Window* windows, const Taps& taps, const Stored* first_filter,
-                                u32 filters, u32 length, u32 channels)
+    __device__ WindowsByFilters(const Images& images, const Window* windows, const Taps& taps,
+                                const Stored* first_filter, u32 filters, u32 length, u32 channels)
         : images(static_cast<const Stored*>(images.first)), filters(first_filter + own_row() * length), taps(taps),
           row(images.w * images.pixel), pixel(images.pixel), filter(APART * length),
           count(filters > own_row() ? ceil_div(filters - own_row(), APART) : 0), channels(channels),
@@ -82,7 +83,8 @@ struct WindowsByFilters {
         for (u32 slot = 0; slot < ROW_SLOTS; ++slot) {
             const Window window = windows[slot * APART];
             const bool inside = (window.inside & tap) == tap;
-            copy_chunk(stage + to + slot * APART * T::STEP_BYTES, images + (inside ? window.first + source : 0), inside);
+            const Stored* from = images + (inside ? window.first + source : 0);
+            copy_chunk(stage + to + slot * APART * T::STEP_BYTES, from, inside);
         }
         const u32 weight = taps.first + tap_row * taps.row_step + tap_col * taps.col_step + channel;
 #pragma unroll

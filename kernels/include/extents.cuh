@@ -45,8 +45,8 @@ struct Place {
     static __device__ Place nowhere() { return {-(1 << 30), -(1 << 30), 0}; }
 };
 
-// An input gradient falls into stride * stride classes of pixels, each a convolution of the output's gradient with every
-// stride-th tap (see conv_input_grad.cu): the pixels of one class along one axis, and their taps.
+// An input gradient falls into stride * stride classes of pixels, each a convolution of the output's gradient with
+// every stride-th tap (see conv_input_grad.cu): the pixels of one class along one axis, and their taps.
 struct Axis {
     u32 first, pixels;    // the first pixel, and how many there are: every stride-th
     u32 first_tap, taps;  // likewise

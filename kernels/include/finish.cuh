@@ -1,5 +1,5 @@
-// The end of every kernel that computes tiles of [pixels, channels] on tensor cores: what is done to the f32 sums before
-// they are stored, once rounded, and what is summed over the stored values in passing.
+// The end of every kernel that computes tiles of [pixels, channels] on tensor cores: what is done to the f32 sums
+// before they are stored, once rounded, and what is summed over the stored values in passing.
 //
 // The kernel lays its sums into shared memory as f32, row by row, and calls with all threads that share the tile:
 //
@@ -9,8 +9,8 @@
 //     barrier; finish.write_sums(sums, barrier, tile_number);    // where the finish has sums to write
 //
 // A thread takes one vector of 16 bytes of every LANES-th row: rows leave in whole 32-byte sectors, neighbouring
-// threads side by side. Operands of several rows are loaded before the first of them is used. `pixels(row)` says where a
-// row lies in the output; `barrier()` brings the tile's threads together. The parts that a finish is made of (Affine,
+// threads side by side. Operands of several rows are loaded before the first of them is used. `pixels(row)` says where
+// a row lies in the output; `barrier()` brings the tile's threads together. The parts that a finish is made of (Affine,
 // Partial, Moments, GradSums) stand on their own.
 //
 // Bytes: each operand of the finish once, the output once, 8 bytes per channel and tile of sums. Shared memory:
@@ -262,8 +262,8 @@ struct ForwardFinish {
     };
 };
 
-// The gradient of a convolution's input: g = sum + partial where the mask allows, else 0; and the sums that the batchnorm
-// before it asks of g as stored.
+// The gradient of a convolution's input: g = sum + partial where the mask allows, else 0; and the sums that the
+// batchnorm before it asks of g as stored.
 struct GradFinish {
     void* output;  // [pixels, channels]
     Partial partial;

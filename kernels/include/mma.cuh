@@ -58,9 +58,7 @@ struct AlongDepth : Fragments<T> {
         const u32 lane = threadIdx.x % 32;
         const u32 rows = stage + T::warp_row() * T::STEP_BYTES + (swizzled(lane % 16, lane / 16) ^ half * 32);
 #pragma unroll
-        for (u32 m = 0; m < T::M; ++m) {
-            load_matrix_x4(a[m], rows + m * 16 * T::STEP_BYTES);
-        }
+        for (u32 m = 0; m < T::M; ++m) load_matrix_x4(a[m], rows + m * 16 * T::STEP_BYTES);
         const u32 cols = stage + (T::ROWS + T::warp_col()) * T::STEP_BYTES +
                          (swizzled(lane / 16 * 8 + lane % 8, lane / 8 % 2) ^ half * 32);
 #pragma unroll
@@ -103,8 +101,8 @@ struct AcrossDepth : Fragments<T> {
                 for (u32 i = 0; i < 4; ++i) b[n + i / 2][i % 2] = both[i];
             }
         } else {
-            // Lane l wants value l % 4 of k, and number l / 4 of eight rows or columns: of two chunks, which lie in four
-            // ways among the eight that are swapped.
+            // Lane l wants value l % 4 of k, and number l / 4 of eight rows or columns: of two chunks, which lie in
+            // four ways among the eight that are swapped.
             const u32 rows = stage + T::warp_row() * SIZE, k = half * 8 + lane % 4, within = lane / 4 % 4 * SIZE;
             u32 ways[4];
 #pragma unroll
