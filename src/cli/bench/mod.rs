@@ -3,6 +3,10 @@
 mod cache;
 mod cell;
 mod compare;
+#[cfg(test)]
+#[path = "../../../tests/common/emulator.rs"]
+#[allow(dead_code)] // other tests use more of it
+mod emulator;
 mod explain;
 mod measure;
 mod network;

@@ -5,7 +5,7 @@ use unfreeze::{
     autograd::Var,
     cache::Activations,
     checkpoint::{Checkpoint, LoadOptions, load_into},
-    data::shuffled,
+    data::{Batch, RgbImage, Transforms, View, shuffled},
     nn::{FreezeState, Grouping, HeadSpec, Model, Pass},
     ops::loss::{CrossEntropy, Target, cross_entropy},
     optim::{Optimizer, OptimizerKind},
@@ -19,6 +19,9 @@ pub const BATCHES: usize = 4;
 
 /// Most memory for the images of all batches: the activations of one take many times as much.
 const MOST_BYTES: usize = 32 << 30;
+
+/// Bytes of a pixel on the device at most: four channels of f32.
+const PIXEL: usize = 16;
 
 /// Samples whose activations are cached, unless a batch has more.
 pub const CACHED: usize = 8192;
@@ -172,21 +175,26 @@ pub fn logits(cell: &Cell, checkpoint: &Checkpoint, images: &Tensor) -> Result<V
     model.logits(images)?.to_vec()
 }
 
-/// Batches of random images and labels, which the device holds.
+/// Batches of random pictures and labels, which the device holds: uploaded as a fit uploads them, and so in the layout
+/// and the type that the network takes.
 fn batches(cell: &Cell, seed: u64, device: &Device) -> Result<Vec<(Var, Target)>> {
-    let shape = [cell.batch_size, cell.size, cell.size, 3];
-    let elements: usize = shape.iter().product();
-    let bytes = BATCHES * elements * size_of::<f32>();
+    let Cell { size, batch_size, dtype, .. } = *cell;
+    let bytes = BATCHES * batch_size * size * size * PIXEL;
     if bytes > MOST_BYTES {
         let message = format!("{BATCHES} batches of images would take {} GiB; give fewer or smaller ones", bytes >> 30);
         return Err(Error::setting("--batch-size and --size", message));
     }
+    let transforms = Transforms::new(size);
     let batch = |number: usize| {
         let mut random = Random::stream(seed, "bench", &[number as u64]);
-        let pixels: Vec<f32> = (0..elements).map(|_| random.uniform(-2.0, 2.0)).collect();
-        let images = Tensor::new(pixels, shape, device)?;
-        let labels = (0..cell.batch_size).map(|_| label(&mut random)).collect();
-        Ok((Var::constant(images), Target::labels(labels, CLASSES, device)?))
+        let mut batch = Batch::default();
+        for index in 0..batch_size {
+            let mut picture = RgbImage::new(size as u32, size as u32);
+            picture.iter_mut().for_each(|byte| *byte = random.uniform(0.0, 256.0) as u8);
+            batch.push(transforms.prepare(&picture, View::Clean)?, label(&mut random), index as u32);
+        }
+        let images = batch.upload(&transforms, device, dtype)?;
+        Ok((Var::constant(images), Target::labels(batch.labels, CLASSES, device)?))
     };
     (0..BATCHES).map(batch).collect()
 }
@@ -206,4 +214,32 @@ fn cached(cell: &Cell, samples: usize, seed: u64, device: &Device) -> Result<Inp
 
 fn label(random: &mut Random) -> u32 {
     random.uniform(0.0, CLASSES as f32) as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::bench::emulator::{Settings, emulated};
+    use unfreeze::{DType, Precision, nn::Arch};
+
+    /// What is timed is what a fit runs: images come as the network takes them, and no step converts them.
+    #[test]
+    fn images_are_those_of_a_fit() -> Result<()> {
+        for (dtype, channels, storage) in
+            [(Precision::F32, 3, DType::F32), (Precision::Tf32, 4, DType::F32), (Precision::Bf16, 4, DType::BF16)]
+        {
+            let Some((device, driver)) = emulated(Settings::default()) else { return Ok(()) };
+            let cell = Cell { arch: Arch::ResNet20, size: 8, batch_size: 2, work: Work::Full, dtype };
+            let mut task = Task::new(cell, 0, &device)?;
+            let Input::Images(batches) = &task.input else { unreachable!("images are trained on") };
+            for (images, _) in batches {
+                assert_eq!((images.value().dims(), images.value().dtype()), (&[2, 8, 8, channels][..], storage));
+            }
+            task.step()?;
+            let launched = driver.counters();
+            assert!(launched.keys().any(|kernel| kernel.starts_with("augment")), "{launched:?}");
+            assert!(!launched.keys().any(|kernel| kernel.starts_with("pack_images")), "{dtype}: {launched:?}");
+        }
+        Ok(())
+    }
 }
