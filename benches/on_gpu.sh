@@ -6,9 +6,10 @@
 #   benches/on_gpu.sh run DIR      runs what was built, on the GPU machine
 #
 # Settings: DEVICE (cuda:0), OUT (where logs go; a temporary folder), STEP_SECONDS (limit of each step, 240), SKIP
-# (words separated by spaces: tests sanitizer bench compare). Of the comparison with PyTorch: PYTHON (python3; one with
-# torch and torchvision), MINUTES (25), COMPARE (further flags of `unfreeze bench compare`), RESULTS (where
-# DATE-DEVICE.md and .jsonl go, benches/results or the built folder's results; a second run of a day goes on there).
+# (words separated by spaces: tests sanitizer bench compare), DTYPES of the benchmarks (bf16 tf32 f32; before compute
+# capability 8.0 f32 alone). Of the comparison with PyTorch: PYTHON (python3; one with torch and torchvision), MINUTES
+# (25), COMPARE (further flags of `unfreeze bench compare`), RESULTS (where DATE-DEVICE.md and .jsonl go,
+# benches/results or the built folder's results; a second run of a day goes on there).
 set -euo pipefail
 here=$(cd "$(dirname "$0")/.." && pwd)
 # The programs in which tests touch the GPU; the library's own tests are all of its operations.
@@ -111,13 +112,19 @@ run() {
         echo "compute-sanitizer is missing: not run" | tee -a "$table"
     fi
     if [[ $skip != *" bench "* ]]; then
-        for arch in resnet18 resnet34 resnet50; do
-            for what in forward train; do
-                step "bench-$what-$arch" ./unfreeze bench "$what" --arch "$arch" --batch-size 64 --device "$device"
+        local arch dtype what
+        for dtype in ${DTYPES:-bf16 tf32 f32}; do
+            for arch in resnet18 resnet34 resnet50; do
+                local flags=(--arch "$arch" --dtype "$dtype" --batch-size 64 --device "$device")
+                for what in forward train; do
+                    step "bench-$what-$arch-$dtype" ./unfreeze bench "$what" "${flags[@]}"
+                done
+                step "explain-$arch-$dtype" ./unfreeze bench train --explain "${flags[@]}"
+                if [ "$arch" = resnet34 ]; then continue; fi # its shapes are those of resnet18
+                step "ops-$arch-$dtype" ./unfreeze bench ops --rounds 3 --seconds 0.05 "${flags[@]}"
             done
-            step "explain-$arch" ./unfreeze bench train --explain --arch "$arch" --batch-size 64 --device "$device"
         done
-        step ops ./unfreeze bench ops --arch resnet50 --batch-size 64 --rounds 3 --seconds 0.05 --device "$device"
+        step bench-cache ./unfreeze bench cache --arch resnet50 --batch-size 64 --device "$device"
     fi
     if [[ $skip != *" compare "* ]]; then compare; fi
     printf '\nlogs: %s\n\n' "$out"
@@ -134,7 +141,7 @@ case ${1:-} in
         RESULTS=${RESULTS:-$here/benches/results} run "$folder"
         ;;
     *)
-        sed -n '2,11p' "$0"
+        sed -n '2,12p' "$0"
         exit 2
         ;;
 esac

@@ -60,8 +60,10 @@ fn every_operation_of_a_network_is_measured() {
         [count("conv forward"), count("conv input gradient"), count("conv weight gradient")],
         [19.0, 18.0, 19.0]
     );
-    assert_eq!([count("batchnorm apply"), count("average pool"), count("sgd")], [19.0, 1.0, 1.0]);
+    assert_eq!([count("batchnorm apply"), count("average pool + grad"), count("sgd")], [19.0, 1.0, 1.0]);
     assert!(ops.iter().all(|op| number(op, "seconds") > 0.0 && number(op, "bytes") > 0.0 && number(op, "share") > 0.0));
+    let refused = unfreeze(&format!("bench ops --dtype bf16 --device cpu {SMALL}"), &[]);
+    assert!(refused.code == 2 && refused.err.contains("bf16 is for newer GPUs"), "{}", refused.err);
 }
 
 /// The launches that a device counts are those that its driver saw.

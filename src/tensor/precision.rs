@@ -34,9 +34,11 @@ impl Precision {
         }
     }
 
+    /// Checks that `device` can compute with it.
+    ///
     /// # Errors
-    /// [`Error::Setting`] if `device` cannot compute with it.
-    pub(crate) fn check(self, device: &Device) -> Result<()> {
+    /// [`Error::Setting`] if not.
+    pub fn check(self, device: &Device) -> Result<()> {
         let remedy = match device {
             _ if self == Precision::F32 => return Ok(()),
             Device::Cuda(cuda) if cuda.properties().capability >= TENSOR_CORES => return Ok(()),

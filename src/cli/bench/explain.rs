@@ -100,7 +100,7 @@ fn reference(cell: &Cell) -> Option<(u64, f64)> {
 }
 
 /// How often each kernel was launched, on a device that has some.
-fn launches(device: &Device) -> Option<BTreeMap<&'static str, u64>> {
+pub fn launches(device: &Device) -> Option<BTreeMap<&'static str, u64>> {
     match device {
         Device::Cuda(cuda) => Some(cuda.launches()),
         _ => None,

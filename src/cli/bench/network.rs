@@ -57,10 +57,10 @@ pub fn time(text: &str) -> Result<f64, String> {
 pub struct Images {
     /// Side of the images in pixels [default: 224, or 32 for CIFAR networks]
     #[arg(long, value_name = "N", value_parser = side)]
-    size: Option<usize>,
+    pub size: Option<usize>,
     /// What activations are stored and multiplied in: f32, tf32 or bf16
     #[arg(long, default_value_t = Precision::F32, value_name = "NAME")]
-    dtype: Precision,
+    pub dtype: Precision,
 }
 
 #[derive(Args)]
@@ -70,8 +70,8 @@ pub struct Forward {
     #[command(flatten)]
     options: Options,
     /// Print a JSON object: images_per_second (the median), low and high (the 5th and 95th percentile), peak_memory in
-    /// bytes, roof (flops and bytes per second, null if unknown), floor (images per second at the roof), share of it, and
-    /// the settings
+    /// bytes, roof (flops and bytes per second, null if unknown), floor (images per second at the roof), share of it,
+    /// and the settings
     #[arg(long)]
     json: bool,
 }
