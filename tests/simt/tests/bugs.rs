@@ -119,6 +119,7 @@ fn global_memory() {
         many("unwritten", Count, &[UninitialisedMemory], &["byte 1020 of buffer `out`", "no kernel wrote"]),
         case("misaligned", 64, &[Misaligned], &["a load of 16 bytes", "4 past a multiple of 16"]),
         many("through_global", Scratch, &[Race], &["buffer `scratch`", "of the same block"]),
+        many("after_readers", Scratch, &[Race], &["buffer `scratch`", "of the same block"]),
         many("blocks_write", Scratch, &[Race], &["buffer `out`", "block ("]),
         many("blocks_read", Scratch, &[Race], &["buffer `scratch`", "block ("]),
         many("in_place", Scratch, &[Race], &["buffer `scratch`"]),

@@ -121,6 +121,18 @@ template <bool RIGHT> __device__ __forceinline__ void through_global(const float
 }
 BOTH(through_global, (const float* x, float* out, float* scratch), (x, out, scratch))
 
+// Many read, and behind a barrier one reads and writes: alone, or while another warp still reads.
+template <bool RIGHT> __device__ __forceinline__ void after_readers(const float* x, float* out, float* scratch) {
+    float* shared_by_all = scratch + blockIdx.x * 64;
+    float before = shared_by_all[0];
+    __syncthreads();
+    float behind = 0;
+    if (threadIdx.x == 0 || !RIGHT && threadIdx.x == 32) behind = shared_by_all[0];
+    if (threadIdx.x == 0) shared_by_all[0] = behind + x[0];
+    out[blockIdx.x * 64 + threadIdx.x] = before + behind;
+}
+BOTH(after_readers, (const float* x, float* out, float* scratch), (x, out, scratch))
+
 // Blocks write the same element.
 template <bool RIGHT> __device__ __forceinline__ void blocks_write(const float* x, float* out, float*) {
     out[RIGHT ? blockIdx.x * 64 + threadIdx.x : blockIdx.x * 63 + threadIdx.x] = x[threadIdx.x];
