@@ -1,13 +1,12 @@
 //! The [`Driver`] that is a GPU, through cudarc's thin layer over the CUDA driver. One queue computes, another brings
 //! input, a third is where graphs are captured; every answer of the driver is checked.
 
-mod recorder;
-
 mod hopper;
+mod recorder;
+mod slot;
 
 use std::{
     ffi::{CString, c_void},
-    ptr::null_mut,
     sync::{Arc, Mutex},
 };
 
@@ -25,9 +24,7 @@ use super::{
 };
 use crate::{Error, Result};
 use recorder::Recorder;
-
-/// Input buffers grow to multiples of this many bytes.
-const SLOT_GRAIN: usize = 1 << 20;
+use slot::{SLOT_GRAIN, Slot};
 
 /// A GPU behind NVIDIA's driver.
 pub struct Hardware {
@@ -56,17 +53,6 @@ struct Function {
     entry: Arc<str>,
     /// Bytes of dynamic shared memory that it may be launched with so far.
     dynamic: u32,
-}
-
-/// An input buffer: page-locked memory of the host, and memory of the GPU.
-struct Slot {
-    host: *mut u8,
-    device: sys::CUdeviceptr,
-    capacity: usize,
-    /// The copy to the GPU has been done.
-    copied: sys::CUevent,
-    /// The kernels that read it have run.
-    read: sys::CUevent,
 }
 
 /// What a call of the driver answers.
@@ -178,53 +164,8 @@ impl Hardware {
         Error::Device { device: self.name.clone(), message: message.into() }
     }
 
-    /// Gives `slot` buffers of `capacity` bytes, once nothing uses those it has.
-    fn grow(&self, slot: &mut Slot, capacity: usize) -> Result<()> {
-        self.run("waiting for input", || {
-            // SAFETY: events are the slot's own; one that was never recorded counts as done.
-            unsafe {
-                result::event::synchronize(slot.copied)?;
-                result::event::synchronize(slot.read)
-            }
-        })?;
-        self.run("freeing memory", || slot.release())?;
-        let device = self.alloc(capacity)?;
-        let host = self.run(&format!("page-locking {capacity} bytes of the host's memory"), || {
-            // SAFETY: written before it is read.
-            unsafe { result::malloc_host(capacity, 0) }
-        });
-        let host = host.inspect_err(|_| self.free(device))?.cast();
-        (slot.host, slot.device, slot.capacity) = (host, device, capacity);
-        Ok(())
-    }
-
     fn no_function(&self) -> Error {
         self.refused("a kernel that was not loaded")
-    }
-
-    fn slot(&self, slot: usize) -> Result<&Mutex<Slot>> {
-        self.slots
-            .get(slot)
-            .ok_or_else(|| self.refused(&format!("there is no input slot {slot}; the last is {}", SLOTS - 1)))
-    }
-}
-
-impl Slot {
-    fn new() -> Answer<Self> {
-        let event = || result::event::create(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING);
-        Ok(Self { host: null_mut(), device: 0, capacity: 0, copied: event()?, read: event()? })
-    }
-
-    /// Gives back the buffers.
-    fn release(&mut self) -> Answer<()> {
-        if std::mem::take(&mut self.capacity) > 0 {
-            // SAFETY: both are this slot's own, and the caller knows that nothing uses them any more.
-            unsafe {
-                result::free_sync(self.device)?;
-                result::free_host(self.host.cast())?;
-            }
-        }
-        Ok(())
     }
 }
 
