@@ -1,8 +1,8 @@
 //! ResNet transfer learning in pure Rust: freezing, cached activations, a learning rate per layer group.
 //!
 //! Start with [`learner::Learner`] to train and [`learner::Classifier`] to predict; the [`prelude`] has what both need.
-//! Each module imports only from those below it: `report` → `learner` → `cache` → `data`, `checkpoint` → `nn`, `optim` → `ops` →
-//! `autograd` → `tensor` → `device`.
+//! Each module imports only from those below it: `report` → `learner` → `cache` → `data`, `checkpoint` → `nn`, `optim`
+//! → `ops` → `autograd` → `tensor` → `device`.
 #![deny(missing_docs)]
 
 // What tests beside the library share with those in it names the library by its name.

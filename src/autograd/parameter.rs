@@ -30,8 +30,8 @@ impl Role {
     }
 }
 
-/// A convolution's weight as tensor cores read it, beside the f32 master. Groups narrower than 64 channels are joined to
-/// groups of at most 64, whose filters are zero on the other groups' channels.
+/// A convolution's weight as tensor cores read it, beside the f32 master. Groups narrower than 64 channels are joined
+/// to groups of at most 64, whose filters are zero on the other groups' channels.
 #[derive(Clone, Debug)]
 pub struct Packed {
     /// `[K, R, S, c]`: `c` channels of a joined group, with zeros up to a multiple of 4. bf16, or f32 for TF32.

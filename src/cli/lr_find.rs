@@ -18,8 +18,8 @@ use super::{
 /// Search for a learning rate
 ///
 /// Trains for some steps with a rate that grows from start to end, and suggests a tenth of the one where the smoothed
-/// loss is lowest (or, where it still falls at the end, the one where it falls fastest). Nothing is kept of the training. OUT receives lr_find.png and lr_find.json; what was there under
-/// these names is replaced.
+/// loss is lowest (or, where it still falls at the end, the one where it falls fastest). Nothing is kept of the
+/// training. OUT receives lr_find.png and lr_find.json; what was there under these names is replaced.
 #[derive(Args)]
 pub struct Find {
     #[command(flatten)]

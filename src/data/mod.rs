@@ -135,18 +135,18 @@ impl ImageData {
         Self::scanned(path.as_ref(), folders::scan(path.as_ref(), None)?)
     }
 
-    /// As [`from_folders`](Self::from_folders), for `path/train/CLASS/` or `path/CLASS/` alone: a share of each class is
-    /// held out for validation. Files of equal content stay on one side, and are [noted](Self::notes).
+    /// As [`from_folders`](Self::from_folders), for `path/train/CLASS/` or `path/CLASS/` alone: a share of each class
+    /// is held out for validation. Files of equal content stay on one side, and are [noted](Self::notes).
     ///
     /// # Errors
-    /// As [`from_folders`](Self::from_folders); [`Error::Setting`] for a share that is none, or if there is a validation
-    /// folder already; [`Error::Data`] if no class has two different images.
+    /// As [`from_folders`](Self::from_folders); [`Error::Setting`] for a share that is none, or if there is a
+    /// validation folder already; [`Error::Data`] if no class has two different images.
     pub fn from_class_folders(path: impl AsRef<Path>, holdout: Holdout) -> Result<Self> {
         Self::scanned(path.as_ref(), folders::scan(path.as_ref(), Some(holdout))?)
     }
 
-    /// The set that a CSV file describes, with the columns `path` (relative to the file's folder), `label` and, unless a
-    /// share is held out, `split`: train, valid or test. Labels of test images may be left empty.
+    /// The set that a CSV file describes, with the columns `path` (relative to the file's folder), `label` and, unless
+    /// a share is held out, `split`: train, valid or test. Labels of test images may be left empty.
     ///
     /// # Errors
     /// [`Error::Data`] naming the line at fault; [`Error::Setting`] for a share to hold out of a table that has

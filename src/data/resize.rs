@@ -1,5 +1,5 @@
-//! Antialiased bilinear scaling, equal to Pillow's `BILINEAR` within one grey level, and mostly exactly: the same passes
-//! in the same order.
+//! Antialiased bilinear scaling, equal to Pillow's `BILINEAR` within one grey level, and mostly exactly: the same
+//! passes in the same order.
 
 use fast_image_resize::images::{Image, ImageRef};
 use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
@@ -90,7 +90,8 @@ pub(super) fn resize_window(image: &RgbImage, scaled: (u32, u32), window: Window
     RgbImage::from_raw(window.width, window.height, pixels).ok_or_else(|| fail("the result is too small"))
 }
 
-/// Start and length, in pixels of a source side of `source`, of `length` pixels at `start` of a side scaled to `scaled`.
+/// Start and length, in pixels of a source side of `source`, of `length` pixels at `start` of a side scaled to
+/// `scaled`.
 fn source_span(start: u32, length: u32, scaled: u32, source: u32) -> (f64, f64) {
     let to_source = |x: u32| (f64::from(x) * f64::from(source) / f64::from(scaled)).min(f64::from(source));
     let left = to_source(start);

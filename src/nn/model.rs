@@ -77,7 +77,8 @@ impl Model {
     /// [`Optimizer`](crate::optim::Optimizer), which keeps the copies that tensor cores read.
     ///
     /// # Errors
-    /// [`Error::Setting`](crate::Error::Setting) if the device cannot compute with it; [`Error::OutOfMemory`](crate::Error::OutOfMemory).
+    /// [`Error::Setting`](crate::Error::Setting) if the device cannot compute with it;
+    /// [`Error::OutOfMemory`](crate::Error::OutOfMemory).
     pub fn set_precision(&mut self, precision: Precision) -> Result<()> {
         precision.check(self.device())?;
         self.backbone.convolutions_mut().try_for_each(|convolution| convolution.set_precision(precision))
@@ -125,8 +126,8 @@ impl Model {
     /// The same network with its parameters on another device.
     ///
     /// # Errors
-    /// [`Error::OutOfMemory`](crate::Error::OutOfMemory) if they do not fit there; [`Error::Setting`](crate::Error::Setting) if it cannot compute with the network's
-    /// precision.
+    /// [`Error::OutOfMemory`](crate::Error::OutOfMemory) if they do not fit there;
+    /// [`Error::Setting`](crate::Error::Setting) if it cannot compute with the network's precision.
     pub fn to_device(mut self, device: &Device) -> Result<Self> {
         let mut outcome = Ok(());
         self.visit_mut(&mut |parameter| match parameter.value.to_device(device) {

@@ -10,8 +10,8 @@ use crate::{Device, Error, Result};
 /// Compute capability of the first GPUs with the tensor cores that TF32 and bf16 need.
 const TENSOR_CORES: (u32, u32) = (8, 0);
 
-/// What a network's activations are stored in and what its convolutions multiply with. Parameters, batchnorm statistics,
-/// sums and the head are f32 in all of them.
+/// What a network's activations are stored in and what its convolutions multiply with. Parameters, batchnorm
+/// statistics, sums and the head are f32 in all of them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]

@@ -7,8 +7,8 @@ use rayon::prelude::*;
 use serde_json::{Value, json};
 use unfreeze::{Device, Precision, Result, Tensor, nn::cost::Roof, ops::linear};
 
-/// The share of a data sheet's operations per second that counts as the roof: what cuBLAS' bf16 products reach on an H200
-/// (790 of 989 TFLOP/s), times 0.8 for the shapes of these networks.
+/// The share of a data sheet's operations per second that counts as the roof: what cuBLAS' bf16 products reach on an
+/// H200 (790 of 989 TFLOP/s), times 0.8 for the shapes of these networks.
 const ATTAINABLE: f64 = 0.64;
 
 /// Bytes that a copy reads: far more than a cache holds.

@@ -133,7 +133,8 @@ impl Nvrtc {
         let names = Strings::new(program.headers.iter().map(|(name, _)| *name))?;
         let options = Strings::new(options.iter().map(String::as_str))?;
         let mut unit = Unit { api: &self.api, handle: null_mut() };
-        // SAFETY: C strings, and arrays of them of the length given, that live until the call returns; NVRTC copies them.
+        // SAFETY: C strings, and arrays of them of the length given, that live until the call returns; NVRTC copies
+        // them.
         let code = unsafe {
             let (count, headers, names) = (headers.count(), headers.as_ptr(), names.as_ptr());
             (self.api.create)(&mut unit.handle, text.as_ptr(), name.as_ptr(), count, headers, names)
@@ -221,8 +222,8 @@ fn c_string(text: &str) -> Result<CString, String> {
     CString::new(text).map_err(|_| "a zero byte in a program, a header or an option".to_owned())
 }
 
-/// NVRTC looks for a second library by its bare name, which the loader finds only where it is loaded already, or lies on
-/// the loader's path.
+/// NVRTC looks for a second library by its bare name, which the loader finds only where it is loaded already, or lies
+/// on the loader's path.
 fn load_builtins(path: &Path) {
     let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) else { return };
     for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {

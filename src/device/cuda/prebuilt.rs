@@ -1,5 +1,5 @@
-//! Kernels compiled ahead of time, for machines without NVRTC: a folder of machine code with an index that says what each
-//! file was compiled from, so that one of another version of this engine is refused and not run.
+//! Kernels compiled ahead of time, for machines without NVRTC: a folder of machine code with an index that says what
+//! each file was compiled from, so that one of another version of this engine is refused and not run.
 
 use std::{
     env, fs,

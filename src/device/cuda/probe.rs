@@ -1,5 +1,5 @@
-//! Finds out which GPUs there are, where there may be no driver, a stub of one, an old one or one without a GPU: each is
-//! a value that says what to do. It calls the driver's library itself, because cudarc panics where that is missing.
+//! Finds out which GPUs there are, where there may be no driver, a stub of one, an old one or one without a GPU: each
+//! is a value that says what to do. It calls the driver's library itself, because cudarc panics where that is missing.
 
 use std::{
     ffi::{c_char, c_int},

@@ -65,8 +65,8 @@ impl Source {
     }
 }
 
-/// The best of `archs` for a GPU of this compute capability: code runs on GPUs of the same major version and the same or a
-/// higher minor one; with an `a` behind it, on that one alone.
+/// The best of `archs` for a GPU of this compute capability: code runs on GPUs of the same major version and the same
+/// or a higher minor one; with an `a` behind it, on that one alone.
 pub fn architecture(archs: &[&'static str], capability: (u32, u32)) -> Option<&'static str> {
     let runs = |arch: &&'static str| {
         let number = arch.strip_prefix("sm_")?;

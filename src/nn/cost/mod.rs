@@ -152,8 +152,8 @@ impl Network {
         self.blocks().len() + 2
     }
 
-    /// The kernels of the frozen network. With `pool_in_stem` the stem's max pool is taken in the stem's epilogue, which
-    /// spares the largest activation.
+    /// The kernels of the frozen network. With `pool_in_stem` the stem's max pool is taken in the stem's epilogue,
+    /// which spares the largest activation.
     pub fn forward(&self, pool_in_stem: bool) -> Vec<Kernel> {
         let mut kernels = self.frozen(self.units() - 1, pool_in_stem);
         kernels.extend(self.head());

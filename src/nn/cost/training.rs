@@ -46,7 +46,8 @@ impl Network {
     }
 
     /// Bytes that the forward pass of [`Network::training_step`] keeps for the backward pass: of every trained
-    /// convolution its input and its output, a bit per element where a block ends, and the places of maxima. The images do not count.
+    /// convolution its input and its output, a bit per element where a block ends, and the places of maxima. The images
+    /// do not count.
     pub fn saved(&self, frozen: usize) -> f64 {
         self.saved_by_unit(frozen).iter().sum()
     }

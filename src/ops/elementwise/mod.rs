@@ -1,5 +1,5 @@
-//! ReLU and addition on their own, where no convolution or batchnorm precedes them to fuse with; and scaling by a number
-//! on the device. Tensors are f32, on a GPU also bf16.
+//! ReLU and addition on their own, where no convolution or batchnorm precedes them to fuse with; and scaling by a
+//! number on the device. Tensors are f32, on a GPU also bf16.
 
 pub(super) mod cuda;
 

@@ -46,8 +46,8 @@ pub struct Steps<'a> {
 /// separate operations and [`optimizer::step`](super::optimizer::step), for batches of at most 256 samples.
 ///
 /// # Errors
-/// [`Error::Shape`] if extents do not fit, a batch is empty or names a sample that does not exist; then nothing has moved.
-/// [`Error::Device`] on a processor.
+/// [`Error::Shape`] if extents do not fit, a batch is empty or names a sample that does not exist; then nothing has
+/// moved. [`Error::Device`] on a processor.
 pub fn train(head: &mut Head, samples: Samples, steps: Steps, options: &CrossEntropy) -> Result<Tensor> {
     match samples.features.device().clone() {
         Device::Cuda(cuda) => cuda::train(&cuda, head, samples, steps, options),

@@ -1,5 +1,5 @@
-//! Optimizer steps: all parameters at once, each with the rates of its group. Where weights have copies for tensor cores,
-//! a step writes them too.
+//! Optimizer steps: all parameters at once, each with the rates of its group. Where weights have copies for tensor
+//! cores, a step writes them too.
 
 mod cpu;
 pub(super) mod cuda;
@@ -76,8 +76,8 @@ pub struct Rate {
     pub weight_decay: f32,
 }
 
-/// What is new in each step: the rates of each group, and of AdamW the number of the step. On a GPU they lie in its memory,
-/// where a step that was captured finds them.
+/// What is new in each step: the rates of each group, and of AdamW the number of the step. On a GPU they lie in its
+/// memory, where a step that was captured finds them.
 #[derive(Debug)]
 pub struct Rates {
     rule: Rule,
