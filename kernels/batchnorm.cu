@@ -145,30 +145,22 @@ struct Running {
     u32 channels;
     float momentum;
     float unbiased;  // rows / (rows - 1)
-
-    // One thread per channel. One rounding per operation, as the processor:
-    // running = (1 - momentum) * running + momentum * moment.
-    __device__ void update() const {
-        const u32 channel = blockIdx.x * THREADS + threadIdx.x;
-        if (channel >= channels) return;
-        const float keep = 1.0f - momentum, share = __fmul_rn(momentum, unbiased);
-        running_mean[channel] =
-            __fadd_rn(__fmul_rn(keep, running_mean[channel]), __fmul_rn(momentum, mean[channel]));
-        running_variance[channel] =
-            __fadd_rn(__fmul_rn(keep, running_variance[channel]), __fmul_rn(share, variance[channel]));
-    }
 };
-
-extern "C" __global__ void __launch_bounds__(THREADS) batchnorm_running(const Running p) { p.update(); }
 
 struct RunningTable {
     const Running* entries;  // one for each blockIdx.y
 };
 
-// All batchnorms of a network at once.
-extern "C" __global__ void __launch_bounds__(THREADS) batchnorm_running_all(const RunningTable p) {
+// All batchnorms of a network at once, one thread per channel. One rounding per operation, as the processor:
+// running = (1 - momentum) * running + momentum * moment.
+extern "C" __global__ void __launch_bounds__(THREADS) batchnorm_running(const RunningTable p) {
     const Running own = p.entries[blockIdx.y];
-    own.update();
+    const u32 channel = blockIdx.x * THREADS + threadIdx.x;
+    if (channel >= own.channels) return;
+    const float keep = 1.0f - own.momentum, share = __fmul_rn(own.momentum, own.unbiased);
+    float &mean = own.running_mean[channel], &variance = own.running_variance[channel];
+    mean = __fadd_rn(__fmul_rn(keep, mean), __fmul_rn(own.momentum, own.mean[channel]));
+    variance = __fadd_rn(__fmul_rn(keep, variance), __fmul_rn(share, own.variance[channel]));
 }
 
 struct ApplyParams {

@@ -31,13 +31,18 @@ impl Random {
     /// (epoch, sample, …).
     pub fn stream(seed: u64, purpose: &str, numbers: &[u64]) -> Self {
         let start = splitmix64(seed ^ fnv1a64(purpose));
-        Self { key: numbers.iter().fold(start, |key, &number| splitmix64(key ^ number)), counter: 0 }
+        numbers.iter().fold(Self { key: start, counter: 0 }, |stream, &number| stream.numbered(number))
     }
 
     /// A stream of its own for a part of what this one is for, whatever was drawn before: so that a part which is left
     /// out, or draws more, does not change what the others draw.
     pub fn part(&self, name: &str, number: u64) -> Self {
         Self { key: splitmix64(splitmix64(self.key ^ fnv1a64(name)) ^ number), counter: 0 }
+    }
+
+    /// The stream with one more number, as [`Random::stream`] would have named it.
+    pub(crate) fn numbered(&self, number: u64) -> Self {
+        Self { key: splitmix64(self.key ^ number), counter: 0 }
     }
 
     /// The value at position `index`, whatever was drawn before, in `[0, 1)` with 24 bits.

@@ -206,7 +206,7 @@ fn a_hundred_steps_leave_no_memory_behind() {
     let Some((gpu, driver)) = emulated(Settings::default()) else { return };
     let folder = folders(&["cat", "dog"], 4, 1, 0);
     let live = {
-        let mut learner = tiny(data(folder.path()), &gpu);
+        let mut learner = tiny(data(folder.path()), &gpu).graphs(false);
         learner.unfreeze();
         // Momentum and whatever else stays is there after the first steps.
         learner.fit(Fit::epochs(1).lr(1e-3)).unwrap();

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::Tensor;
+use crate::{Result, Tensor, device::CudaDevice};
 
 /// What a parameter is for; decides its layout, its initialisation and whether it can be learned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,6 +65,22 @@ impl Parameter {
     pub fn set_value(&mut self, value: Tensor) {
         self.value = value;
         self.packed = None;
+    }
+
+    /// Where it and its copies lie on `cuda`, unshared if it is trained.
+    pub(crate) fn fingerprint(&mut self, cuda: &CudaDevice) -> Result<[u64; 3]> {
+        let trainable = self.trainable;
+        let address = |tensor: &mut Tensor| match trainable {
+            true => tensor.address_mut(tensor.dtype(), cuda),
+            false => tensor.address(tensor.dtype(), cuda),
+        };
+        let value = address(&mut self.value)?;
+        let (forward, flipped) = match &mut self.packed {
+            Some(packed) => (address(&mut packed.forward)?, packed.flipped.as_mut().map_or(Ok(0), address)?),
+            None => (0, 0),
+        };
+        // Addresses are even.
+        Ok([value | u64::from(trainable), forward, flipped])
     }
 
     /// The name.

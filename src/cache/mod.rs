@@ -16,8 +16,8 @@ const SHARE: u64 = 4;
 pub struct Activations {
     width: usize,
     values: Vec<f32>,
-    /// The same values on a GPU, `[rows, width]`.
-    resident: Option<Tensor>,
+    /// The same values on a GPU, `[rows, width]`, and the labels, `[rows]`.
+    resident: Option<(Tensor, Tensor)>,
     labels: Vec<u32>,
     indices: Vec<u32>,
 }
@@ -49,8 +49,12 @@ impl Activations {
     /// [`Error::Device`] if the device failed.
     pub fn keep_on(&mut self, device: &Device) -> Result<()> {
         let fits = device.available().is_some_and(|free| self.bytes() as u64 <= free / SHARE);
+        let copy = || {
+            let features = Tensor::new(self.values.clone(), [self.rows(), self.width], device)?;
+            Ok((features, Tensor::new(self.labels.clone(), [self.rows()], device)?))
+        };
         self.resident = match device {
-            Device::Cuda(_) if fits => match Tensor::new(self.values.clone(), [self.rows(), self.width], device) {
+            Device::Cuda(_) if fits => match copy() {
                 // Free memory may be in pieces.
                 Err(Error::OutOfMemory { .. }) => None,
                 outcome => Some(outcome?),
@@ -58,6 +62,11 @@ impl Activations {
             _ => None,
         };
         Ok(())
+    }
+
+    /// Features and labels where a GPU holds them.
+    pub(crate) fn resident(&self) -> Option<(&Tensor, &Tensor)> {
+        self.resident.as_ref().map(|(features, labels)| (features, labels))
     }
 
     /// Number of samples.
@@ -90,8 +99,8 @@ impl Activations {
             label.ok_or_else(|| Error::shape("cache", format!("row {row} of {}", self.rows())))
         };
         let labels = rows.iter().map(label).collect::<Result<Vec<u32>>>()?;
-        let features = match &self.resident {
-            Some(resident) if resident.device().is(device) => {
+        let features = match self.resident() {
+            Some((resident, _)) if resident.device().is(device) => {
                 gather(resident, &Tensor::new(rows.to_vec(), [rows.len()], device)?)?
             }
             _ => {

@@ -81,6 +81,9 @@ pub struct Train {
     /// trained on a pretrained backbone]; `off` suits large batches of images unlike those of the pretraining
     #[arg(long, value_enum)]
     bn_freeze: Option<Switch>,
+    /// On a GPU, capture the steps as CUDA graphs and replay them: the same result, for fewer calls of the driver
+    #[arg(long, value_enum, default_value_t = Switch::On)]
+    graphs: Switch,
     #[command(flatten)]
     transforms: TransformFlags,
     #[command(flatten)]
@@ -118,7 +121,7 @@ impl Train {
             config.check_same(&flags)?;
             (config.data, config.weights) = (flags.data, flags.weights);
         }
-        let learner = config.prepare(&self.compute, self.mode)?;
+        let learner = config.prepare(&self.compute, self.mode)?.graphs(self.graphs == Switch::On);
         if config.classes != learner.data().classes() {
             let message = format!("has the classes {:?}, but the run {:?}", learner.data().classes(), config.classes);
             return Err(Error::data(&config.data, message));
@@ -150,7 +153,7 @@ impl Train {
         };
         let learner = config.prepare_with(weights, &self.compute, self.mode)?;
         config.classes = learner.data().classes().to_vec();
-        Ok((config, learner))
+        Ok((config, learner.graphs(self.graphs == Switch::On)))
     }
 
     fn recipe(&self) -> Recipe {

@@ -67,7 +67,8 @@ pub enum Event<'a> {
 pub enum Flow {
     /// Yes.
     Continue,
-    /// It ends after this step or epoch, and counts as finished.
+    /// It ends after this step or epoch, and counts as finished. Where steps were made together with this one (see
+    /// [`Learner::graphs`](super::Learner::graphs)), after those.
     Stop,
     /// It ends at once, with this error.
     Fail(Error),
@@ -90,7 +91,7 @@ impl<F: FnMut(&Event) -> Flow + Send> Callback for F {
 pub struct CancelToken(Arc<AtomicBool>);
 
 impl CancelToken {
-    /// Asks the work to end after the current batch; it returns [`Error::Cancelled`].
+    /// Asks the work to end after the current batch, or those that are made together with it; it returns [`Error::Cancelled`].
     pub fn cancel(&self) {
         self.0.store(true, Ordering::Relaxed);
     }

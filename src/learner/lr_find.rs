@@ -208,6 +208,7 @@ impl Learner {
         let (model, steps, backbone_key) = (self.model.clone(), self.steps, self.backbone_key);
         let progress = std::mem::take(&mut self.progress);
         let found = self.search(&find, &ratios, &weight_decays);
+        self.stepper.reset();
         (self.model, self.steps, self.progress) = (model, steps, progress);
         // A frozen backbone's hash, computed meanwhile, stays good.
         self.backbone_key = self.backbone_key.or(backbone_key);

@@ -7,6 +7,7 @@ mod diverged;
 mod evaluation;
 mod feed;
 mod fit;
+mod head;
 mod history;
 mod lr_find;
 mod memory;
@@ -15,17 +16,20 @@ mod precompute;
 mod recipe;
 mod resume;
 mod run_folder;
+mod step;
 mod train;
 
 pub use classifier::{Classifier, Prediction};
 pub use control::{Callback, CancelToken, Event, Flow};
 pub use evaluation::Evaluation;
 pub use fit::Fit;
+pub use head::HeadSteps;
 pub use history::{EpochRecord, PredictionRecord, StepRecord};
 pub use lr_find::{LrFind, LrFound};
 pub use model_file::ModelFile;
 pub use recipe::{Parts, Recipe};
 pub use run_folder::RunFolder;
+pub use step::{Input, Step, Stepper};
 
 use std::collections::HashSet;
 
@@ -71,6 +75,7 @@ pub struct Learner {
     loss: CrossEntropy,
     history: Vec<EpochRecord>,
     steps: u64,
+    stepper: Stepper,
     progress: resume::Progress,
     last_evaluation: Option<Evaluation>,
     /// Passes that are known to fit into memory: images, their size, trainable parameters in training.
@@ -111,6 +116,7 @@ impl Learner {
             loss: CrossEntropy::default(),
             history: Vec::new(),
             steps: 0,
+            stepper: Stepper::new(true),
             progress: resume::Progress::default(),
             last_evaluation: None,
             fitting: HashSet::new(),
@@ -173,6 +179,15 @@ impl Learner {
     /// Options of the loss: label smoothing, class weights.
     pub fn loss(mut self, loss: CrossEntropy) -> Self {
         self.loss = loss;
+        self
+    }
+
+    /// Whether a GPU is told of its work in few calls: steps are captured and replayed as CUDA graphs, and those of a linear
+    /// head on cached activations go many to a launch, so that callbacks hear of up to [`HeadSteps::MOST`] at once, and the
+    /// fit ends after them if one says so. Otherwise the same bits. A graph keeps the memory of its step until the fit is
+    /// over, or others need it. Default true.
+    pub fn graphs(mut self, on: bool) -> Self {
+        self.stepper = Stepper::new(on);
         self
     }
 

@@ -1,30 +1,25 @@
 //! The training loop.
 
-use std::{collections::BTreeMap, sync::Arc, time::Instant};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    ops::Range,
+    sync::Arc,
+    time::Instant,
+};
 
 use super::{
-    EpochRecord, Event, Fit, Learner,
+    EpochRecord, Event, Fit, HeadSteps, Input, Learner, Step,
     diverged::Place,
     feed::{Fed, Feed},
     resume::Left,
 };
 use crate::{
     Device, Error, Result, Tensor,
-    autograd::Var,
     cache::Activations,
     data::{LoaderOptions, Split, batches, shuffled},
     nn::Pass,
-    ops::loss::{Target, cross_entropy},
     optim::{Optimizer, Schedule},
 };
-
-/// A batch on its way into the network.
-pub(super) enum Input {
-    /// Normalised images `[N, H, W, 3]`.
-    Images(Tensor),
-    /// Cached features `[N, F]`.
-    Features(Tensor),
-}
 
 /// Where an epoch's batches come from.
 pub(super) enum Source {
@@ -42,6 +37,19 @@ struct State {
     steps_per_epoch: usize,
 }
 
+/// A step that was made.
+struct Made {
+    loss: f32,
+    samples: usize,
+    lrs: Vec<f32>,
+    /// Why the loss is not finite, where that is known.
+    cause: Option<String>,
+}
+
+fn scaled(lrs: &[f32], factor: f64) -> Vec<f32> {
+    lrs.iter().map(|lr| (f64::from(*lr) * factor) as f32).collect()
+}
+
 impl Learner {
     /// Trains as `fit` says and returns the records of its epochs. Each epoch ends with a validation.
     ///
@@ -50,6 +58,14 @@ impl Learner {
     /// [`Error::Diverged`] if the loss is no longer finite: parameters are those of the step before, but on a GPU that
     /// step has spoiled them; [`Error::Cancelled`]; errors of files. Epochs finished before stay in the history.
     pub fn fit(&mut self, fit: Fit) -> Result<&[EpochRecord]> {
+        let records = self.epochs(fit);
+        // The memory of a graph is not needed beyond.
+        self.stepper.reset();
+        Ok(&self.history[records?])
+    }
+
+    /// All epochs of `fit`, as numbered in the history.
+    fn epochs(&mut self, fit: Fit) -> Result<Range<usize>> {
         let epochs = fit.total_epochs()?;
         self.check_batch_size()?;
         let steps = batches(self.samples(Split::Train), self.data.batch_size).len();
@@ -58,7 +74,7 @@ impl Learner {
         lrs.iter_mut().enumerate().filter(|(group, _)| !self.state.is_trainable(*group)).for_each(|(_, lr)| *lr = 0.0);
         let weight_decays = fit.weight_decay.resolve("wd", &self.state)?;
         let (start, optimizer) = match self.progress.left(&fit, epochs)? {
-            Left::Nothing(records) => return Ok(&self.history[records]),
+            Left::Nothing(records) => return Ok(records),
             Left::From(start, optimizer) => (start, *optimizer),
         };
         if !self.uses_cache() {
@@ -81,7 +97,7 @@ impl Learner {
                 break;
             }
         }
-        Ok(&self.history[first..])
+        Ok(first..self.history.len())
     }
 
     pub(super) fn check_batch_size(&self) -> Result<()> {
@@ -107,25 +123,23 @@ impl Learner {
         let (mut loss_sum, mut seen, mut stop) = (0f64, 0usize, false);
         let mut lrs = state.lrs.clone();
         let (phase, momentum) = (fit.phase.as_str(), fit.optimizer.momentum());
+        let mut made = VecDeque::new();
         for step in 0..steps {
-            self.cancel.check()?;
-            let Some((input, labels)) = self.next_batch(&mut source)? else { continue };
-            let factor = state.schedule.at(first_step + step).lr;
-            lrs = state.lrs.iter().map(|lr| (f64::from(*lr) * factor) as f32).collect();
-            let samples = labels.len();
-            let loss = self.step(&input, labels, &lrs, &state.weight_decays, &mut state.optimizer)?;
-            source.prefetch();
-            let loss = loss.scalar()?;
+            if made.is_empty() {
+                if stop {
+                    break;
+                }
+                self.cancel.check()?;
+                made = self.make(&mut source, state, first_step + step)?;
+            }
+            let Some(Made { loss, samples, lrs: own, cause }) = made.pop_front().flatten() else { continue };
             if !loss.is_finite() {
-                let cause = self.cause(&input)?;
                 return Err(Place { fit, epoch, step }.error("loss", loss, cause));
             }
+            lrs = own;
             loss_sum += f64::from(loss) * samples as f64;
             seen += samples;
-            if self.tell(&Event::Step { phase, epoch, step, steps, loss, lrs: &lrs, momentum })? {
-                stop = true;
-                break;
-            }
+            stop |= self.tell(&Event::Step { phase, epoch, step, steps, loss, lrs: &lrs, momentum })?;
         }
         if seen == 0 {
             return Err(self.no_batches());
@@ -150,6 +164,51 @@ impl Learner {
         };
         self.last_evaluation = Some(valid);
         Ok((record, stop))
+    }
+
+    /// Makes step `number` of a fit, or as many from there on as go into one launch; `None` for a batch that is of no use.
+    fn make(&mut self, source: &mut Source, state: &mut State, number: usize) -> Result<VecDeque<Option<Made>>> {
+        if let Some(made) = self.make_many(source, state, number)? {
+            return Ok(made);
+        }
+        let Some((input, labels)) = self.next_batch(source)? else { return Ok([None].into()) };
+        let (lrs, samples) = (scaled(&state.lrs, state.schedule.at(number).lr), labels.len());
+        let loss = self.step(&input, labels, &lrs, &state.weight_decays, &mut state.optimizer)?;
+        source.prefetch();
+        let loss = loss.scalar()?;
+        let cause = if loss.is_finite() { None } else { self.cause(&input)? };
+        Ok([Some(Made { loss, samples, lrs, cause })].into())
+    }
+
+    /// As [`Learner::make`], where steps go into one launch.
+    fn make_many(
+        &mut self,
+        source: &mut Source,
+        state: &mut State,
+        number: usize,
+    ) -> Result<Option<VecDeque<Option<Made>>>> {
+        let Source::Cache { activations, batches } = source else { return Ok(None) };
+        if !self.stepper.graphs() || !HeadSteps::are_possible(&self.model, activations, self.data.batch_size) {
+            return Ok(None);
+        }
+        self.place_class_weights()?;
+        let weight_decay = state.weight_decays.last().copied().unwrap_or_default();
+        let (model, optimizer, loss) = (&mut self.model, &mut state.optimizer, &self.loss);
+        let head = HeadSteps { model, optimizer, loss, activations, weight_decay };
+        let taken: Vec<(Vec<u32>, Vec<f32>)> = (batches.take(HeadSteps::MOST).zip(number..))
+            .map(|(rows, number)| (rows, scaled(&state.lrs, state.schedule.at(number).lr)))
+            .collect();
+        let of_use = |rows: &[u32]| rows.len() > 1;
+        let (rows, lrs): (Vec<Vec<u32>>, Vec<f32>) = (taken.iter().filter(|(rows, _)| of_use(rows)))
+            .map(|(rows, lrs)| (rows.clone(), lrs.last().copied().unwrap_or_default()))
+            .unzip();
+        let mut losses = head.run(&rows, &lrs)?.into_iter();
+        self.steps += rows.len() as u64;
+        let made = taken.into_iter().map(|(rows, lrs)| {
+            let loss = if of_use(&rows) { losses.next() } else { None };
+            loss.map(|loss| Made { loss, samples: rows.len(), lrs, cause: None })
+        });
+        Ok(Some(made.collect()))
     }
 
     pub(super) fn no_batches(&self) -> Error {
@@ -203,9 +262,7 @@ impl Learner {
         }
     }
 
-    /// Forward, backward, optimizer; the loss of the batch, a scalar. A forward pass changes nothing: gradients and batch
-    /// statistics are applied together at the end, and not at all if the loss is not finite; but a GPU, which has not
-    /// computed the loss when this returns, applies them in any case.
+    /// Forward, backward, optimizer; the loss of the batch, a scalar. See [`Stepper::step`](super::Stepper::step).
     pub(super) fn step(
         &mut self,
         input: &Input,
@@ -214,36 +271,28 @@ impl Learner {
         weight_decays: &[f32],
         optimizer: &mut Optimizer,
     ) -> Result<Tensor> {
-        let mut pass = Pass::training(self.seed, self.steps);
+        let number = self.steps;
         self.steps += 1;
         if !self.state.is_head_only() {
             self.backbone_key = None;
             self.progress.backbone_changed();
         }
-        let logits = match input {
-            Input::Images(images) => self.model.forward(&mut pass, &Var::constant(images.clone()))?,
-            Input::Features(features) => self.model.head.classify(&mut pass, &Var::constant(features.clone()))?,
-        };
-        // Set before the device was, they may still lie elsewhere.
+        self.place_class_weights()?;
+        let (model, loss, seed) = (&mut self.model, &self.loss, self.seed);
+        let step = Step { model, optimizer, loss, lrs, weight_decays, seed, number };
+        let loss = self.stepper.step(step, input, labels)?;
+        if let Some(error) = self.stepper.take_refusal() {
+            self.note(format!("steps are launched one by one, for a graph of them was refused: {error}"))?;
+        }
+        Ok(loss)
+    }
+
+    /// Brings them to the network's device: set before that was, they may still lie elsewhere.
+    fn place_class_weights(&mut self) -> Result<()> {
         if let Some(weights) = &mut self.loss.class_weights {
             *weights = weights.to_device(&self.device)?;
         }
-        let target = Target::labels(labels, self.model.head.classes(), &self.device)?;
-        let loss = cross_entropy(&mut pass.tape, &logits, &target, &self.loss)?;
-        let value = loss.value().clone();
-        let diverged = match self.device {
-            Device::Cpu(_) => !value.scalar()?.is_finite(),
-            // To ask would be to wait for it.
-            Device::Cuda(_) => false,
-        };
-        if diverged {
-            return Ok(value);
-        }
-        let statistics = pass.take_statistics();
-        let gradients = pass.tape.backward(&loss)?;
-        optimizer.step(&mut self.model, &gradients, lrs, weight_decays)?;
-        self.model.update_statistics(statistics)?;
-        Ok(value)
+        Ok(())
     }
 }
 

@@ -8,7 +8,6 @@ use crate::{
     autograd::{Parameter, Parameters, Var},
     ops::{
         batchnorm::Fused,
-        dropout::dropout,
         pool::{average_pool, concat_pool},
     },
 };
@@ -179,16 +178,21 @@ impl Head {
         let mut x = features.clone();
         for block in blocks {
             x = block.norm.forward(pass, &x, Fused::default())?;
-            if pass.is_training() {
-                let random = pass.random(block.norm.name());
-                x = dropout(&mut pass.tape, &x, block.dropout, &random)?;
-            }
+            x = pass.dropout(block.norm.name(), &x, block.dropout)?;
             x = block.linear.forward(pass, &x)?;
             if block.relu {
                 x = crate::ops::elementwise::relu(&mut pass.tape, &x)?;
             }
         }
         Ok(x)
+    }
+
+    /// The one layer of a linear head.
+    pub(crate) fn linear_mut(&mut self) -> Option<&mut Linear> {
+        match &mut self.layers {
+            Layers::Linear(linear) => Some(linear),
+            Layers::Fastai(_) => None,
+        }
     }
 
     pub(super) fn norms_mut(&mut self) -> impl Iterator<Item = &mut BatchNorm> {

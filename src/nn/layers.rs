@@ -6,10 +6,11 @@ use super::{Pass, init};
 use crate::{
     Device, Error, Precision, Result, Tensor,
     autograd::{Packed, Parameter, Parameters, Role, Var},
+    device::CudaDevice,
     ops::{
         batchnorm::{
             self, Affine, Fused, Moments, Norm,
-            fused::{Normaliser, finalize},
+            fused::{Normaliser, RunningUpdate, finalize},
         },
         conv::{self, Epilogue, Geometry, TileMoments, mma},
         linear,
@@ -116,12 +117,27 @@ impl BatchNorm {
         Moments { mean: self.running_mean.value.clone(), variance: self.running_variance.value.clone(), rows: 0 }
     }
 
+    /// Where its running statistics lie on `cuda`, unshared where a training pass moves them, and what else of it decides
+    /// what a pass launches.
+    pub(super) fn fingerprint(&mut self, cuda: &CudaDevice) -> Result<[u64; 3]> {
+        let options = u64::from(self.momentum.to_bits()) << 32 | u64::from(self.eps.to_bits());
+        let statistics = [&mut self.running_mean, &mut self.running_variance];
+        let [mean, variance] = statistics.map(|Parameter { value, .. }| match self.batch_statistics {
+            true => value.pointer_mut::<f32>(cuda),
+            false => value.pointer::<f32>(cuda),
+        });
+        // Addresses are even.
+        Ok([mean? | u64::from(self.batch_statistics), variance?, options])
+    }
+
     fn uses_batch(&self, pass: &Pass) -> bool {
         pass.is_training() && self.batch_statistics
     }
 
-    pub(super) fn update(&mut self, moments: &Moments) -> Result<()> {
-        moments.update_running(self.momentum, &mut self.running_mean.value, &mut self.running_variance.value)
+    /// The step of the running statistics towards `moments`.
+    pub(super) fn update<'a>(&'a mut self, moments: &'a Moments) -> RunningUpdate<'a> {
+        let Self { running_mean: Parameter { value: mean, .. }, running_variance, momentum, .. } = self;
+        RunningUpdate { moments, momentum: *momentum, mean, variance: &mut running_variance.value }
     }
 }
 
@@ -335,6 +351,11 @@ impl Linear {
             weight: Parameter::new(weight, Role::LinearWeight, value),
             bias: Parameter::new(format!("{name}.bias"), Role::LinearBias, crate::Tensor::zeros([outputs], device)?),
         })
+    }
+
+    /// Weight and bias.
+    pub(crate) fn parameters_mut(&mut self) -> [&mut Parameter; 2] {
+        [&mut self.weight, &mut self.bias]
     }
 
     /// The layer's output, `[N, outputs]`.

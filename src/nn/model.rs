@@ -6,7 +6,14 @@ use super::{Arch, BatchNorm, FreezeState, Grouping, Head, HeadSpec, Pass, ResNet
 use crate::{
     Device, Precision, Result, Tensor,
     autograd::{Parameter, Parameters, Var},
-    ops::batchnorm::Moments,
+    device::CudaDevice,
+    ops::{
+        batchnorm::{
+            Moments,
+            fused::{RunningUpdate, update_running},
+        },
+        optimizer::Table,
+    },
 };
 
 /// A classifier network.
@@ -27,6 +34,8 @@ pub struct Model {
     /// From last activation to logits.
     pub head: Head,
     grouping: Grouping,
+    /// Table of the last update of running statistics.
+    statistics: Table,
 }
 
 impl Model {
@@ -38,7 +47,7 @@ impl Model {
     pub fn new(arch: Arch, head: HeadSpec, classes: usize, seed: u64, device: &Device) -> Result<Self> {
         let backbone = ResNet::new(arch, seed, device)?;
         let head = Head::new(head, arch.features(), classes, seed, device)?;
-        Ok(Self { backbone, head, grouping: Grouping::default() })
+        Ok(Self { backbone, head, grouping: Grouping::default(), statistics: Table::default() })
     }
 
     /// The architecture.
@@ -153,12 +162,29 @@ impl Model {
     /// [`Error::Shape`](crate::Error::Shape) if channel counts differ.
     pub fn update_statistics(&mut self, statistics: Vec<(Arc<str>, Moments)>) -> Result<()> {
         let statistics: HashMap<_, _> = statistics.into_iter().collect();
-        for norm in self.norms_mut() {
-            if let Some(moments) = statistics.get(norm.name()) {
-                norm.update(moments)?;
+        let Self { backbone, head, statistics: table, .. } = self;
+        let mut updates: Vec<RunningUpdate> = norms(backbone, head)
+            .filter_map(|norm| statistics.get(norm.name()).map(|moments| norm.update(moments)))
+            .collect();
+        update_running(&mut updates, table)
+    }
+
+    /// Where everything lies on `cuda` that a pass reads, unshared what a training step writes, and what else of the network
+    /// decides what they launch.
+    pub(crate) fn fingerprint(&mut self, cuda: &CudaDevice) -> Result<Vec<u64>> {
+        let (mut words, mut outcome) = (Vec::new(), Ok(()));
+        let mut add = |found: Result<[u64; 3]>| match found {
+            Ok(found) => words.extend(found),
+            Err(error) => outcome = Err(error),
+        };
+        self.visit_mut(&mut |parameter| {
+            // Statistics are their batchnorm's.
+            if parameter.role().is_learned() {
+                add(parameter.fingerprint(cuda));
             }
-        }
-        Ok(())
+        });
+        self.norms_mut().for_each(|norm| add(norm.fingerprint(cuda)));
+        outcome.map(|()| words)
     }
 
     /// Number of elements in learned parameters: `(all, trainable)`.
@@ -174,8 +200,12 @@ impl Model {
 
     /// Every batchnorm.
     pub fn norms_mut(&mut self) -> impl Iterator<Item = &mut BatchNorm> {
-        self.backbone.convolutions_mut().map(|convolution| &mut convolution.norm).chain(self.head.norms_mut())
+        norms(&mut self.backbone, &mut self.head)
     }
+}
+
+fn norms<'a>(backbone: &'a mut ResNet, head: &'a mut Head) -> impl Iterator<Item = &'a mut BatchNorm> {
+    backbone.convolutions_mut().map(|convolution| &mut convolution.norm).chain(head.norms_mut())
 }
 
 impl Parameters for Model {

@@ -3,8 +3,12 @@
 use std::sync::Arc;
 
 use crate::{
+    Result, Tensor,
     autograd::{Parameter, Tape, Var},
-    ops::batchnorm::Moments,
+    ops::{
+        batchnorm::Moments,
+        dropout::{Stream, dropout},
+    },
     random::Random,
 };
 
@@ -15,20 +19,36 @@ pub struct Pass {
     pub tape: Tape,
     training: bool,
     seed: u64,
-    step: u64,
+    step: Number,
     statistics: Vec<(Arc<str>, Moments)>,
+}
+
+/// Number of a step.
+enum Number {
+    Known(u64),
+    /// It lies on the device, as [`Stream::of_step`] takes it.
+    Resident(Tensor),
 }
 
 impl Pass {
     /// A training pass: gradients are recorded, dropout is active (its masks decided by `seed` and `step`), trainable
     /// batchnorms use batch statistics.
     pub fn training(seed: u64, step: u64) -> Self {
+        Self::of_step(seed, Number::Known(step))
+    }
+
+    /// As [`Pass::training`], for a pass to be captured: the step's number lies in `step`, u32 `[2]`, its lower half first.
+    pub(crate) fn captured(seed: u64, step: Tensor) -> Self {
+        Self::of_step(seed, Number::Resident(step))
+    }
+
+    fn of_step(seed: u64, step: Number) -> Self {
         Self { tape: Tape::new(), training: true, seed, step, statistics: Vec::new() }
     }
 
     /// An evaluation pass: no gradients, no dropout, running statistics.
     pub fn evaluation() -> Self {
-        Self { tape: Tape::inference(), training: false, seed: 0, step: 0, statistics: Vec::new() }
+        Self { tape: Tape::inference(), training: false, seed: 0, step: Number::Known(0), statistics: Vec::new() }
     }
 
     /// Whether this is a training pass.
@@ -49,8 +69,15 @@ impl Pass {
         self.statistics.push((norm.clone(), moments));
     }
 
-    /// The random stream of a layer in this step.
-    pub(super) fn random(&self, layer: &str) -> Random {
-        Random::stream(self.seed, layer, &[self.step])
+    /// `input` with elements dropped, in training, by the random stream of `layer` in this step.
+    pub(super) fn dropout(&mut self, layer: &str, input: &Var, p: f32) -> Result<Var> {
+        if !self.training {
+            return Ok(input.clone());
+        }
+        let stream = match &self.step {
+            Number::Known(step) => Stream::from(&Random::stream(self.seed, layer, &[*step])),
+            Number::Resident(step) => Stream::of_step(Random::stream(self.seed, layer, &[]), step.clone()),
+        };
+        dropout(&mut self.tape, input, p, stream)
     }
 }

@@ -9,9 +9,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     Error, Result, Tensor,
-    autograd::{ParameterGradients, Parameters},
-    nn::Model,
-    ops::optimizer::{self, Item, Rate, Rates, Rule, Table},
+    autograd::{Parameter, ParameterGradients, Parameters},
+    device::CudaDevice,
+    nn::{Linear, Model},
+    ops::{
+        head_trainer::{self, Head, Samples, Steps},
+        loss::CrossEntropy,
+        optimizer::{self, Item, Rate, Rates, Rule, Table},
+    },
 };
 
 /// Which update rule, and its constants.
@@ -135,7 +140,54 @@ impl Optimizer {
     ) -> Result<()> {
         self.prepare(model, lrs, weight_decays)?;
         // A step that fails does not count.
-        self.apply(model, gradients).inspect_err(|_| self.steps -= 1)
+        self.apply(model, gradients).inspect_err(|_| self.withdraw())
+    }
+
+    /// The rule of the next step.
+    pub(crate) fn next_rule(&self) -> Rule {
+        self.kind.rule(self.steps + 1)
+    }
+
+    /// Makes `steps` of `head` on `samples` in one launch; the loss of each.
+    ///
+    /// # Errors
+    /// As of [`head_trainer::train`]; then nothing has moved.
+    pub(crate) fn head_steps(
+        &mut self,
+        head: &mut Linear,
+        samples: Samples,
+        steps: Steps,
+        loss: &CrossEntropy,
+    ) -> Result<Tensor> {
+        let [weight, bias] = head.parameters_mut();
+        fill(&mut self.state, self.kind, weight)?;
+        fill(&mut self.state, self.kind, bias)?;
+        // Both at once, which a map does not lend.
+        let mut take = |parameter: &Parameter| self.state.remove(parameter.name()).unwrap_or_default();
+        let (mut weight_buffers, mut bias_buffers) = (take(weight), take(bias));
+        let mut head = Head {
+            weight: &mut weight.value,
+            bias: &mut bias.value,
+            weight_buffers: &mut weight_buffers,
+            bias_buffers: &mut bias_buffers,
+        };
+        let losses = head_trainer::train(&mut head, samples, steps, loss);
+        self.state.insert(weight.name().clone(), weight_buffers);
+        self.state.insert(bias.name().clone(), bias_buffers);
+        self.steps += losses.as_ref().map_or(0, |_| steps.batches.len() as u32);
+        losses
+    }
+
+    /// Where its rates and buffers lie on `cuda`, unshared.
+    pub(crate) fn fingerprint(&mut self, cuda: &CudaDevice) -> Result<Vec<u64>> {
+        let rates = self.rates.iter().filter_map(Rates::resident).map(|rates| rates.pointer::<f32>(cuda));
+        let buffers = self.state.values_mut().flatten().map(|buffer| buffer.pointer_mut::<f32>(cuda));
+        rates.chain(buffers).collect()
+    }
+
+    /// Takes back what [`Optimizer::prepare`] counted: the step was not made.
+    pub(crate) fn withdraw(&mut self) {
+        self.steps -= 1;
     }
 
     /// Counts the next step and puts its rates where [`Optimizer::apply`] finds them, which is then captured or replayed.
@@ -149,7 +201,7 @@ impl Optimizer {
             return Err(Error::setting("learning rates and weight decays", message));
         }
         let rates = lrs.iter().zip(weight_decays).map(|(&lr, &weight_decay)| Rate { lr, weight_decay });
-        let (rates, rule) = (rates.collect::<Vec<_>>(), self.kind.rule(self.steps + 1));
+        let (rates, rule) = (rates.collect::<Vec<_>>(), self.next_rule());
         match &mut self.rates {
             Some(found) => found.set(rule, &rates, model.device())?,
             none => *none = Some(Rates::new(rule, &rates, model.device())?),
@@ -172,10 +224,7 @@ impl Optimizer {
             }
         });
         for (parameter, _) in &found {
-            let buffers = self.state.entry(parameter.name().clone()).or_default();
-            if buffers.is_empty() {
-                *buffers = self.kind.fresh_buffers(&parameter.value)?;
-            }
+            fill(&mut self.state, self.kind, parameter)?;
         }
         let mut state: HashMap<&str, &mut Vec<Tensor>> =
             self.state.iter_mut().map(|(name, buffers)| (&**name, buffers)).collect();
@@ -189,4 +238,13 @@ impl Optimizer {
         }
         optimizer::step(rates, &mut items, &mut self.table)
     }
+}
+
+/// Sees to it that `state` has the buffers of `parameter`.
+fn fill(state: &mut BTreeMap<Arc<str>, Vec<Tensor>>, kind: OptimizerKind, parameter: &Parameter) -> Result<()> {
+    let buffers = state.entry(parameter.name().clone()).or_default();
+    if buffers.is_empty() {
+        *buffers = kind.fresh_buffers(&parameter.value)?;
+    }
+    Ok(())
 }

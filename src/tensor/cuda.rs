@@ -80,6 +80,18 @@ impl Tensor {
     }
 }
 
+impl Tensor {
+    /// Writes the elements of `from`, which lies on `cuda` too, to the place where these are; to a copy if another tensor
+    /// shares them.
+    pub(crate) fn assign(&mut self, from: &Tensor, cuda: &CudaDevice) -> Result<()> {
+        if (from.shape(), from.dtype()) != (self.shape(), self.dtype()) {
+            return Err(Error::shape("assign", format!("{from:?} is not in the form of {self:?}")));
+        }
+        self.address_mut(self.dtype(), cuda)?;
+        self.buffer(cuda)?.assign(from.buffer(cuda)?)
+    }
+}
+
 kernel_params! {
     struct FillParams {
         to: u64,

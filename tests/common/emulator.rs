@@ -27,6 +27,7 @@ pub struct Emulator {
     gpu: simt::Gpu,
     properties: Properties,
     capacity: usize,
+    captures: bool,
     modules: Mutex<Vec<Arc<simt::Module>>>,
     functions: Mutex<Vec<(Arc<simt::Module>, String)>>,
     slots: Mutex<BTreeMap<usize, u64>>,
@@ -69,11 +70,14 @@ pub struct Settings {
     pub capacity: usize,
     /// Whether what is copied or multiplied in the background is done as late as is allowed, or at once.
     pub copies: simt::AsyncCopies,
+    /// Whether graphs can be captured.
+    pub captures: bool,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { schedule: 0, capability: (8, 0), capacity: 4 << 30, copies: simt::AsyncCopies::Late }
+        let copies = simt::AsyncCopies::Late;
+        Self { schedule: 0, capability: (8, 0), capacity: 4 << 30, copies, captures: true }
     }
 }
 
@@ -84,7 +88,7 @@ fn failed(fault: simt::Fault) -> Error {
 impl Emulator {
     /// An emulated GPU.
     pub fn new(settings: Settings) -> Self {
-        let Settings { schedule, capability, capacity, copies } = settings;
+        let Settings { schedule, capability, capacity, copies, captures } = settings;
         let config = simt::Config {
             seed: schedule,
             threads: 2,
@@ -105,6 +109,7 @@ impl Emulator {
             gpu: simt::Gpu::new(config),
             properties,
             capacity,
+            captures,
             modules: Mutex::default(),
             functions: Mutex::default(),
             slots: Mutex::default(),
@@ -205,10 +210,7 @@ impl Emulator {
             Operation::Copy { from, to, bytes } => self.gpu.copy(from, to, bytes).map_err(failed),
             Operation::Fill { to, byte, bytes } => self.gpu.fill(to, byte, bytes).map_err(failed),
             Operation::Carve(address, bytes) => {
-                // What outlived the replay before ends here.
-                if !self.live.lock().unwrap().insert(address) {
-                    self.gpu.release(address).map_err(failed)?;
-                }
+                self.live.lock().unwrap().insert(address);
                 self.gpu.carve(address, bytes, "tensor").map_err(failed)
             }
             // Of a graph that was never replayed, nothing is there.
@@ -338,6 +340,9 @@ impl Driver for Emulator {
 
     fn begin_capture(&self) -> Result<()> {
         let mut capture = self.called();
+        if !self.captures {
+            return Err(Error::Device { device: "emulated".into(), message: "it captures nothing".into() });
+        }
         assert!(capture.is_none(), "a graph is captured already");
         *capture = Some(Capture { thread: thread::current().id(), operations: Vec::new(), chunks: Vec::new() });
         Ok(())
@@ -353,8 +358,13 @@ impl Driver for Emulator {
 
     fn replay(&self, graph: GraphId) -> Result<()> {
         self.outside("a replay")?;
-        let operations = self.graphs.lock().unwrap()[&graph.0].operations.clone();
-        operations.into_iter().try_for_each(|operation| self.perform(operation))
+        let graph = self.graphs.lock().unwrap()[&graph.0].clone();
+        // What outlived the replay before ends here.
+        for (chunk, bytes) in &graph.chunks {
+            let outlived: Vec<u64> = self.live.lock().unwrap().range(*chunk..chunk + *bytes as u64).copied().collect();
+            outlived.into_iter().try_for_each(|address| self.perform(Operation::Release(address)))?;
+        }
+        graph.operations.into_iter().try_for_each(|operation| self.perform(operation))
     }
 
     fn forget(&self, graph: GraphId) {

@@ -24,9 +24,16 @@ pub(super) struct Arena {
     live: HashMap<u64, (usize, usize)>,
     in_use: usize,
     peak: usize,
+    /// Whether chunks stay where they are even when they hold nothing.
+    pinned: bool,
 }
 
 impl Arena {
+    /// An arena for what is written down now and done later: what a block was once is written to again.
+    pub fn pinned() -> Self {
+        Self { pinned: true, ..Self::default() }
+    }
+
     /// A block of at least `bytes`, which may be 0.
     pub fn alloc(&mut self, bytes: usize, driver: &dyn Driver) -> Result<u64> {
         let taken = bytes.max(1).next_multiple_of(ALIGNMENT) + driver.properties().guard.next_multiple_of(ALIGNMENT);
@@ -117,7 +124,9 @@ impl Arena {
         let (address, size) = match driver.alloc(wanted) {
             Ok(address) => (address, wanted),
             Err(_) => {
-                self.trim(driver);
+                if !self.pinned {
+                    self.trim(driver);
+                }
                 (driver.alloc(bytes)?, bytes)
             }
         };

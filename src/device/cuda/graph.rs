@@ -4,6 +4,7 @@
 //! Where memory runs short, graphs lose theirs, and have to be captured anew.
 
 use std::{
+    collections::BTreeMap,
     sync::{Arc, Mutex, Weak},
     thread::{self, ThreadId},
 };
@@ -30,14 +31,19 @@ struct Capture {
     arena: u64,
     /// Tables to be uploaded when it is complete.
     tables: Vec<(Buffer, Vec<u8>)>,
+    launches: Launches,
 }
+
+/// How often each kernel is launched.
+type Launches = BTreeMap<&'static str, u64>;
 
 /// A graph with what it owns.
 struct Captured {
     device: Arc<CudaDevice>,
     id: GraphId,
     arena: u64,
-    _tables: Vec<Buffer>,
+    launches: Launches,
+    tables: Vec<Buffer>,
 }
 
 impl Drop for Captured {
@@ -54,7 +60,12 @@ impl Graph {
     /// [`Error::Device`](crate::Error::Device) if the driver refuses.
     pub fn replay(&self) -> Result<bool> {
         match &*lock(&self.0) {
-            Some(captured) => captured.device.driver.replay(captured.id).map(|()| true),
+            Some(Captured { device, id, launches, .. }) => {
+                device.driver.replay(*id)?;
+                let mut loaded = lock(&device.loaded);
+                launches.iter().for_each(|(entry, count)| *loaded.launches.entry(entry).or_default() += count);
+                Ok(true)
+            }
             None => Ok(false),
         }
     }
@@ -63,10 +74,17 @@ impl Graph {
 impl Graphs {
     /// The arena of the graph that this thread captures.
     pub fn owner(&self) -> Owner {
-        match &*lock(&self.capture) {
-            Some(capture) if capture.thread == thread::current().id() => Owner::Graph(capture.arena),
-            _ => Owner::Everyone,
-        }
+        self.own(|capture| Owner::Graph(capture.arena)).unwrap_or(Owner::Everyone)
+    }
+
+    /// Counts a launch to the graph that this thread captures; false if there is none.
+    pub fn count(&self, entry: &'static str) -> bool {
+        self.own(|capture| *capture.launches.entry(entry).or_default() += 1).is_some()
+    }
+
+    /// `with` of what this thread captures.
+    fn own<T>(&self, with: impl FnOnce(&mut Capture) -> T) -> Option<T> {
+        lock(&self.capture).as_mut().filter(|capture| capture.thread == thread::current().id()).map(with)
     }
 
     /// Takes the memory of all graphs; whether there was any.
@@ -79,6 +97,11 @@ impl Graphs {
 }
 
 impl CudaDevice {
+    /// How many graphs there are that can be replayed.
+    pub fn graphs(&self) -> usize {
+        lock(&self.graphs.captured).iter().filter_map(Weak::upgrade).filter(|graph| lock(graph).is_some()).count()
+    }
+
     /// Captures what `work` asks of this device, instead of doing it, until the graph is replayed; tensors that it returns
     /// hold values only then. What its tensors take, and what replays write, is the graph's own memory; that of tensors
     /// from elsewhere must not be given back while the graph is replayed.
@@ -94,7 +117,8 @@ impl CudaDevice {
         let arena = lock(&self.memory).begin_graph(&*self.driver)?;
         let recording = Recording { device: self, arena, live: true };
         self.driver.begin_capture()?;
-        *lock(&self.graphs.capture) = Some(Capture { thread: thread::current().id(), arena, tables: Vec::new() });
+        *lock(&self.graphs.capture) =
+            Some(Capture { thread: thread::current().id(), arena, tables: Vec::new(), launches: Launches::new() });
         let result = work()?;
         Ok((recording.end()?, result))
     }
@@ -108,9 +132,7 @@ impl CudaDevice {
     pub(super) fn keep(self: &Arc<Self>, bytes: Vec<u8>) -> Result<u64> {
         let buffer = self.alloc_from(Owner::Everyone, bytes.len())?;
         let address = buffer.address();
-        if let Some(capture) = &mut *lock(&self.graphs.capture) {
-            capture.tables.push((buffer, bytes));
-        }
+        self.graphs.own(|capture| capture.tables.push((buffer, bytes)));
         Ok(address)
     }
 }
@@ -124,12 +146,13 @@ struct Recording<'a> {
 
 impl Recording<'_> {
     fn end(mut self) -> Result<Graph> {
-        let tables = lock(&self.device.graphs.capture).take().map(|capture| capture.tables).unwrap_or_default();
+        let capture = lock(&self.device.graphs.capture).take();
+        let (tables, launches) = capture.map(|capture| (capture.tables, capture.launches)).unwrap_or_default();
         let id = self.device.driver.end_capture()?;
         self.live = false;
         let (buffers, contents): (Vec<Buffer>, Vec<Vec<u8>>) = tables.into_iter().unzip();
-        buffers.iter().zip(&contents).try_for_each(|(buffer, bytes)| buffer.overwrite(bytes))?;
-        let captured = Captured { device: self.device.clone(), id, arena: self.arena, _tables: buffers };
+        let captured = Captured { device: self.device.clone(), id, arena: self.arena, launches, tables: buffers };
+        captured.tables.iter().zip(&contents).try_for_each(|(table, bytes)| table.overwrite(bytes))?;
         let graph = Arc::new(Mutex::new(Some(captured)));
         let mut graphs = lock(&self.device.graphs.captured);
         graphs.retain(|graph| graph.strong_count() > 0);

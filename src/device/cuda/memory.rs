@@ -26,7 +26,7 @@ pub(super) struct Memory {
     peak: usize,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Graph {
     arena: Arena,
     /// The graph is gone, but something in its arena may not be.
@@ -38,7 +38,10 @@ impl Memory {
     pub fn alloc(&mut self, owner: Owner, bytes: usize, driver: &dyn Driver) -> Result<u64> {
         let address = match owner {
             Owner::Everyone => self.common.alloc(bytes, driver),
-            Owner::Graph(number) => self.graphs.entry(number).or_default().arena.alloc(bytes, driver),
+            Owner::Graph(number) => match self.graphs.get_mut(&number) {
+                Some(graph) => graph.arena.alloc(bytes, driver),
+                None => unreachable!("a graph that is being captured has an arena"),
+            },
         };
         self.peak = self.peak.max(self.memory().live);
         address
@@ -63,7 +66,7 @@ impl Memory {
         self.common.trim(driver);
         self.common.reserve(TABLES, driver)?;
         self.number += 1;
-        self.graphs.insert(self.number, Graph::default());
+        self.graphs.insert(self.number, Graph { arena: Arena::pinned(), over: false });
         Ok(self.number)
     }
 
@@ -102,6 +105,7 @@ impl Memory {
 
     /// Bytes that the driver has given and new tensors can take; graphs give way to them.
     pub fn unused(&self) -> usize {
-        self.common.unused() + self.graphs.values().map(|graph| graph.arena.held()).sum::<usize>()
+        let held = self.graphs.values().filter(|graph| !graph.over).map(|graph| graph.arena.held());
+        self.common.unused() + held.sum::<usize>()
     }
 }

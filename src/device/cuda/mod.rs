@@ -240,11 +240,13 @@ impl CudaDevice {
     /// [`Error::Device`] where it does not compile or the driver refuses the launch.
     pub fn run(&self, source: &'static Source, entry: &'static str, launch: &Launch, params: &[u8]) -> Result<()> {
         self.driver.launch(self.function(source, entry)?, launch, params)?;
-        *lock(&self.loaded).launches.entry(entry).or_default() += 1;
+        if !self.graphs.count(entry) {
+            *lock(&self.loaded).launches.entry(entry).or_default() += 1;
+        }
         Ok(())
     }
 
-    /// How often each kernel was launched so far.
+    /// How often each kernel was launched so far, alone or as part of a [`Graph`].
     pub fn launches(&self) -> BTreeMap<&'static str, u64> {
         lock(&self.loaded).launches.clone()
     }
@@ -339,12 +341,16 @@ impl Buffer {
         if self.bytes == 0 { Ok(()) } else { self.device.driver.fill(self.address, byte, self.bytes) }
     }
 
+    /// Copies a block of this device and size here.
+    pub fn assign(&self, from: &Self) -> Result<()> {
+        assert_eq!(from.bytes, self.bytes, "a block is overwritten as a whole");
+        if self.bytes == 0 { Ok(()) } else { self.device.driver.copy(from.address, self.address, self.bytes) }
+    }
+
     /// A copy on the same device.
     pub fn duplicate(&self) -> Result<Self> {
         let copy = self.device.alloc(self.bytes)?;
-        if self.bytes > 0 {
-            self.device.driver.copy(self.address, copy.address, self.bytes)?;
-        }
+        copy.assign(self)?;
         Ok(copy)
     }
 }

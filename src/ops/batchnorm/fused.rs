@@ -273,15 +273,6 @@ impl RunningUpdate<'_> {
         cpu::blend(self.mean, &self.moments.mean, self.momentum, 1.0)?;
         cpu::blend(self.variance, &self.moments.variance, self.momentum, self.moments.unbiased())
     }
-
-    /// See [`Moments::update_running`].
-    pub(super) fn run(mut self) -> Result<()> {
-        self.check()?;
-        match self.moments.mean.device() {
-            Device::Cuda(device) => cuda::update_running(device, &mut self),
-            Device::Cpu(_) => self.on_cpu(),
-        }
-    }
 }
 
 /// As [`Moments::update_running`], for all batchnorms of a step, on any device: on a GPU one launch over `table`, which
@@ -289,11 +280,11 @@ impl RunningUpdate<'_> {
 ///
 /// # Errors
 /// [`Error::Shape`] if channel counts differ; then nothing has moved.
-pub fn update_running_all(updates: &mut [RunningUpdate], table: &mut Table) -> Result<()> {
+pub fn update_running(updates: &mut [RunningUpdate], table: &mut Table) -> Result<()> {
     updates.iter().try_for_each(RunningUpdate::check)?;
     match updates.first().map(|update| update.moments.mean.device().clone()) {
         None => Ok(()),
-        Some(Device::Cuda(device)) => cuda::update_running_all(&device, updates, table),
+        Some(Device::Cuda(device)) => cuda::update_running(&device, updates, table),
         Some(Device::Cpu(_)) => updates.iter_mut().try_for_each(RunningUpdate::on_cpu),
     }
 }

@@ -14,7 +14,7 @@ pub use grad::{Affine, Fused, batchnorm};
 
 use std::sync::Arc;
 
-use super::{conv::TileMoments, expect_shape};
+use super::{conv::TileMoments, expect_shape, optimizer::Table};
 pub use crate::autograd::{Sink, TileSums};
 use crate::{Device, Error, Result, Tensor, device::CudaDevice};
 use fused::{Addend, RunningUpdate};
@@ -62,7 +62,8 @@ impl Moments {
     /// # Errors
     /// [`Error::Shape`] if the channel counts differ.
     pub fn update_running(&self, momentum: f32, mean: &mut Tensor, variance: &mut Tensor) -> Result<()> {
-        RunningUpdate { moments: self, momentum, mean, variance }.run()
+        let update = RunningUpdate { moments: self, momentum, mean, variance };
+        fused::update_running(&mut [update], &mut Table::default())
     }
 
     /// What makes the variance an unbiased one.

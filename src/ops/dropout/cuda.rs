@@ -2,13 +2,14 @@
 
 use std::sync::Arc;
 
+use super::Stream;
 use crate::{
     Result, Tensor,
     device::{
         CudaDevice,
         cuda::{F32_ARCHS, Kernel, Params, Source, kernel_params},
     },
-    random::Random,
+    ops::optional,
     tensor::cuda::{MAP_THREADS, map_grid},
 };
 
@@ -18,6 +19,7 @@ kernel_params! {
         output: u64,
         count: u64,
         key: u64,
+        step: u64,
         p: f32,
         keep: f32,
     }
@@ -33,13 +35,14 @@ pub static SOURCE: Source = Source {
 
 static DROPOUT: Kernel<DropoutParams> = Kernel::new(&SOURCE, "dropout", MAP_THREADS);
 
-pub fn apply_mask(cuda: &Arc<CudaDevice>, input: &Tensor, p: f32, random: &Random) -> Result<Tensor> {
+pub fn apply_mask(cuda: &Arc<CudaDevice>, input: &Tensor, p: f32, stream: &Stream) -> Result<Tensor> {
     let (output, count) = (Tensor::uninit::<f32>(input.shape(), cuda)?, input.shape().elements());
     let params = DropoutParams {
         input: input.pointer::<f32>(cuda)?,
         output: output.pointer::<f32>(cuda)?,
         count: count as u64,
-        key: random.key(),
+        key: stream.random.key(),
+        step: optional::<u32>(cuda, stream.step.as_ref())?,
         p,
         keep: 1.0 / (1.0 - p),
     };

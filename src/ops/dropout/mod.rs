@@ -12,30 +12,60 @@ use crate::{
     random::Random,
 };
 
+/// The numbers that decide what is dropped.
+#[derive(Clone, Debug)]
+pub struct Stream {
+    random: Random,
+    step: Option<Tensor>,
+}
+
+impl From<&Random> for Stream {
+    fn from(random: &Random) -> Self {
+        Self { random: random.clone(), step: None }
+    }
+}
+
+impl Stream {
+    /// That of `random`'s name and one more number, which lies in `step`, u32 `[2]`, its lower half first: where a step
+    /// that was captured finds it.
+    pub(crate) fn of_step(random: Random, step: Tensor) -> Self {
+        Self { random, step: Some(step) }
+    }
+
+    fn resolve(&self) -> Result<Random> {
+        let Some(step) = &self.step else { return Ok(self.random.clone()) };
+        match step.as_slice::<u32>()? {
+            &[low, high] => Ok(self.random.numbered(u64::from(low) | u64::from(high) << 32)),
+            _ => Err(Error::shape("dropout", format!("a step's number should be [2], is {}", step.shape()))),
+        }
+    }
+}
+
 /// Zeroes each element with probability `p` and divides the others by `1 − p`.
 ///
 /// # Errors
 /// [`Error::Setting`] unless `0 ≤ p < 1`.
-pub fn dropout(tape: &mut Tape, input: &Var, p: f32, random: &Random) -> Result<Var> {
+pub fn dropout(tape: &mut Tape, input: &Var, p: f32, stream: impl Into<Stream>) -> Result<Var> {
     if !(0.0..1.0).contains(&p) {
         return Err(Error::setting("dropout", format!("the probability {p} is not in [0, 1)")));
     }
     if p == 0.0 {
         return Ok(input.clone());
     }
-    let output = apply_mask(input.value(), p, random)?;
-    let (slot, random) = (input.slot(), random.clone());
+    let stream = stream.into();
+    let output = apply_mask(input.value(), p, &stream)?;
+    let slot = input.slot();
     Ok(tape.record(&[input], output, move |grad, gradients| match slot {
-        Some(slot) => gradients.add(slot, apply_mask(&grad, p, &random)?),
+        Some(slot) => gradients.add(slot, apply_mask(&grad, p, &stream)?),
         None => Ok(()),
     }))
 }
 
-fn apply_mask(input: &Tensor, p: f32, random: &Random) -> Result<Tensor> {
+fn apply_mask(input: &Tensor, p: f32, stream: &Stream) -> Result<Tensor> {
     match input.device() {
-        Device::Cuda(device) => cuda::apply_mask(device, input, p, random),
+        Device::Cuda(device) => cuda::apply_mask(device, input, p, stream),
         Device::Cpu(cpu) => {
-            let x = input.as_slice::<f32>()?;
+            let (x, random) = (input.as_slice::<f32>()?, stream.resolve()?);
             let mut output = vec![0.0; x.len()];
             let factor = 1.0 / (1.0 - p);
             cpu.install(|| {
@@ -98,9 +128,24 @@ mod tests {
     fn masks_are_the_same_bits_everywhere() -> Result<()> {
         for len in [0, 1, 3, 1024, 1027, 2 * CHUNK + 1] {
             let (x, random) = (normal(1, "x", [len], &cpu(1)), Random::stream(9, "dropout", &[len as u64]));
-            let expected = bits(&apply_mask(&x, 0.4, &random)?);
+            let expected = bits(&apply_mask(&x, 0.4, &(&random).into())?);
             for device in devices() {
-                assert!(bits(&apply_mask(&on(&device, &x), 0.4, &random)?) == expected, "{len} on {device}");
+                assert!(bits(&apply_mask(&on(&device, &x), 0.4, &(&random).into())?) == expected, "{len} on {device}");
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_step_may_lie_on_the_device() -> Result<()> {
+        for step in [0, 7, u64::from(u32::MAX) + 5] {
+            let expected = Stream::from(&Random::stream(9, "dropout", &[3, step]));
+            let x = normal(1, "x", [1027], &cpu(1));
+            let expected = bits(&apply_mask(&x, 0.4, &expected)?);
+            for device in devices() {
+                let number = Tensor::new(vec![step as u32, (step >> 32) as u32], [2], &device)?;
+                let stream = Stream::of_step(Random::stream(9, "dropout", &[3]), number);
+                assert!(bits(&apply_mask(&on(&device, &x), 0.4, &stream)?) == expected, "{step} on {device}");
             }
         }
         Ok(())

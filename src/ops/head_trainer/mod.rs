@@ -8,6 +8,9 @@ mod tests;
 use super::{loss::CrossEntropy, optimizer::Rule};
 use crate::{Device, Error, Result, Tensor};
 
+/// Most rows of a batch whose steps are, bit for bit, those of separate operations.
+pub const EXACT_ROWS: usize = 256;
+
 /// The classifier, each tensor with the buffers of its optimizer ([`Rule::buffers`]).
 pub struct Head<'a> {
     /// `[classes, F]`.
@@ -43,7 +46,7 @@ pub struct Steps<'a> {
 }
 
 /// Makes the steps, on the GPU that holds the features; returns the loss of each, `[steps]`. The bits are those of
-/// separate operations and [`optimizer::step`](super::optimizer::step), for batches of at most 256 samples.
+/// separate operations and [`optimizer::step`](super::optimizer::step), for batches of at most [`EXACT_ROWS`].
 ///
 /// # Errors
 /// [`Error::Shape`] if extents do not fit, a batch is empty or names a sample that does not exist; then nothing has

@@ -33,7 +33,9 @@ impl Target {
     }
 }
 
-fn check_labels(labels: &[u32], classes: usize) -> Result<()> {
+/// # Errors
+/// [`Error::Shape`] naming a label that is none of `classes` classes.
+pub(crate) fn check_labels(labels: &[u32], classes: usize) -> Result<()> {
     match labels.iter().enumerate().find(|(_, label)| **label as usize >= classes) {
         None => Ok(()),
         Some((row, label)) => {

@@ -113,7 +113,7 @@ pub fn step(cuda: &Arc<CudaDevice>, rates: &Rates, items: &mut [Item], table: &m
     }
     let segments = table.address(cuda, bytes)?;
     let count = small("optimizer", items.len())?;
-    let resident = rates.resident.as_ref().ok_or_else(|| cuda.error("the rates of this step are not on the GPU"))?;
+    let resident = rates.resident().ok_or_else(|| cuda.error("the rates of this step are not on the GPU"))?;
     let corrections = resident.pointer::<f32>(cuda)?;
     let groups = corrections + 2 * size_of::<f32>() as u64;
     let grid = [blocks, 1, 1];

@@ -82,7 +82,6 @@ pub struct Rate {
 pub struct Rates {
     rule: Rule,
     groups: Vec<Rate>,
-    /// Both corrections of AdamW, then learning rate and weight decay of each group.
     resident: Option<Tensor>,
 }
 
@@ -95,6 +94,11 @@ impl Rates {
         let mut rates = Self { rule, groups: Vec::new(), resident: None };
         rates.set(rule, groups, device)?;
         Ok(rates)
+    }
+
+    /// Those on a GPU: both corrections of AdamW, then learning rate and weight decay of each group.
+    pub(crate) fn resident(&self) -> Option<&Tensor> {
+        self.resident.as_ref()
     }
 
     /// Sets those of the next step; in place where there are as many.

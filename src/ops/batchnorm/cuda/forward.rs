@@ -116,7 +116,6 @@ pub static SOURCE: Source = Source {
         "batchnorm_merge",
         "batchnorm_fold",
         "batchnorm_running",
-        "batchnorm_running_all",
         "batchnorm_apply_x1",
         "batchnorm_apply_x4",
         "batchnorm_apply_bf16",
@@ -136,8 +135,7 @@ static MOMENTS: Kernels<MomentsParams> =
     kernels(&SOURCE, ["batchnorm_moments_x1", "batchnorm_moments_x4", "batchnorm_moments_bf16"]);
 static MERGE: Kernel<MergeParams> = Kernel::new(&SOURCE, "batchnorm_merge", MERGE_THREADS);
 static FOLD: Kernel<FoldParams> = Kernel::new(&SOURCE, "batchnorm_fold", THREADS);
-static RUNNING: Kernel<Running> = Kernel::new(&SOURCE, "batchnorm_running", THREADS);
-static RUNNING_ALL: Kernel<RunningTable> = Kernel::new(&SOURCE, "batchnorm_running_all", THREADS);
+static RUNNING: Kernel<RunningTable> = Kernel::new(&SOURCE, "batchnorm_running", THREADS);
 static APPLY: Kernels<ApplyParams> =
     kernels(&SOURCE, ["batchnorm_apply_x1", "batchnorm_apply_x4", "batchnorm_apply_bf16"]);
 
@@ -228,16 +226,11 @@ impl Running {
     }
 }
 
-pub fn update_running(cuda: &CudaDevice, update: &mut RunningUpdate) -> Result<()> {
-    let running = Running::new(cuda, update)?;
-    cuda.launch(&RUNNING, [per_channel(running.channels as usize), 1, 1], 0, &running)
-}
-
-pub fn update_running_all(cuda: &Arc<CudaDevice>, updates: &mut [RunningUpdate], table: &mut Table) -> Result<()> {
+pub fn update_running(cuda: &Arc<CudaDevice>, updates: &mut [RunningUpdate], table: &mut Table) -> Result<()> {
     let entries = updates.iter_mut().map(|update| Running::new(cuda, update)).collect::<Result<Vec<_>>>()?;
     let channels = entries.iter().map(|entry| entry.channels).max().unwrap_or(0) as usize;
     let entries = table.address(cuda, entries.iter().flat_map(Params::to_bytes).collect())?;
-    cuda.launch(&RUNNING_ALL, [per_channel(channels), updates.len(), 1], 0, &RunningTable { entries })
+    cuda.launch(&RUNNING, [per_channel(channels), updates.len(), 1], 0, &RunningTable { entries })
 }
 
 /// The output, and where `masked` a bit for each element that says whether it is positive.

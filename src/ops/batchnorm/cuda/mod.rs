@@ -6,7 +6,7 @@ mod pooled;
 
 pub(super) use backward::backward;
 pub use backward::{Gate, SOURCE as GRAD_SOURCE, coefficients, input_grad, input_grad_pair, reduce};
-pub use forward::{SOURCE, apply, fold, merge, moments, update_running, update_running_all};
+pub use forward::{SOURCE, apply, fold, merge, moments, update_running};
 pub use pooled::{SOURCE as POOL_SOURCE, apply_pooled, input_grad_pooled, reduce_pooled};
 
 use std::sync::Arc;

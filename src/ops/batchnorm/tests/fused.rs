@@ -11,7 +11,7 @@ use crate::{
             Affine, Fused, Moments, Sink, TileSums, batchnorm, cuda, fold,
             fused::{
                 Addend, Coefficients, Normaliser, RunningUpdate, apply_masked, coefficients, finalize, input_grad,
-                input_grad_pair, reduce, reduce_again, update_running_all,
+                input_grad_pair, reduce, reduce_again, update_running,
             },
             gpu,
         },
@@ -331,14 +331,14 @@ fn all_running_statistics_move_as_each_alone() -> Result<()> {
                     variance,
                 })
                 .collect();
-            update_running_all(&mut updates, &mut table)?;
+            update_running(&mut updates, &mut table)?;
         }
         assert!(actual.iter().flatten().map(bits).eq(expected.iter().flatten().map(bits)), "{device}");
         assert!(layers.iter().zip(&actual).all(|((_, before), after)| bits(&before[0]) != bits(&after[0])));
-        update_running_all(&mut [], &mut table)?;
+        update_running(&mut [], &mut table)?;
         let [mean, variance] = &mut actual[1];
         let wrong = RunningUpdate { moments: &layers[0].0, momentum: 0.1, mean, variance };
-        assert!(update_running_all(&mut [wrong], &mut table).is_err());
+        assert!(update_running(&mut [wrong], &mut table).is_err());
     }
     Ok(())
 }

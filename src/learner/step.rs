@@ -1,0 +1,291 @@
+//! One step of training: forward, backward, optimizer, statistics. On a GPU, where a step is hundreds of launches, the
+//! second of two alike is captured as a CUDA graph, and those after it are replays.
+
+use std::sync::Arc;
+
+use crate::{
+    DType, Device, Error, Precision, Result, Tensor,
+    autograd::Var,
+    device::{CudaDevice, cuda::Graph},
+    nn::{Arch, Grouping, HeadSpec, Model, Pass},
+    ops::loss::{CrossEntropy, Target, check_labels, cross_entropy},
+    optim::{Optimizer, OptimizerKind},
+};
+
+/// A batch on its way into the network.
+pub enum Input {
+    /// Normalised images `[N, H, W, C]`.
+    Images(Tensor),
+    /// Cached features `[N, F]`.
+    Features(Tensor),
+}
+
+impl Input {
+    fn tensor(&self) -> &Tensor {
+        let (Input::Images(tensor) | Input::Features(tensor)) = self;
+        tensor
+    }
+
+    fn tensor_mut(&mut self) -> &mut Tensor {
+        let (Input::Images(tensor) | Input::Features(tensor)) = self;
+        tensor
+    }
+
+    /// The same in memory of its own.
+    fn duplicate(&self, cuda: &CudaDevice) -> Result<Self> {
+        let mut copy = match self {
+            Input::Images(images) => Input::Images(images.clone()),
+            Input::Features(features) => Input::Features(features.clone()),
+        };
+        let tensor = copy.tensor_mut();
+        tensor.address_mut(tensor.dtype(), cuda)?;
+        Ok(copy)
+    }
+}
+
+/// What a step trains, and how.
+pub struct Step<'a> {
+    /// The network.
+    pub model: &'a mut Model,
+    /// What moves its parameters.
+    pub optimizer: &'a mut Optimizer,
+    /// The loss; class weights lie on the network's device.
+    pub loss: &'a CrossEntropy,
+    /// A learning rate per layer group.
+    pub lrs: &'a [f32],
+    /// A weight decay per layer group.
+    pub weight_decays: &'a [f32],
+    /// Decides with `number` what is dropped.
+    pub seed: u64,
+    /// Number of the step.
+    pub number: u64,
+}
+
+/// Makes steps, and keeps the graph of the last kind of them.
+pub struct Stepper {
+    graphs: bool,
+    /// The last kind of step that was made launch by launch.
+    met: Option<Kind>,
+    recorded: Option<Recorded>,
+    /// How often a graph of this kind had to give up its memory.
+    evictions: usize,
+    /// Steps of this kind are not captured: that failed, or would not last.
+    refused: bool,
+    /// Why it failed, until that is told.
+    refusal: Option<Error>,
+}
+
+/// Graphs of a kind that may be captured anew, when they had to give up their memory.
+const MOST_EVICTIONS: usize = 1;
+
+/// A captured step, and what is new in each replay.
+struct Recorded {
+    kind: Kind,
+    graph: Graph,
+    input: Input,
+    labels: Tensor,
+    number: Tensor,
+    loss: Tensor,
+}
+
+/// What decides the launches of a step: two of one kind differ in the values at the same addresses alone.
+#[derive(Clone, PartialEq)]
+struct Kind {
+    batch_size: usize,
+    rest: Rest,
+}
+
+/// All but the size of the batch.
+#[derive(Clone, PartialEq)]
+struct Rest {
+    /// Address of what describes it.
+    device: usize,
+    input: (bool, DType, Vec<usize>),
+    arch: Arch,
+    head: HeadSpec,
+    classes: usize,
+    grouping: Grouping,
+    precision: Precision,
+    model: Vec<u64>,
+    rule: OptimizerKind,
+    optimizer: Vec<u64>,
+    label_smoothing: f32,
+    class_weights: Option<u64>,
+    seed: u64,
+}
+
+impl Kind {
+    fn of(step: &mut Step, input: &Input, cuda: &CudaDevice) -> Result<Self> {
+        let (tensor, images) = (input.tensor(), matches!(input, Input::Images(_)));
+        let (batch_size, sample) = tensor.dims().split_first().unwrap_or((&0, &[]));
+        let class_weights = step.loss.class_weights.as_ref();
+        let rest = Rest {
+            device: std::ptr::from_ref(cuda) as usize,
+            input: (images, tensor.dtype(), sample.to_vec()),
+            arch: step.model.arch(),
+            head: step.model.head.spec().clone(),
+            classes: step.model.head.classes(),
+            grouping: step.model.grouping(),
+            precision: step.model.precision(),
+            model: step.model.fingerprint(cuda)?,
+            rule: step.optimizer.kind(),
+            optimizer: step.optimizer.fingerprint(cuda)?,
+            label_smoothing: step.loss.label_smoothing,
+            class_weights: class_weights.map(|weights| weights.pointer::<f32>(cuda)).transpose()?,
+            seed: step.seed,
+        };
+        Ok(Self { batch_size: *batch_size, rest })
+    }
+}
+
+impl Stepper {
+    /// Makes steps; with `graphs` those on a GPU are captured.
+    pub fn new(graphs: bool) -> Self {
+        Self { graphs, met: None, recorded: None, evictions: 0, refused: false, refusal: None }
+    }
+
+    /// Whether steps are to be captured.
+    pub fn graphs(&self) -> bool {
+        self.graphs
+    }
+
+    /// Gives the graph up, with its memory.
+    pub fn reset(&mut self) {
+        *self = Self { refusal: self.refusal.take(), ..Self::new(self.graphs) };
+    }
+
+    /// Why a step could not be captured, where that failed; told once.
+    pub fn take_refusal(&mut self) -> Option<Error> {
+        self.refusal.take()
+    }
+
+    /// Makes `step` on `input`, whose samples have `labels`, and returns the loss, a scalar, which the next step may
+    /// overwrite. A forward pass changes nothing: gradients and batch statistics are applied together at the end, and not
+    /// at all if the loss is not finite; but a GPU, which has not computed the loss when this returns, applies them in any
+    /// case.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`], [`Error::Device`]; [`Error::Shape`] where input, labels and network do not fit,
+    /// [`Error::Setting`] where rates and layer groups do not.
+    pub fn step(&mut self, mut step: Step, input: &Input, labels: Vec<u32>) -> Result<Tensor> {
+        let Device::Cuda(cuda) = step.model.device().clone() else { return step.run(input, labels) };
+        if !self.graphs {
+            return step.run(input, labels);
+        }
+        let kind = Kind::of(&mut step, input, &cuda)?;
+        if let Some(loss) = self.replay(&kind, &mut step, input, &labels, &cuda)? {
+            return Ok(loss);
+        }
+        let loss = step.run(input, labels)?;
+        // It has left what the next of its kind finds. The short batch at the end of an epoch leaves what is known of others.
+        if !self.met.as_ref().is_some_and(|met| met.rest == kind.rest && met.batch_size > kind.batch_size) {
+            self.met = Some(kind);
+        }
+        Ok(loss)
+    }
+
+    /// Makes the step as a replay; `None` if it is to be made launch by launch.
+    fn replay(
+        &mut self,
+        kind: &Kind,
+        step: &mut Step,
+        input: &Input,
+        labels: &[u32],
+        cuda: &Arc<CudaDevice>,
+    ) -> Result<Option<Tensor>> {
+        if self.met.as_ref().is_some_and(|met| met.rest != kind.rest) {
+            // The memory of the graph is needed elsewhere.
+            self.reset();
+        }
+        if self.recorded.as_ref().is_none_or(|recorded| recorded.kind != *kind) {
+            if self.refused || self.met.as_ref() != Some(kind) {
+                return Ok(None);
+            }
+            self.recorded = None;
+            match Recorded::capture(kind.clone(), step, input, labels, cuda) {
+                Ok(recorded) => self.recorded = Some(recorded),
+                Err(error) => {
+                    // Launch by launch it may do; if not, that says why.
+                    (self.refused, self.refusal) = (true, Some(error));
+                    return Ok(None);
+                }
+            }
+        }
+        let Some(recorded) = &mut self.recorded else { return Ok(None) };
+        let loss = recorded.replay(step, input, labels, cuda)?;
+        if loss.is_none() {
+            // It had to give up its memory; to take it again and again would cost more than it saves.
+            self.recorded = None;
+            self.evictions += 1;
+            self.refused = self.evictions > MOST_EVICTIONS;
+        }
+        Ok(loss)
+    }
+}
+
+impl Recorded {
+    fn capture(kind: Kind, step: &mut Step, input: &Input, labels: &[u32], cuda: &Arc<CudaDevice>) -> Result<Self> {
+        let device = Device::Cuda(cuda.clone());
+        let input = input.duplicate(cuda)?;
+        let labels = Tensor::new(labels.to_vec(), [labels.len()], &device)?;
+        let number = Tensor::new(halves(step.number).to_vec(), [2], &device)?;
+        let (graph, loss) = cuda.capture(|| {
+            let mut pass = Pass::captured(step.seed, number.clone());
+            let loss = step.loss(&mut pass, &input, &Target::Labels(labels.clone()))?;
+            let value = loss.value().clone();
+            let statistics = pass.take_statistics();
+            let gradients = pass.tape.backward(&loss)?;
+            step.optimizer.apply(step.model, &gradients)?;
+            step.model.update_statistics(statistics)?;
+            Ok(value)
+        })?;
+        Ok(Self { kind, graph, input, labels, number, loss })
+    }
+
+    /// Makes `step`; `None` if the graph had to give up its memory.
+    fn replay(&mut self, step: &mut Step, input: &Input, labels: &[u32], cuda: &CudaDevice) -> Result<Option<Tensor>> {
+        check_labels(labels, step.model.head.classes())?;
+        self.input.tensor_mut().assign(input.tensor(), cuda)?;
+        self.labels.overwrite(labels)?;
+        self.number.overwrite(&halves(step.number))?;
+        step.optimizer.prepare(step.model, step.lrs, step.weight_decays)?;
+        let replayed = self.graph.replay();
+        if !matches!(replayed, Ok(true)) {
+            step.optimizer.withdraw();
+        }
+        Ok(replayed?.then(|| self.loss.clone()))
+    }
+}
+
+/// A number as two of 32 bits, the lower first.
+fn halves(number: u64) -> [u32; 2] {
+    [number as u32, (number >> 32) as u32]
+}
+
+impl Step<'_> {
+    /// Makes the step launch by launch.
+    fn run(&mut self, input: &Input, labels: Vec<u32>) -> Result<Tensor> {
+        let device = self.model.device().clone();
+        let target = Target::labels(labels, self.model.head.classes(), &device)?;
+        let mut pass = Pass::training(self.seed, self.number);
+        let loss = self.loss(&mut pass, input, &target)?;
+        let value = loss.value().clone();
+        // To ask a GPU would be to wait for it.
+        if matches!(device, Device::Cpu(_)) && !value.scalar()?.is_finite() {
+            return Ok(value);
+        }
+        let statistics = pass.take_statistics();
+        let gradients = pass.tape.backward(&loss)?;
+        self.optimizer.step(self.model, &gradients, self.lrs, self.weight_decays)?;
+        self.model.update_statistics(statistics)?;
+        Ok(value)
+    }
+
+    fn loss(&self, pass: &mut Pass, input: &Input, target: &Target) -> Result<Var> {
+        let logits = match input {
+            Input::Images(images) => self.model.forward(pass, &Var::constant(images.clone()))?,
+            Input::Features(features) => self.model.head.classify(pass, &Var::constant(features.clone()))?,
+        };
+        cross_entropy(&mut pass.tape, &logits, target, self.loss)
+    }
+}
