@@ -13,7 +13,7 @@
 set -euo pipefail
 here=$(cd "$(dirname "$0")/.." && pwd)
 # The programs in which tests touch the GPU; the library's own tests are all of its operations.
-suites="golden_ops golden_networks gpu conformance"
+suites="golden_ops golden_networks gpu graphs conformance"
 
 build() {
     mkdir -p "$1"
@@ -119,12 +119,17 @@ run() {
                 for what in forward train; do
                     step "bench-$what-$arch-$dtype" ./unfreeze bench "$what" "${flags[@]}"
                 done
+                step "bench-train-$arch-$dtype-launched" ./unfreeze bench train --graphs off "${flags[@]}"
                 step "explain-$arch-$dtype" ./unfreeze bench train --explain "${flags[@]}"
                 if [ "$arch" = resnet34 ]; then continue; fi # its shapes are those of resnet18
                 step "ops-$arch-$dtype" ./unfreeze bench ops --rounds 3 --seconds 0.05 "${flags[@]}"
             done
         done
-        step bench-cache ./unfreeze bench cache --arch resnet50 --batch-size 64 --device "$device"
+        local calls
+        for calls in on off; do
+            step "bench-cache-graphs-$calls" ./unfreeze bench cache --graphs "$calls" --arch resnet50 --batch-size 64 \
+                --device "$device"
+        done
     fi
     if [[ $skip != *" compare "* ]]; then compare; fi
     printf '\nlogs: %s\n\n' "$out"

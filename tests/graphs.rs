@@ -139,7 +139,8 @@ fn a_change_shows_at_once() -> Result<()> {
     state.freeze_to(2)?;
     let weights = Tensor::new(vec![0.5, 1.0, 2.0], [3], &device)?;
     let other_weights = Tensor::new(vec![2.0, 1.0, 0.5], [3], &device)?;
-    let changes: [(&str, &dyn Fn(&mut Training) -> Result<()>); 13] = [
+    type Change<'a> = &'a dyn Fn(&mut Training) -> Result<()>;
+    let changes: [(&str, Change); 13] = [
         ("nothing", &|_| Ok(())),
         ("weight decay", &|training| {
             training.weight_decay = 0.1;

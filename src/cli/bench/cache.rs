@@ -6,7 +6,7 @@ use unfreeze::{Error, Precision, Result};
 
 use super::{
     cell::{Cell, Work},
-    network::{Measured, Options},
+    network::{Calls, Measured, Options},
     task::{CACHED, Task},
 };
 
@@ -15,6 +15,8 @@ pub struct Cache {
     /// Samples of the data set
     #[arg(long, default_value_t = CACHED, value_name = "N", value_parser = samples)]
     samples: usize,
+    #[command(flatten)]
+    calls: Calls,
     #[command(flatten)]
     options: Options,
     /// Print a JSON object: seconds of an epoch, samples, and what `forward` prints
@@ -39,7 +41,7 @@ impl Cache {
         // Features are f32 whatever the backbone computes in.
         let (size, dtype) = (arch.published_size(), Precision::F32);
         let cell = Cell { arch, size, batch_size, work: Work::Cached, dtype };
-        let task = Task::cached(cell, self.samples, compute.seed, &compute.open()?)?;
+        let task = Task::cached(cell, self.samples, self.calls.graphs(), compute.seed, &compute.open()?)?;
         let measured = Measured::of(task, &self.options)?;
         let seconds = self.samples as f64 / measured.rate();
         if self.json {

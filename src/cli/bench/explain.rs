@@ -29,10 +29,10 @@ const REFERENCE: [(Arch, u64, f64); 3] =
 pub fn run(mut task: Task, json: bool) -> Result<()> {
     let cell = *task.cell();
     // The first step compiles kernels and makes the optimizer's buffers.
-    task.step()?;
+    task.step(1)?;
     let saved = task.measure_saved()?;
     let before = launches(task.device());
-    task.step()?;
+    task.step(1)?;
     let launched: Option<BTreeMap<&str, u64>> = launches(task.device()).zip(before).map(|(after, before)| {
         let new = after.into_iter().map(|(name, count)| (name, count - before.get(name).copied().unwrap_or(0)));
         new.filter(|(_, count)| *count > 0).collect()

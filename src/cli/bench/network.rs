@@ -11,7 +11,7 @@ use super::{
     roof::{self, RoofFlags},
     task::Task,
 };
-use crate::cli::options::{Compute, count, side};
+use crate::cli::options::{Compute, Switch, count, side};
 
 /// Settings of a measurement.
 #[derive(Args)]
@@ -39,7 +39,7 @@ pub struct Timing {
     /// Seconds that a round takes at least
     #[arg(long, default_value_t = 0.5, value_name = "S", value_parser = time)]
     pub seconds: f64,
-    /// Seconds before the first round, and two steps at least, that do not count
+    /// Seconds before the first round, and three steps at least, that do not count
     #[arg(long, default_value_t = 1.0, value_name = "S", value_parser = time)]
     pub warm_up: f64,
 }
@@ -49,6 +49,20 @@ pub fn time(text: &str) -> Result<f64, String> {
     match text.parse() {
         Ok(time) if (0.0..=3600.0).contains(&time) => Ok(time),
         _ => Err("give a number from 0 to 3600".into()),
+    }
+}
+
+/// How a GPU is told of its work.
+#[derive(Args)]
+pub struct Calls {
+    /// On a GPU, make steps as `train` does: as CUDA graphs, those of a linear head on cached activations many to a launch
+    #[arg(long, value_enum, default_value_t = Switch::On)]
+    graphs: Switch,
+}
+
+impl Calls {
+    pub fn graphs(&self) -> bool {
+        self.graphs == Switch::On
     }
 }
 
@@ -86,6 +100,8 @@ pub struct Train {
     #[arg(long)]
     explain: bool,
     #[command(flatten)]
+    calls: Calls,
+    #[command(flatten)]
     images: Images,
     #[command(flatten)]
     options: Options,
@@ -109,7 +125,7 @@ enum Trainable {
 impl Forward {
     pub fn run(self) -> Result<()> {
         let device = self.options.compute.open()?;
-        let task = self.options.task(&self.images, Work::Forward, &device)?;
+        let task = self.options.task(&self.images, Work::Forward, false, &device)?;
         Measured::of(task, &self.options)?.print(self.json);
         Ok(())
     }
@@ -124,7 +140,7 @@ impl Train {
             Trainable::Layer3 => Work::Layer3,
             Trainable::Head => Work::Head,
         };
-        let task = self.options.task(&self.images, work, &device)?;
+        let task = self.options.task(&self.images, work, self.calls.graphs(), &device)?;
         if self.explain {
             return explain::run(task, self.json);
         }
@@ -134,10 +150,10 @@ impl Train {
 }
 
 impl Options {
-    fn task(&self, images: &Images, work: Work, device: &Device) -> Result<Task> {
+    fn task(&self, images: &Images, work: Work, graphs: bool, device: &Device) -> Result<Task> {
         let size = images.size.unwrap_or(self.arch.published_size());
         let cell = Cell { arch: self.arch, size, batch_size: self.batch_size, work, dtype: images.dtype };
-        Task::new(cell, self.compute.seed, device)
+        Task::new(cell, graphs, self.compute.seed, device)
     }
 }
 
@@ -163,7 +179,7 @@ impl Measured {
         let roof = options.roof.roof(&device, cell.dtype)?;
         let Timing { rounds, seconds, warm_up } = options.timing;
         device.reset_peak();
-        let mut timer = Timer::new(&device, warm_up, || task.step())?;
+        let mut timer = Timer::new(&device, warm_up, |most| task.step(most))?;
         let (mut rates, mut steps) = (Vec::with_capacity(rounds), 0);
         for _ in 0..rounds {
             let block = timer.block(seconds)?;

@@ -31,8 +31,8 @@ impl Serve {
             match request {
                 Request::Prepare { cell, variant, warm_up } if variant == VARIANT => {
                     device.reset_peak();
-                    let outcome = Task::new(cell, self.compute.seed, &device)
-                        .and_then(|mut task| measure(&device, warm_up, &mut lines, || task.step()));
+                    let outcome = Task::new(cell, true, self.compute.seed, &device)
+                        .and_then(|mut task| measure(&device, warm_up, &mut lines, |most| task.step(most)));
                     if let Err(error) = outcome {
                         answer(&failed(&error));
                     }
@@ -64,7 +64,7 @@ impl Serve {
 }
 
 /// Measures blocks of `step` until told to finish, or nobody asks any more.
-fn measure(device: &Device, warm_up: f64, lines: &mut Lines, step: impl FnMut() -> Result<()>) -> Result<()> {
+fn measure(device: &Device, warm_up: f64, lines: &mut Lines, step: impl FnMut(usize) -> Result<usize>) -> Result<()> {
     let mut timer = Timer::new(device, warm_up, step)?;
     answer(&json!(Ready { ready: true }));
     while let Some(request) = lines.take()? {

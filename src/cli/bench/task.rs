@@ -6,8 +6,9 @@ use unfreeze::{
     cache::Activations,
     checkpoint::{Checkpoint, LoadOptions, load_into},
     data::{Batch, RgbImage, Transforms, View, shuffled},
+    learner::{HeadSteps, Input, Step, Stepper},
     nn::{FreezeState, Grouping, HeadSpec, Model, Pass},
-    ops::loss::{CrossEntropy, Target, cross_entropy},
+    ops::loss::CrossEntropy,
     optim::{Optimizer, OptimizerKind},
     random::Random,
 };
@@ -36,24 +37,26 @@ pub struct Task {
     cell: Cell,
     device: Device,
     model: Model,
-    input: Input,
+    data: Data,
     optimizer: Optimizer,
+    stepper: Stepper,
     rates: Vec<f32>,
     decays: Vec<f32>,
     steps: usize,
 }
 
-enum Input {
-    Images(Vec<(Var, Target)>),
-    Cached { activations: Activations, order: Vec<u32> },
+enum Data {
+    Images(Vec<(Input, Vec<u32>)>),
+    Cached { activations: Box<Activations>, order: Vec<u32> },
 }
 
 impl Task {
-    /// The network of `cell` with random weights, and its data, made from `seed`.
+    /// The network of `cell` with random weights, and its data, made from `seed`. Steps are made as a fit makes them; with
+    /// `graphs` on a GPU as graphs, and those of cached activations many to a launch.
     ///
     /// # Errors
     /// [`Error::Setting`] for a cell that makes no sense; [`Error::OutOfMemory`].
-    pub fn new(cell: Cell, seed: u64, device: &Device) -> Result<Self> {
+    pub fn new(cell: Cell, graphs: bool, seed: u64, device: &Device) -> Result<Self> {
         cell.validate()?;
         let mut model = model(&cell, seed, device)?;
         model.set_grouping(Grouping::PerStage);
@@ -65,18 +68,19 @@ impl Task {
             (Work::Forward | Work::Head | Work::Cached | Work::Layer3 | Work::Layer4, None) => {}
         }
         model.apply(&state, false);
-        let input = if cell.work == Work::Cached {
+        let data = if cell.work == Work::Cached {
             cached(&cell, cell.batch_size.max(CACHED), seed, device)?
         } else {
-            Input::Images(batches(&cell, seed, device)?)
+            Data::Images(batches(&cell, seed, device)?)
         };
         let groups = state.names().len();
         Ok(Self {
             cell,
             device: device.clone(),
             model,
-            input,
+            data,
             optimizer: Optimizer::new(OptimizerKind::default()),
+            stepper: Stepper::new(graphs),
             rates: vec![LR; groups],
             decays: vec![WD; groups],
             steps: 0,
@@ -87,9 +91,9 @@ impl Task {
     ///
     /// # Errors
     /// As of [`Task::new`].
-    pub fn cached(cell: Cell, samples: usize, seed: u64, device: &Device) -> Result<Self> {
-        let mut task = Self::new(cell, seed, device)?;
-        task.input = cached(&cell, samples, seed, device)?;
+    pub fn cached(cell: Cell, samples: usize, graphs: bool, seed: u64, device: &Device) -> Result<Self> {
+        let mut task = Self::new(cell, graphs, seed, device)?;
+        task.data = cached(&cell, samples, seed, device)?;
         Ok(task)
     }
 
@@ -103,35 +107,53 @@ impl Task {
         &self.device
     }
 
-    /// Does its work on the next batch. A GPU may not be done when this returns.
+    /// Does its work on the next batch, or on as many up to `most` as a fit takes together; returns how many. A GPU may not
+    /// be done when this returns.
     ///
     /// # Errors
     /// [`Error::OutOfMemory`]; [`Error::Device`].
-    pub fn step(&mut self) -> Result<()> {
+    pub fn step(&mut self, most: usize) -> Result<usize> {
         let number = self.steps;
-        self.steps += 1;
-        match &self.input {
-            Input::Images(batches) if self.cell.work == Work::Forward => {
-                let (images, _) = &batches[number % batches.len()];
-                self.model.forward(&mut Pass::evaluation(), images).map(drop)
+        let Self { cell, device, model, data, optimizer, stepper, rates, decays, .. } = self;
+        let loss = &CrossEntropy::default();
+        let together = stepper.graphs();
+        let mut learn = |model: &mut Model, input: &Input, labels: Vec<u32>| {
+            let step =
+                Step { model, optimizer, loss, lrs: rates, weight_decays: decays, seed: 0, number: number as u64 };
+            stepper.step(step, input, labels).map(drop)
+        };
+        let made = match data {
+            Data::Images(batches) => {
+                let (input, labels) = &batches[number % batches.len()];
+                match (cell.work, input) {
+                    (Work::Forward, Input::Images(images)) => model.logits(images).map(drop)?,
+                    _ => learn(model, input, labels.clone())?,
+                }
+                1
             }
-            Input::Images(batches) => {
-                let (images, target) = &batches[number % batches.len()];
-                let mut pass = Pass::training(0, number as u64);
-                let logits = self.model.forward(&mut pass, images)?;
-                let target = target.clone();
-                self.learn(pass, &logits, &target)
+            Data::Cached { activations, order } => {
+                let size = cell.batch_size;
+                let batch = |number: usize| {
+                    let start = number % (order.len() / size) * size;
+                    order[start..start + size].to_vec()
+                };
+                if together && HeadSteps::are_possible(model, activations, size) {
+                    let batches: Vec<_> = (number..number + most.min(HeadSteps::MOST)).map(batch).collect();
+                    let lrs = vec![LR; batches.len()];
+                    HeadSteps { model, optimizer, loss, activations, weight_decay: WD }.run(&batches, &lrs)?;
+                    batches.len()
+                } else {
+                    let (features, labels) = activations.gather(&batch(number), device)?;
+                    learn(model, &Input::Features(features), labels)?;
+                    1
+                }
             }
-            Input::Cached { activations, order } => {
-                let size = self.cell.batch_size;
-                let start = number % (order.len() / size) * size;
-                let (features, labels) = activations.gather(&order[start..start + size], &self.device)?;
-                let target = Target::labels(labels, CLASSES, &self.device)?;
-                let mut pass = Pass::training(0, number as u64);
-                let logits = self.model.head.classify(&mut pass, &Var::constant(features))?;
-                self.learn(pass, &logits, &target)
-            }
+        };
+        self.steps += made;
+        if let Some(error) = self.stepper.take_refusal() {
+            errln!("note: {}: steps are launched one by one, for a graph of them was refused: {error}", self.cell);
         }
+        Ok(made)
     }
 
     /// Bytes that a forward pass in training leaves for the backward pass, as the device counts them.
@@ -139,21 +161,14 @@ impl Task {
     /// # Errors
     /// [`Error::OutOfMemory`]; [`Error::Device`].
     pub fn measure_saved(&self) -> Result<usize> {
-        let Input::Images(batches) = &self.input else { return Ok(0) };
+        let Data::Images(batches) = &self.data else { return Ok(0) };
+        let Some((Input::Images(images), _)) = batches.first() else { return Ok(0) };
         let before = self.device.memory().live;
         let mut pass = Pass::training(0, 0);
-        let logits = self.model.forward(&mut pass, &batches[0].0)?;
+        let logits = self.model.forward(&mut pass, &Var::constant(images.clone()))?;
         let saved = self.device.memory().live.saturating_sub(before);
         drop((pass, logits));
         Ok(saved)
-    }
-
-    fn learn(&mut self, mut pass: Pass, logits: &Var, target: &Target) -> Result<()> {
-        let loss = cross_entropy(&mut pass.tape, logits, target, &CrossEntropy::default())?;
-        let statistics = pass.take_statistics();
-        let gradients = pass.tape.backward(&loss)?;
-        self.optimizer.step(&mut self.model, &gradients, &self.rates, &self.decays)?;
-        self.model.update_statistics(statistics)
     }
 }
 
@@ -177,7 +192,7 @@ pub fn logits(cell: &Cell, checkpoint: &Checkpoint, images: &Tensor) -> Result<V
 
 /// Batches of random pictures and labels, which the device holds: uploaded as a fit uploads them, and so in the layout
 /// and the type that the network takes.
-fn batches(cell: &Cell, seed: u64, device: &Device) -> Result<Vec<(Var, Target)>> {
+fn batches(cell: &Cell, seed: u64, device: &Device) -> Result<Vec<(Input, Vec<u32>)>> {
     let Cell { size, batch_size, dtype, .. } = *cell;
     let bytes = BATCHES * batch_size * size * size * PIXEL;
     if bytes > MOST_BYTES {
@@ -194,13 +209,13 @@ fn batches(cell: &Cell, seed: u64, device: &Device) -> Result<Vec<(Var, Target)>
             batch.push(transforms.prepare(&picture, View::Clean)?, label(&mut random), index as u32);
         }
         let images = batch.upload(&transforms, device, dtype)?;
-        Ok((Var::constant(images), Target::labels(batch.labels, CLASSES, device)?))
+        Ok((Input::Images(images), batch.labels))
     };
     (0..BATCHES).map(batch).collect()
 }
 
 /// Random activations of so many samples, as the cache of a fit keeps them.
-fn cached(cell: &Cell, samples: usize, seed: u64, device: &Device) -> Result<Input> {
+fn cached(cell: &Cell, samples: usize, seed: u64, device: &Device) -> Result<Data> {
     let width = cell.arch.features();
     let mut random = Random::stream(seed, "bench features", &[]);
     let features: Vec<f32> = (0..samples * width).map(|_| random.uniform(0.0, 2.0)).collect();
@@ -209,7 +224,7 @@ fn cached(cell: &Cell, samples: usize, seed: u64, device: &Device) -> Result<Inp
     let mut activations = Activations::default();
     activations.push(&Tensor::new(features, [samples, width], &Device::cpu(1)?)?, &labels, &indices)?;
     activations.keep_on(device)?;
-    Ok(Input::Cached { activations, order: shuffled(samples as u32, seed, 0) })
+    Ok(Data::Cached { activations: Box::new(activations), order: shuffled(samples as u32, seed, 0) })
 }
 
 fn label(random: &mut Random) -> u32 {
@@ -230,15 +245,36 @@ mod tests {
         {
             let Some((device, driver)) = emulated(Settings::default()) else { return Ok(()) };
             let cell = Cell { arch: Arch::ResNet20, size: 8, batch_size: 2, work: Work::Full, dtype };
-            let mut task = Task::new(cell, 0, &device)?;
-            let Input::Images(batches) = &task.input else { unreachable!("images are trained on") };
-            for (images, _) in batches {
-                assert_eq!((images.value().dims(), images.value().dtype()), (&[2, 8, 8, channels][..], storage));
+            let mut task = Task::new(cell, true, 0, &device)?;
+            let Data::Images(batches) = &task.data else { unreachable!("images are trained on") };
+            for (input, _) in batches {
+                let Input::Images(images) = input else { unreachable!("images are trained on") };
+                assert_eq!((images.dims(), images.dtype()), (&[2, 8, 8, channels][..], storage));
             }
-            task.step()?;
+            task.step(1)?;
             let launched = driver.counters();
             assert!(launched.keys().any(|kernel| kernel.starts_with("augment")), "{launched:?}");
             assert!(!launched.keys().any(|kernel| kernel.starts_with("pack_images")), "{dtype}: {launched:?}");
+        }
+        Ok(())
+    }
+
+    /// Steps are made as a fit makes them: replayed, or many to a launch.
+    #[test]
+    fn steps_are_those_of_a_fit() -> Result<()> {
+        let Some((device, driver)) = emulated(Settings::default()) else { return Ok(()) };
+        let cell = |work| Cell { arch: Arch::ResNet20, size: 8, batch_size: 2, work, dtype: Precision::F32 };
+        for graphs in [true, false] {
+            let mut task = Task::new(cell(Work::Layer3), graphs, 0, &device)?;
+            for _ in 0..4 {
+                assert_eq!(task.step(100)?, 1);
+            }
+            assert_eq!(driver.graphs().len(), usize::from(graphs));
+            drop(task);
+            let mut task = Task::cached(cell(Work::Cached), 8, graphs, 0, &device)?;
+            let before = driver.launches();
+            assert_eq!(task.step(3)?, if graphs { 3 } else { 1 });
+            assert_eq!(driver.launches() - before == 1, graphs);
         }
         Ok(())
     }

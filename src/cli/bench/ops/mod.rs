@@ -136,10 +136,10 @@ impl Bench<'_> {
         shape: &str,
         count: usize,
         work: Work,
-        step: impl FnMut() -> Result<()>,
+        mut step: impl FnMut() -> Result<()>,
     ) -> Result<()> {
         let before = launches(self.device).unwrap_or_default();
-        let mut timer = Timer::new(self.device, self.timing.warm_up.min(self.timing.seconds), step)?;
+        let mut timer = Timer::new(self.device, self.timing.warm_up.min(self.timing.seconds), |_| step().map(|()| 1))?;
         let launched = launches(self.device).unwrap_or_default();
         let kernels = launched.into_iter().filter(|(name, count)| before.get(name) != Some(count));
         let block = |_| timer.block(self.timing.seconds).map(|block| block.seconds / block.steps as f64);
