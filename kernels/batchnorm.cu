@@ -11,6 +11,7 @@
 // Bound by memory: moments reads x; apply reads x and r once and writes y once, and a mask of a bit per element, with
 // less than ten operations per element. Shared memory: 4 KiB for the sums over lanes, 8 KiB in merge.
 #include "batchnorm.cuh"
+#include "norm.cuh"
 
 struct MomentsParams {
     const void* input;  // [rows, channels]
@@ -77,11 +78,9 @@ struct Fold {
     float* offset;
     float eps;
 
-    // In f64 with one rounding per operation: the processor's bits.
     __device__ void make(u32 channel, float mean, float variance) const {
-        const double deviation = sqrt(__dadd_rn(variance, eps)), exact = __ddiv_rn(scale[channel], deviation);
-        factor[channel] = float(exact);
-        offset[channel] = float(__dsub_rn(shift[channel], __dmul_rn(mean, exact)));
+        const Folded folded = ::fold(scale[channel], shift[channel], mean, variance, eps);
+        factor[channel] = folded.factor, offset[channel] = folded.offset;
     }
 };
 

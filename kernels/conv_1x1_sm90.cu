@@ -62,6 +62,7 @@ struct Plan {
     // A consumer finishes 64 columns at a time.
     using Part = FinishTile<Bf16, 64, 64, WARPGROUP>;
     static constexpr u32 SUMS = Part::ROWS * Part::PITCH * 4;
+    static_assert(COLS <= Part::PREPARED, "a tile's factors and offsets fit in the padding of a part");
     static constexpr u32 FULL = STAGES * STAGE + CONSUMERS * SUMS, EMPTY = FULL + 8 * STAGES;
     static constexpr u32 BYTES = EMPTY + 8 * STAGES;
     static_assert(BYTES <= 227 * 1024 && STAGE % 1024 == 0, "a block's shared memory; whole swizzle patterns");
@@ -138,14 +139,20 @@ struct WarpgroupBarrier {
 template <class T, class F>
 __device__ inline void consume(const Conv1x1Product& p, const F& f, u32 memory, float* scratch, u32 rank, u32 group) {
     using Part = typename T::Part;
-    const u32 steps = ceil_div(p.depth, DEPTH), lane = threadIdx.x % 32;
+    const u32 steps = ceil_div(p.depth, DEPTH), thread = threadIdx.x % WARPGROUP, lane = threadIdx.x % 32;
     const WarpgroupBarrier barrier{1 + group};
     // Lanes 0 and 1 of each warp tell both blocks that the warp has read a stage.
     const auto release = [&](u32 stage) {
         if (lane < BLOCKS) mbarrier_arrive_at(memory + T::EMPTY + 8 * stage, lane);
     };
     Turn<T::STAGES> turn;
+    u32 prepared = ~0u;
     for (Tiles<T::COLS> tiles(p.pixels, p.cols); tiles.any(); tiles.next()) {
+        // Once for tiles in a row with the same columns. Behind the last tile's barriers nobody reads those before.
+        if (prepared != tiles.col()) {
+            prepared = tiles.col();
+            f.template prepare<Part>(scratch, prepared, min(p.cols - prepared, T::COLS), thread);
+        }
         float sums[T::COLS / 2];
         u32 before = 0;
         for (u32 step = 0; step < steps; ++step, turn.next()) {
@@ -172,7 +179,7 @@ __device__ inline void consume(const Conv1x1Product& p, const F& f, u32 memory, 
             barrier();
             lay_out<Part>(sums, part, scratch);
             barrier();
-            Finish<Part, F> finish(f, col, p.cols - col, threadIdx.x % WARPGROUP);
+            Finish<Part, F> finish(f, scratch + part / 8 * Part::PITCH, col, p.cols - col, thread);
             finish.rows(scratch, Consecutive{row, rows});
             barrier();
             finish.write_sums(scratch, barrier, row / 64);

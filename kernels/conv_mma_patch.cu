@@ -144,11 +144,12 @@ __device__ inline void convolve(const PatchProblem& p, const F& f) {
     float* staged = reinterpret_cast<float*>(shared);
     __syncthreads();
     stage_sums<Tile>(sums, staged + Tile::warp_row() * Part::PITCH + Tile::warp_col(), Part::PITCH);
+    f.template prepare<Part>(staged, first_filter, min(filters, Tile::COLS), threadIdx.x);
     __syncthreads();
 #pragma unroll 1
     for (u32 tile = first_tile; tile <= last_tile; ++tile) {
         float* own = staged + (tile - first_tile) * SIDE * SIDE * Part::PITCH;
-        Finish<Part, F> finish(f, first_filter, filters, threadIdx.x);
+        Finish<Part, F> finish(f, staged, first_filter, filters, threadIdx.x);
         finish.rows(own, MapTile(p, tile));
         __syncthreads();
         finish.write_sums(own, WholeBlock{}, tile);

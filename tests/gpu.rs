@@ -13,7 +13,7 @@ use unfreeze::{
     autograd::{ParameterGradients, Parameters, Var},
     data::{Augment, ImageData, Split, Transforms},
     learner::{Fit, Learner, LrFind},
-    nn::{Arch, HeadSpec, Model, Pass},
+    nn::{Arch, HeadSpec, Model, Pass, cost::Network},
     ops::loss::{CrossEntropy, Target, cross_entropy},
     optim::{Optimizer, OptimizerKind},
     random::Random,
@@ -284,6 +284,35 @@ fn twenty_steps_in_bf16_and_tf32_follow_those_in_f32() -> Result<()> {
         let worst = losses.iter().zip(&exact).map(|(loss, exact)| (loss - exact).abs()).fold(0.0, f64::max);
         println!("{precision}: losses differ by up to {worst:.1e}");
         assert!(worst < allowed, "{precision}: {losses:?}, not {exact:?}");
+    }
+    Ok(())
+}
+
+/// A frozen network on tensor cores is what its cost counts: a launch for each convolution, whose batchnorm none prepares.
+/// Two more give the images their fourth channel and merge the linear layer's sums.
+#[test]
+fn a_frozen_network_launches_a_kernel_for_each_convolution() -> Result<()> {
+    let arch = Arch::ResNet18;
+    for (capability, precision) in [((8, 0), Precision::Bf16), ((9, 0), Precision::Bf16), ((8, 0), Precision::Tf32)] {
+        let Some((device, _)) = emulated(Settings { capability, ..Settings::default() }) else { return Ok(()) };
+        let Device::Cuda(cuda) = &device else { unreachable!("an emulated GPU") };
+        let mut model = network(arch, true, &device)?;
+        model.set_precision(precision)?;
+        let images = formula::images(1, 32, &device)?;
+        let before = cuda.launches();
+        model.logits(&images)?;
+        let mut launched = cuda.launches();
+        launched.retain(|name, count| {
+            *count -= before.get(name).copied().unwrap_or(0);
+            *count > 0
+        });
+        let of =
+            |prefix: &str| launched.iter().filter(|(name, _)| name.starts_with(prefix)).map(|(_, n)| n).sum::<u64>();
+        let counted = Network { arch, size: 32, batch: 1, classes: 1000, precision };
+        let what = format!("{capability:?} in {precision}: {launched:?}");
+        assert_eq!(of("conv_mma") + of("conv_1x1"), counted.convolutions().len() as u64, "{what}");
+        assert_eq!(of("batchnorm"), 0, "{what}");
+        assert_eq!(of(""), counted.forward(false).len() as u64 + 2, "{what}");
     }
     Ok(())
 }

@@ -107,8 +107,9 @@ __device__ inline void finish_tile(const F& p, const float (&sums)[T::M][T::N][4
     using Whole = FinishTile<typename T::E, T::ROWS, T::COLS, T::THREADS>;
     __syncthreads();
     stage_sums<T>(sums, shared + T::warp_row() * Whole::PITCH + T::warp_col(), Whole::PITCH);
+    p.template prepare<Whole>(shared, first, min(cols, T::COLS), threadIdx.x);
     __syncthreads();
-    Finish<Whole, F> finish(p, first, cols, threadIdx.x);
+    Finish<Whole, F> finish(p, shared, first, cols, threadIdx.x);
     finish.rows(shared, pixels);
     __syncthreads();
     finish.write_sums(shared, WholeBlock{}, tile);

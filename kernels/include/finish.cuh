@@ -4,8 +4,9 @@
 // The kernel lays its sums into shared memory as f32, row by row, and calls with all threads that share the tile:
 //
 //     using Tile = FinishTile<E, 64, COLS, THREADS>;             // 64 rows at a time
-//     Finish<Tile, ForwardFinish> finish(p.finish, first_channel, valid_channels, thread);
-//     for each 64 rows: { barrier; stage sums at sums[row * Tile::PITCH + col]; barrier; finish.rows(sums, pixels); }
+//     barrier; stage sums at sums[row * Tile::PITCH + col]; p.finish.prepare<Tile>(sums, first, cols, thread); barrier;
+//     Finish<Tile, ForwardFinish> finish(p.finish, sums, first, cols, thread);
+//     finish.rows(sums, pixels);
 //     barrier; finish.write_sums(sums, barrier, tile_number);    // where the finish has sums to write
 //
 // A thread takes one vector of 16 bytes of every LANES-th row: rows leave in whole 32-byte sectors, neighbouring
@@ -13,10 +14,15 @@
 // a row lies in the output; `barrier()` brings the tile's threads together. The parts that a finish is made of (Affine,
 // Partial, Moments, GradSums) stand on their own.
 //
-// Bytes: each operand of the finish once, the output once, 8 bytes per channel and tile of sums. Shared memory:
-// (64 * PITCH) * 4 bytes, free of bank conflicts.
+// A batchnorm with fixed statistics is folded on the way (norm.cuh): `prepare` has one thread do it for each channel,
+// since f64 is slow on many GPUs, and leaves factors and offsets to all in the padding of the rows of sums, since every
+// byte of shared memory is taken.
+//
+// Bytes: each operand of the finish once, the output once, 16 bytes per channel and tile of a batchnorm, 8 of sums.
+// Shared memory: (64 * PITCH) * 4 bytes, free of bank conflicts.
 #pragma once
 #include "element.cuh"
+#include "norm.cuh"
 
 constexpr u32 NO_PIXEL = 0xffffffffu;
 
@@ -44,10 +50,29 @@ struct FinishTile {
     static constexpr u32 ROWS = ROWS_, COLS = COLS_, THREADS = THREADS_, VECTOR = E::VECTOR;
     // Eight floats of padding: mma's fragments are then stored to all banks at once.
     static constexpr u32 PITCH = COLS + 8;
+    // Channels whose factors and offsets the padding has room for.
+    static constexpr u32 PREPARED = ROWS / 2 * 8;
     static constexpr u32 ACROSS = COLS / VECTOR, LANES = THREADS / ACROSS, PER_THREAD = ROWS / LANES;
     static constexpr u32 BATCH = PER_THREAD < 4 ? PER_THREAD : 4;
     static_assert(THREADS % ACROSS == 0 && ROWS % LANES == 0 && PER_THREAD % BATCH == 0, "threads share evenly");
     static_assert(2 * LANES + 1 <= ROWS, "the lanes' sums fit in the tile");
+    static_assert(COLS <= PREPARED, "so do factors and offsets in its padding");
+
+    // Where the padding holds the factor and the offset of a column: eight columns to a row.
+    static __device__ u32 factor(u32 col) { return col / 8 * PITCH + COLS + col % 8; }
+    static __device__ u32 offset(u32 col) { return factor(col) + ROWS / 2 * PITCH; }
+};
+
+// A thread's vector among the columns of a tile, of which `cols` channels exist from `first` on: a multiple of eight.
+template <class T>
+struct Columns {
+    u32 first, cols, thread;
+
+    __device__ Columns(u32 first, u32 cols, u32 thread) : first(first), cols(min(cols, T::COLS)), thread(thread) {}
+
+    __device__ u32 col() const { return thread % T::ACROSS * T::VECTOR; }
+    __device__ u32 channel() const { return first + col(); }
+    __device__ bool exists() const { return col() < cols; }
 };
 
 // A vector of f32 in shared memory. Where it is two accesses long, every second group of four threads takes them in the
@@ -87,23 +112,36 @@ __device__ inline void load_channels(const float* from, u32 channel, float (&to)
     }
 }
 
-// sum * scale + shift per channel, each only where it is there. The multiply-add is spelled out, so that every kernel
+// sum * factor + offset per channel, where there is a batchnorm. The multiply-add is spelled out, so that every kernel
 // rounds alike.
-template <u32 V>
+template <class T>
 struct Affine {
-    float scale[V] = {}, shift[V] = {};
-    bool scaled, shifted;
+    static constexpr u32 V = T::VECTOR;
+    float factor[V] = {}, offset[V] = {};
+    bool applies;
 
-    __device__ Affine(const float* scales, const float* shifts, u32 channel)
-        : scaled(scales != nullptr), shifted(shifts != nullptr) {
-        if (scaled) load_channels(scales, channel, scale);
-        if (shifted) load_channels(shifts, channel, shift);
+    // Leaves factors and offsets of `cols` channels from `first` on in the padding of `sums`.
+    static __device__ void prepare(const FixedNorm& norm, float* sums, u32 first, u32 cols, u32 thread) {
+        if (!norm.scale) return;
+#pragma unroll 1
+        for (u32 col = thread; col < cols; col += T::THREADS) {
+            const Folded folded = norm.folded(first + col);
+            sums[T::factor(col)] = folded.factor, sums[T::offset(col)] = folded.offset;
+        }
+    }
+
+    // Behind a barrier, those of a thread's channels.
+    __device__ Affine(const FixedNorm& norm, const float* prepared, const Columns<T>& own)
+        : applies(norm.scale && own.exists()) {
+        if (!applies) return;
+        read_shared(prepared + T::factor(own.col()), own.thread, factor);
+        read_shared(prepared + T::offset(own.col()), own.thread, offset);
     }
 
     __device__ void apply(float (&values)[V]) const {
-        if (!shifted) return;
+        if (!applies) return;
 #pragma unroll
-        for (u32 j = 0; j < V; ++j) values[j] = scaled ? fmaf(values[j], scale[j], shift[j]) : values[j] + shift[j];
+        for (u32 j = 0; j < V; ++j) values[j] = fmaf(values[j], factor[j], offset[j]);
     }
 };
 
@@ -206,16 +244,21 @@ struct Partial {
     }
 };
 
-// A convolution's output: relu(sum * scale + shift + residual), and the moments of what is stored.
+// A convolution's output: relu(norm(sum) + residual); or, for a batchnorm with the batch's own statistics, the sum and
+// the moments of what is stored.
 struct ForwardFinish {
     void* output;          // [pixels, channels]
-    const float* scale;    // [channels] or null; then `shift` is there too
-    const float* shift;    // [channels] or null
+    FixedNorm norm;        // or none
     const void* residual;  // like the output, or null
-    float* mean;           // [tiles, channels] or null
+    float* mean;           // [tiles, channels] or null: where there is no norm
     float* m2;             // [tiles, channels] with `mean`
     u32 channels;
     u32 relu;
+
+    template <class T>
+    __device__ void prepare(float* sums, u32 first, u32 cols, u32 thread) const {
+        Affine<T>::prepare(norm, sums, first, cols, thread);
+    }
 
     struct Operands {
         uint4 residual;
@@ -225,10 +268,11 @@ struct ForwardFinish {
     struct Work {
         static constexpr u32 V = T::VECTOR;
         const ForwardFinish& p;
-        Affine<V> affine;
+        Affine<T> affine;
         Moments<T> moments;
 
-        __device__ Work(const ForwardFinish& p, u32 channel) : p(p), affine(p.scale, p.shift, channel) {}
+        __device__ Work(const ForwardFinish& p, const float* prepared, const Columns<T>& own)
+            : p(p), affine(p.norm, prepared, own) {}
 
         __device__ Operands load(u32 pixel, u32 channel) const {
             Operands operands = {};
@@ -274,6 +318,9 @@ struct GradFinish {
     float* product;     // [tiles, channels] with `input`: of g * (y - mean)
     u32 channels;
 
+    template <class T>
+    __device__ void prepare(float*, u32, u32, u32) const {}
+
     struct Operands {
         uint4 partial, input;
         u32 mask;
@@ -285,7 +332,8 @@ struct GradFinish {
         const GradFinish& p;
         GradSums<T> sums;
 
-        __device__ Work(const GradFinish& p, u32 channel) : p(p), sums(p.mean, channel) {}
+        __device__ Work(const GradFinish& p, const float*, const Columns<T>& own)
+            : p(p), sums(p.mean, own.exists() ? own.channel() : own.first) {}
 
         __device__ Operands load(u32 pixel, u32 channel) const {
             Operands operands = {};
@@ -327,39 +375,36 @@ struct GradFinish {
 template <class T, class F>
 struct Finish {
     const F& p;
-    u32 thread, first, cols;
+    Columns<T> own;
     typename F::template Work<T> work;
 
-    // `cols` channels exist from `first` on: a multiple of eight.
-    __device__ Finish(const F& p, u32 first, u32 cols, u32 thread)
-        : p(p), thread(thread), first(first), cols(min(cols, T::COLS)), work(p, exists() ? channel() : first) {}
-
-    __device__ u32 col() const { return thread % T::ACROSS * T::VECTOR; }
-    __device__ u32 channel() const { return first + col(); }
-    __device__ bool exists() const { return col() < cols; }
+    // `prepared` is the memory of the sums, where `first` was the first column that was prepared; else as many rows
+    // further as there are eights of columns between. For `first` and `cols` see Columns.
+    __device__ Finish(const F& p, const float* prepared, u32 first, u32 cols, u32 thread)
+        : p(p), own(first, cols, thread), work(p, prepared, own) {}
 
     // Finishes and stores T::ROWS rows of sums.
     template <class Pixels>
     __device__ void rows(const float* sums, const Pixels& pixels) {
-        if (!exists()) return;
+        if (!own.exists()) return;
 #pragma unroll 1
         for (u32 from = 0; from < T::PER_THREAD; from += T::BATCH) {
             u32 pixel[T::BATCH];
             typename F::Operands operands[T::BATCH];
 #pragma unroll
             for (u32 i = 0; i < T::BATCH; ++i) {
-                pixel[i] = pixels(thread / T::ACROSS + (from + i) * T::LANES);
-                if (pixel[i] != NO_PIXEL) operands[i] = work.load(pixel[i], channel());
+                pixel[i] = pixels(own.thread / T::ACROSS + (from + i) * T::LANES);
+                if (pixel[i] != NO_PIXEL) operands[i] = work.load(pixel[i], own.channel());
             }
 #pragma unroll
             for (u32 i = 0; i < T::BATCH; ++i) {
                 if (pixel[i] == NO_PIXEL) continue;
                 float values[T::VECTOR];
-                const u32 row = thread / T::ACROSS + (from + i) * T::LANES;
-                read_shared(sums + row * T::PITCH + col(), thread, values);
-                work.before(values, operands[i], channel());
+                const u32 row = own.thread / T::ACROSS + (from + i) * T::LANES;
+                read_shared(sums + row * T::PITCH + own.col(), own.thread, values);
+                work.before(values, operands[i], own.channel());
                 const uint4 bits = T::E::pack(values);
-                store_vector<typename T::E>(p.output, pixel[i], p.channels, channel(), bits);
+                store_vector<typename T::E>(p.output, pixel[i], p.channels, own.channel(), bits);
                 T::E::unpack(bits, values);
                 work.after(values, operands[i]);
             }
@@ -369,6 +414,6 @@ struct Finish {
     // Writes what was summed over all rows so far as that of tile number `tile`; `scratch` is the memory of the sums.
     template <class Barrier>
     __device__ void write_sums(float* scratch, const Barrier& barrier, u32 tile) {
-        work.write(scratch, barrier, thread, cols, u64(tile) * p.channels + first);
+        work.write(scratch, barrier, own.thread, own.cols, u64(tile) * p.channels + own.first);
     }
 };

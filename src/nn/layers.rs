@@ -9,7 +9,7 @@ use crate::{
     device::CudaDevice,
     ops::{
         batchnorm::{
-            self, Affine, Fused, Moments, Norm,
+            self, Affine, FixedNorm, Fused, Moments, Norm,
             fused::{Normaliser, RunningUpdate, finalize},
         },
         conv::{self, Epilogue, Geometry, TileMoments, mma},
@@ -97,7 +97,7 @@ impl BatchNorm {
         let normaliser = match tiles {
             Some(tiles) => finalize(tiles, scale.value(), shift.value(), self.eps)?,
             None => {
-                let (factor, offset) = self.folded()?;
+                let (factor, offset) = self.fixed().fold()?;
                 Normaliser { moments: self.running(), factor, offset }
             }
         };
@@ -107,10 +107,11 @@ impl BatchNorm {
         Ok(Norm { input, scale, shift, normaliser, batch: tiles.is_some(), eps: self.eps })
     }
 
-    /// Factor and offset that carry it out with running statistics.
-    fn folded(&self) -> Result<(Tensor, Tensor)> {
-        let Moments { mean, variance, .. } = self.running();
-        batchnorm::fold(&self.scale.value, &self.shift.value, &mean, &variance, self.eps)
+    /// This batchnorm with running statistics.
+    fn fixed(&self) -> FixedNorm<'_> {
+        let [scale, shift, mean, variance] =
+            [&self.scale, &self.shift, &self.running_mean, &self.running_variance].map(|parameter| &parameter.value);
+        FixedNorm { scale, shift, mean, variance, eps: self.eps }
     }
 
     fn running(&self) -> Moments {
@@ -231,7 +232,7 @@ impl ConvNorm {
     pub(super) fn forward_with(&self, pass: &mut Pass, input: &Var, addend: Option<Addend>, relu: bool) -> Result<Var> {
         if !self.is_trained(pass, input, addend) {
             let residual = addend.map(|addend| addend.compute(pass)).transpose()?;
-            return Ok(Var::constant(self.folded(input.value(), residual.as_ref().map(Var::value), relu)?));
+            return Ok(Var::constant(self.frozen(input.value(), residual.as_ref().map(Var::value), relu)?));
         }
         if self.precision != Precision::F32 {
             let norm = self.normed(pass, input)?;
@@ -275,9 +276,8 @@ impl ConvNorm {
     }
 
     /// All of it as one operation, with running statistics.
-    fn folded(&self, input: &Tensor, residual: Option<&Tensor>, relu: bool) -> Result<Tensor> {
-        let (scale, shift) = self.norm.folded()?;
-        let epilogue = Epilogue { scale_shift: Some((&scale, &shift)), residual, relu };
+    fn frozen(&self, input: &Tensor, residual: Option<&Tensor>, relu: bool) -> Result<Tensor> {
+        let epilogue = Epilogue { norm: Some(self.norm.fixed()), residual, relu };
         match self.precision {
             Precision::F32 => conv::forward(input, &self.weight.value, self.geometry, epilogue),
             Precision::Tf32 | Precision::Bf16 => mma::forward(input, &self.packed()?, self.geometry, epilogue),

@@ -9,6 +9,7 @@ use proptest::test_runner::{Config, RngSeed};
 use crate::{
     Device, Result, Shape, Tensor,
     autograd::{Tape, Var},
+    ops::batchnorm::FixedNorm,
     random::Random,
     tensor::DType,
 };
@@ -70,6 +71,77 @@ pub fn normal(seed: u64, name: &str, shape: impl Into<Shape>, device: &Device) -
 /// The same elements on another device.
 pub fn on(device: &Device, tensor: &Tensor) -> Tensor {
     Tensor::new(tensor.to_vec::<f32>().expect("f32"), tensor.shape(), device).expect("the same shape")
+}
+
+/// A batchnorm with fixed statistics whose numbers are known here.
+pub struct KnownNorm {
+    /// Scale, shift, mean and variance of each channel.
+    channels: Vec<[f32; 4]>,
+    tensors: [Tensor; 4],
+    eps: f32,
+}
+
+impl KnownNorm {
+    fn of(channels: Vec<[f32; 4]>, eps: f32, device: &Device) -> Self {
+        let tensor = |which: usize| {
+            let values: Vec<f32> = channels.iter().map(|channel| channel[which]).collect();
+            Tensor::new(values, [channels.len()], device).expect("as many values as channels")
+        };
+        let tensors = [0, 1, 2, 3].map(tensor);
+        Self { channels, tensors, eps }
+    }
+
+    /// One as training leaves it.
+    pub fn new(seed: u64, channels: usize, device: &Device) -> Self {
+        let drawn = ["scale", "shift", "mean", "variance"].map(|name| floats(&normal(seed, name, [channels], device)));
+        let channel = |at: usize| [drawn[0][at], drawn[1][at], drawn[2][at], 0.5 + drawn[3][at] * drawn[3][at]];
+        Self::of((0..channels).map(channel).collect(), 1e-5, device)
+    }
+
+    /// One of awkward numbers, in turn.
+    pub fn awkward(channels: usize, eps: f32, device: &Device) -> Self {
+        const CHANNELS: [[f32; 4]; 10] = [
+            [0.7, -0.1, 0.3, 1.1],
+            [0.7, -0.1, 0.3, 0.0],
+            [-1.3, 0.2, 1e4, 1e-6],
+            [0.0, 3.0, -7.0, 2.0],
+            [1.0, 0.0, 0.0, 1e-40],
+            [1e-40, 1e-40, 1.0, 1.0],
+            [1.0, 1e30, -1e30, 1e38],
+            [1e30, 0.0, 1e30, 1e-30],
+            [1.0, 0.0, 0.0, -2.0],
+            [1.0, f32::NAN, 0.0, 1.0],
+        ];
+        Self::of(CHANNELS.into_iter().cycle().take(channels).collect(), eps, device)
+    }
+
+    pub fn fixed(&self) -> FixedNorm<'_> {
+        let [scale, shift, mean, variance] = &self.tensors;
+        FixedNorm { scale, shift, mean, variance, eps: self.eps }
+    }
+
+    /// What it makes of a value.
+    pub fn exact(&self, channel: usize, x: f64) -> f64 {
+        let [scale, shift, mean, variance] = self.channels[channel].map(f64::from);
+        (x - mean) / (variance + f64::from(self.eps)).sqrt() * scale + shift
+    }
+
+    /// Factor and offset, rounded once.
+    pub fn folded(&self, channel: usize) -> [f32; 2] {
+        let [scale, shift, mean, variance] = self.channels[channel].map(f64::from);
+        let factor = scale / (variance + f64::from(self.eps)).sqrt();
+        [factor as f32, (shift - mean * factor) as f32]
+    }
+}
+
+/// Asserts equal bits; of a NaN only that it is one.
+pub fn assert_bits(what: &str, actual: &Tensor, expected: &[f32]) {
+    let actual = floats(actual);
+    assert_eq!(actual.len(), expected.len(), "{what}: number of elements");
+    for (at, (actual, expected)) in actual.iter().zip(expected).enumerate() {
+        let equal = actual.to_bits() == expected.to_bits() || actual.is_nan() && expected.is_nan();
+        assert!(equal, "{what}: element {at} is {actual:e}, not {expected:e}");
+    }
 }
 
 /// The elements as f32, of f32 or bf16.

@@ -37,6 +37,7 @@ pub const HEADERS: &[(&str, &str)] = &[
     ("grid.cuh", include_str!("../../../kernels/include/grid.cuh")),
     ("map.cuh", include_str!("../../../kernels/include/map.cuh")),
     ("mma.cuh", include_str!("../../../kernels/include/mma.cuh")),
+    ("norm.cuh", include_str!("../../../kernels/include/norm.cuh")),
     ("pack.cuh", include_str!("../../../kernels/include/pack.cuh")),
     ("ptx.cuh", include_str!("../../../kernels/include/ptx.cuh")),
     ("ptx_sm90.cuh", include_str!("../../../kernels/include/ptx_sm90.cuh")),

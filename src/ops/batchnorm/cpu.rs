@@ -2,7 +2,10 @@
 
 use rayon::prelude::*;
 
-use super::grad::{Backward, Saved};
+use super::{
+    FixedNorm,
+    grad::{Backward, Saved},
+};
 use crate::{Result, Tensor, device::CpuDevice};
 
 /// Rows per task.
@@ -73,17 +76,17 @@ pub fn blend(running: &mut Tensor, new: &Tensor, momentum: f32, factor: f32) -> 
     Ok(())
 }
 
-pub fn fold(scale: &Tensor, shift: &Tensor, mean: &Tensor, variance: &Tensor, eps: f32) -> Result<(Tensor, Tensor)> {
-    let (scale_slice, shift) = (scale.as_slice::<f32>()?, shift.as_slice::<f32>()?);
+pub fn fold(norm: &FixedNorm) -> Result<(Tensor, Tensor)> {
+    let FixedNorm { scale, shift, mean, variance, eps } = *norm;
+    let (device, channels) = (scale.device(), scale.shape());
+    let (scale, shift) = (scale.as_slice::<f32>()?, shift.as_slice::<f32>()?);
     let (mean, variance) = (mean.as_slice::<f32>()?, variance.as_slice::<f32>()?);
     let exact = |channel: usize| {
-        let factor = f64::from(scale_slice[channel]) / (f64::from(variance[channel]) + f64::from(eps)).sqrt();
+        let factor = f64::from(scale[channel]) / (f64::from(variance[channel]) + f64::from(eps)).sqrt();
         (factor, f64::from(shift[channel]) - f64::from(mean[channel]) * factor)
     };
-    let (factor, offset) =
-        (0..scale_slice.len()).map(exact).map(|(factor, offset)| (factor as f32, offset as f32)).unzip();
-    let channels = [scale_slice.len()];
-    Ok((Tensor::new(factor, channels, scale.device())?, Tensor::new(offset, channels, scale.device())?))
+    let (factor, offset) = (0..scale.len()).map(exact).map(|(factor, offset)| (factor as f32, offset as f32)).unzip();
+    Ok((Tensor::new(factor, channels, device)?, Tensor::new(offset, channels, device)?))
 }
 
 pub fn apply(

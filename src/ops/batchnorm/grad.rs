@@ -1,6 +1,6 @@
 //! Batchnorm on the tape.
 
-use super::{Moments, apply, cpu, cuda, fold};
+use super::{FixedNorm, Moments, apply, cpu, cuda};
 use crate::{
     Device, Result, Tensor,
     autograd::{Tape, Var},
@@ -38,7 +38,8 @@ pub fn batchnorm(
     fused: Fused,
 ) -> Result<Var> {
     let Affine { scale, shift } = affine;
-    let (factor, offset) = fold(scale.value(), shift.value(), &moments.mean, &moments.variance, eps)?;
+    let Moments { mean, variance, .. } = moments;
+    let (factor, offset) = FixedNorm { scale: scale.value(), shift: shift.value(), mean, variance, eps }.fold()?;
     let residual = fused.residual.map(Var::value);
     let output = apply(input.value(), &factor, &offset, residual, fused.relu)?;
 

@@ -88,20 +88,42 @@ fn gpu(tensor: &Tensor) -> Result<&Arc<CudaDevice>> {
     }
 }
 
-/// `[C]` factor and offset that carry out a batchnorm with fixed statistics, for a convolution's epilogue.
-///
-/// # Errors
-/// [`Error::Shape`] if the channel counts differ.
-pub fn fold(scale: &Tensor, shift: &Tensor, mean: &Tensor, variance: &Tensor, eps: f32) -> Result<(Tensor, Tensor)> {
-    for (what, tensor) in [("shift", shift), ("mean", mean), ("variance", variance)] {
-        expect_shape("batchnorm", what, tensor, scale.shape())?;
+/// A batchnorm with fixed statistics, mostly running ones: `(x − mean) / √(variance + eps) · scale + shift`.
+#[derive(Clone, Copy, Debug)]
+pub struct FixedNorm<'a> {
+    /// γ, `[C]`.
+    pub scale: &'a Tensor,
+    /// β, `[C]`.
+    pub shift: &'a Tensor,
+    /// `[C]`.
+    pub mean: &'a Tensor,
+    /// `[C]`.
+    pub variance: &'a Tensor,
+    /// Added to the variance.
+    pub eps: f32,
+}
+
+impl FixedNorm<'_> {
+    /// That it is one over `channels`, for the operation `op`.
+    pub(super) fn expect(&self, op: &'static str, channels: usize) -> Result<()> {
+        let Self { scale, shift, mean, variance, .. } = self;
+        [("scale", scale), ("shift", shift), ("mean", mean), ("variance", variance)]
+            .into_iter()
+            .try_for_each(|(what, tensor)| expect_shape(op, what, tensor, [channels]))
     }
-    match scale.device() {
-        Device::Cuda(device) => {
-            let [factor, offset] = cuda::fold(device, (scale, shift, eps), mean, variance)?;
-            Ok((factor, offset))
+
+    /// The factor and the offset, `[C]` each, that carry it out: `x · factor + offset`. For passes that read them from
+    /// memory, backwards too; a convolution on tensor cores finds the same bits on its way
+    /// ([`Epilogue`](super::conv::Epilogue)).
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if the channel counts differ.
+    pub fn fold(&self) -> Result<(Tensor, Tensor)> {
+        self.expect("batchnorm", self.scale.shape().elements())?;
+        match self.scale.device() {
+            Device::Cuda(device) => cuda::fold(device, self),
+            Device::Cpu(_) => cpu::fold(self),
         }
-        Device::Cpu(_) => cpu::fold(scale, shift, mean, variance, eps),
     }
 }
 

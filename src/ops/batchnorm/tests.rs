@@ -3,11 +3,14 @@ mod pooled;
 
 use proptest::prelude::*;
 
-use super::{Affine, Fused, Moments, batchnorm, fold};
+use super::{Affine, FixedNorm, Fused, Moments, batchnorm};
 use crate::{
     Device, Result, Tensor,
     autograd::{Tape, Var},
-    ops::testing::{F32, assert_close, assert_close_to, bits, cases, check_op, cpu, devices, norm, normal, on, wide},
+    ops::testing::{
+        F32, KnownNorm, assert_bits, assert_close, assert_close_to, bits, cases, check_op, cpu, devices, norm, normal,
+        on, wide,
+    },
 };
 
 const EPS: f32 = 1e-5;
@@ -45,6 +48,11 @@ fn others(x: &Tensor) -> Result<(Vec<Tensor>, Moments)> {
     let residual = normal(1, "residual", x.shape(), device);
     let running = Moments { mean, variance: Tensor::new(variance, channels, device)?, rows: 10 };
     Ok((vec![scale, shift, residual], running))
+}
+
+fn fixed<'a>(others: &'a [Tensor], running: &'a Moments) -> FixedNorm<'a> {
+    let Moments { mean, variance, .. } = running;
+    FixedNorm { scale: &others[0], shift: &others[1], mean, variance, eps: EPS }
 }
 
 fn on_tape(tape: &mut Tape, vars: &[Var], running: Option<&Moments>, relu: bool) -> Result<Var> {
@@ -159,13 +167,25 @@ fn a_fold_is_the_batchnorm_with_running_statistics() -> Result<()> {
     for device in devices() {
         let x = spread(30, 5, 0.0, 1.0, &device)?;
         let (others, running) = others(&x)?;
-        let (factor, offset) = fold(&others[0], &others[1], &running.mean, &running.variance, EPS)?;
+        let (factor, offset) = fixed(&others, &running).fold()?;
         let (x, factor, offset) = (wide(&x), wide(&factor), wide(&offset));
         let folded: Vec<f64> = x.iter().enumerate().map(|(at, x)| x * factor[at % 5] + offset[at % 5]).collect();
         let inputs = [x, wide(&others[0]), wide(&others[1])];
         let expected = reference(&inputs, Some(&[wide(&running.mean), wide(&running.variance)]), false);
         let folded = Tensor::new(folded.iter().map(|value| *value as f32).collect(), [30, 5], &cpu(1))?;
         assert_close("fold", &folded, &expected, F32);
+    }
+    Ok(())
+}
+
+#[test]
+fn a_fold_is_rounded_once_whatever_the_numbers() -> Result<()> {
+    for (device, eps) in devices().iter().flat_map(|device| [1e-5, 1e-30, 0.0].map(|eps| (device, eps))) {
+        let norm = KnownNorm::awkward(300, eps, device);
+        let (factor, offset) = norm.fixed().fold()?;
+        let expected = |which: usize| (0..300).map(|channel| norm.folded(channel)[which]).collect::<Vec<f32>>();
+        assert_bits(&format!("factor with {eps:e} on {device}"), &factor, &expected(0));
+        assert_bits(&format!("offset with {eps:e} on {device}"), &offset, &expected(1));
     }
     Ok(())
 }
@@ -209,7 +229,7 @@ fn what_is_folded_and_what_runs_along_are_the_same_bits_everywhere() -> Result<(
         let moments =
             Moments { mean: on(device, &moments.mean), variance: on(device, &moments.variance), rows: moments.rows };
         let (others, running) = others(&on(device, &x))?;
-        let (factor, offset) = fold(&others[0], &others[1], &running.mean, &running.variance, EPS)?;
+        let (factor, offset) = fixed(&others, &running).fold()?;
         let (mut mean, mut variance) = (running.mean.clone(), running.variance.clone());
         moments.update_running(0.3, &mut mean, &mut variance)?;
         Ok([factor, offset, mean, variance].iter().map(bits).collect())

@@ -24,8 +24,9 @@ pub fn forward(
     epilogue: Epilogue,
 ) -> Result<Tensor> {
     let input = input.as_slice::<f32>()?;
-    let scale_shift = match epilogue.scale_shift {
-        Some((scale, shift)) => Some((scale.as_slice::<f32>()?, shift.as_slice::<f32>()?)),
+    let folded = epilogue.norm.map(|norm| norm.fold()).transpose()?;
+    let scale_shift = match &folded {
+        Some((factor, offset)) => Some((factor.as_slice::<f32>()?, offset.as_slice::<f32>()?)),
         None => None,
     };
     let residual = epilogue.residual.map(|residual| residual.as_slice::<f32>()).transpose()?;

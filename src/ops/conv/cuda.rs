@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{
-    Epilogue, Extents, TileMoments,
+    Extents, TileMoments,
     plan::{Plan, Problem, SEGMENT, Tile},
 };
 use crate::{
@@ -189,12 +189,6 @@ pub struct Finish<'a> {
     pub shift: Option<&'a Tensor>,
     pub residual: Option<&'a Tensor>,
     pub relu: bool,
-}
-
-impl<'a> From<Epilogue<'a>> for Finish<'a> {
-    fn from(Epilogue { scale_shift, residual, relu }: Epilogue<'a>) -> Self {
-        Self { scale: scale_shift.map(|(scale, _)| scale), shift: scale_shift.map(|(_, shift)| shift), residual, relu }
-    }
 }
 
 /// Sums taken in slices: runs `compute` on memory for all of them, then adds them up into a tensor of `shape`.

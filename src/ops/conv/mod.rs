@@ -16,7 +16,7 @@ mod tests;
 
 pub use grad::{conv, conv_packed, conv_with_moments};
 
-use super::{expect_shape, nhwc};
+use super::{batchnorm::FixedNorm, expect_shape, nhwc};
 use crate::{Device, Error, Result, Shape, Tensor};
 use plan::Problem;
 
@@ -37,11 +37,11 @@ impl Default for Geometry {
     }
 }
 
-/// What is done to each output before it is stored: `relu(y · scale + shift + residual)`.
+/// What is done to each output before it is stored: `relu(norm(y) + residual)`.
 #[derive(Clone, Copy, Default)]
 pub struct Epilogue<'a> {
-    /// Per-channel factor and offset `[K]`: a folded batchnorm.
-    pub scale_shift: Option<(&'a Tensor, &'a Tensor)>,
+    /// A batchnorm over the filters, `[K]`.
+    pub norm: Option<FixedNorm<'a>>,
     /// Added to the output, `[N, P, Q, K]`.
     pub residual: Option<&'a Tensor>,
     /// Whether negative results become zero.
@@ -60,6 +60,19 @@ pub struct TileMoments {
     pub mean: Tensor,
     /// Sums of squared distances from the tile's mean, `[tiles, K]`.
     pub m2: Tensor,
+}
+
+impl Epilogue<'_> {
+    /// That it fits an output `[N, P, Q, K]`.
+    fn expect(&self, output: Shape) -> Result<()> {
+        if let Some(norm) = self.norm {
+            norm.expect("conv", output.last())?;
+        }
+        match self.residual {
+            Some(residual) => expect_shape("conv", "residual", residual, output),
+            None => Ok(()),
+        }
+    }
 }
 
 /// All extents of a convolution, checked.
@@ -125,17 +138,15 @@ impl Extents {
 /// [`Error::Shape`] if the extents do not fit.
 pub fn forward(input: &Tensor, weight: &Tensor, geometry: Geometry, epilogue: Epilogue) -> Result<Tensor> {
     let extents = Extents::new(input.shape(), weight.shape(), geometry)?;
-    if let Some((scale, shift)) = epilogue.scale_shift {
-        expect_shape("conv", "scale", scale, [extents.k])?;
-        expect_shape("conv", "shift", shift, [extents.k])?;
-    }
-    if let Some(residual) = epilogue.residual {
-        expect_shape("conv", "residual", residual, extents.output())?;
-    }
+    epilogue.expect(extents.output())?;
     match input.device() {
         Device::Cpu(cpu) => cpu::forward(cpu, input, weight, &extents, epilogue),
         Device::Cuda(cuda) => {
-            cuda::forward(cuda, input, weight, &extents, epilogue.into(), Problem::forward(&extents).plan())
+            // A launch of its own: where slices are merged a thread has one output, too little to fold a batchnorm for.
+            let folded = epilogue.norm.map(|norm| norm.fold()).transpose()?;
+            let [scale, shift] = folded.as_ref().map_or([None; 2], |(factor, offset)| [Some(factor), Some(offset)]);
+            let finish = cuda::Finish { scale, shift, residual: epilogue.residual, relu: epilogue.relu };
+            cuda::forward(cuda, input, weight, &extents, finish, Problem::forward(&extents).plan())
         }
     }
 }

@@ -5,7 +5,9 @@ use proptest::prelude::*;
 use super::{Epilogue, Geometry, conv, forward, input_grad, weight_grad};
 use crate::{
     Device, Result, Tensor,
-    ops::testing::{F32, assert_close, assert_close_to, bits, cases, check_op, cpu, devices, norm, normal, on, wide},
+    ops::testing::{
+        F32, KnownNorm, assert_close, assert_close_to, bits, cases, check_op, cpu, devices, norm, normal, wide,
+    },
 };
 
 /// A convolution on random data.
@@ -167,27 +169,26 @@ proptest! {
 
     #[test]
     fn every_epilogue_matches_the_reference(case in any_case(4, 5, 6)) {
-        let channels = [case.weight_dims()[0]];
+        let channels = case.weight_dims()[0];
         let combinations = (0..8).map(|bits| (bits & 1 > 0, bits & 2 > 0, bits & 4 > 0));
-        for (device, (with_scale, with_residual, relu)) in
+        for (device, (with_norm, with_residual, relu)) in
             devices().iter().flat_map(|device| combinations.clone().map(move |combination| (device, combination)))
         {
             let [input, weight, residual] = case.tensors(device);
-            let (scale, shift) = (normal(1, "scale", channels, device), normal(2, "shift", channels, device));
+            let norm_after = KnownNorm::new(1, channels, device);
             let plain = case.reference(&wide(&input), &wide(&weight));
             let epilogue = Epilogue {
-                scale_shift: with_scale.then_some((&scale, &shift)),
+                norm: with_norm.then(|| norm_after.fixed()),
                 residual: with_residual.then_some(&residual),
                 relu,
             };
-            let (scale, shift, residual) = (wide(&scale), wide(&shift), wide(&residual));
+            let residual = wide(&residual);
             let expected: Vec<f64> = plain.iter().enumerate().map(|(at, y)| {
-                let channel = at % channels[0];
-                let scaled = if with_scale { y * scale[channel] + shift[channel] } else { *y };
-                let sum = if with_residual { scaled + residual[at] } else { scaled };
+                let normed = if with_norm { norm_after.exact(at % channels, *y) } else { *y };
+                let sum = if with_residual { normed + residual[at] } else { normed };
                 if relu { sum.max(0.0) } else { sum }
             }).collect();
-            let what = format!("scale {with_scale}, residual {with_residual}, relu {relu}: {case:?} on {device}");
+            let what = format!("norm {with_norm}, residual {with_residual}, relu {relu}: {case:?} on {device}");
             let actual = forward(&input, &weight, case.geometry, epilogue)?;
             assert_close_to(&what, &actual, &expected, norm(&plain).max(norm(&expected)), F32);
         }
@@ -365,6 +366,8 @@ fn extents_that_do_not_fit_are_errors() {
     assert!(weight_grad(&wrong, &input, weight.shape(), Geometry::default()).is_err());
     let epilogue = Epilogue { residual: Some(&wrong), ..Epilogue::default() };
     assert!(forward(&input, &weight, Geometry::default(), epilogue).is_err());
-    let epilogue = Epilogue { scale_shift: Some((&wrong, &wrong)), ..Epilogue::default() };
-    assert!(forward(&on(&device, &input), &weight, Geometry::default(), epilogue).is_err());
+    let other = KnownNorm::new(1, 3, &device);
+    let epilogue = Epilogue { norm: Some(other.fixed()), ..Epilogue::default() };
+    let error = forward(&input, &weight, Geometry::default(), epilogue).expect_err("three channels").to_string();
+    assert!(error.contains("scale should be [2], is [3]"), "{error}");
 }

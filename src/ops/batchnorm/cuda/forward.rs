@@ -11,7 +11,7 @@ use crate::{
     },
     ops::{
         batchnorm::{
-            Moments,
+            FixedNorm, Moments,
             fused::{Addend, RunningUpdate},
         },
         conv::TileMoments,
@@ -198,17 +198,20 @@ pub fn merge(cuda: &Arc<CudaDevice>, tiles: &TileMoments, learned: Option<Learne
     Ok((Moments { mean, variance, rows: *rows }, folded))
 }
 
-pub fn fold(cuda: &Arc<CudaDevice>, learned: Learned, mean: &Tensor, variance: &Tensor) -> Result<[Tensor; 2]> {
-    let channels = mean.shape().elements();
+/// Factor and offset of a batchnorm.
+pub fn fold(cuda: &Arc<CudaDevice>, norm: &FixedNorm) -> Result<(Tensor, Tensor)> {
+    let FixedNorm { scale, shift, mean, variance, eps } = *norm;
+    let channels = scale.shape().elements();
     let folded = uninit([channels], cuda)?;
     let params = FoldParams {
         mean: mean.pointer::<f32>(cuda)?,
         variance: variance.pointer::<f32>(cuda)?,
-        fold: Fold::new(cuda, learned, &folded)?,
+        fold: Fold::new(cuda, (scale, shift, eps), &folded)?,
         channels: small("batchnorm", channels)?,
     };
     cuda.launch(&FOLD, [per_channel(channels), 1, 1], 0, &params)?;
-    Ok(folded)
+    let [factor, offset] = folded;
+    Ok((factor, offset))
 }
 
 impl Running {

@@ -8,7 +8,7 @@ use crate::{
     autograd::Tape,
     ops::{
         batchnorm::{
-            Affine, Fused, Moments, Sink, TileSums, batchnorm, cuda, fold,
+            Affine, FixedNorm, Fused, Moments, Sink, TileSums, batchnorm, cuda,
             fused::{
                 Addend, Coefficients, Normaliser, RunningUpdate, apply_masked, coefficients, finalize, input_grad,
                 input_grad_pair, reduce, reduce_again, update_running,
@@ -236,10 +236,11 @@ fn moments_and_sums_of_many_tiles_are_merged() -> Result<()> {
             assert_close_to("mean", &moments.mean, &mean, (c as f64).sqrt(), 1e-6);
             assert_close("variance", &moments.variance, &variance, 1e-6);
             let whole = Moments::of_tiles(&of_rows)?;
-            let folded = fold(&scale, &shift, &whole.mean, &whole.variance, EPS)?;
+            let (mean, spread) = (&whole.mean, &whole.variance);
+            let folded = FixedNorm { scale: &scale, shift: &shift, mean, variance: spread, eps: EPS }.fold()?;
             assert!(
                 [&moments.mean, &moments.variance, &factor, &offset].map(bits)
-                    == [&whole.mean, &whole.variance, &folded.0, &folded.1].map(bits),
+                    == [mean, spread, &folded.0, &folded.1].map(bits),
                 "one launch or two"
             );
 

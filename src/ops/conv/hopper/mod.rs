@@ -73,6 +73,7 @@ pub static SOURCE: Source = Source {
     layouts: &[
         Conv1x1Product::LAYOUT,
         finish::Partial::LAYOUT,
+        finish::FixedNorm::LAYOUT,
         ForwardFinish::LAYOUT,
         GradFinish::LAYOUT,
         Conv1x1ForwardParams::LAYOUT,
@@ -168,7 +169,7 @@ pub fn forward(
     epilogue: Epilogue,
 ) -> Result<Tensor> {
     let output = Factors::Bf16.uninit(extents.output(), cuda)?;
-    let finish = ForwardFinish::new(cuda, Factors::Bf16, &output, epilogue, None)?;
+    let finish = ForwardFinish::new(cuda, Factors::Bf16, &output, epilogue)?;
     let params = |product| Conv1x1ForwardParams { product, finish };
     launch(cuda, &FORWARD, [input, weight], extents, tile, params)?;
     Ok(output)
@@ -185,7 +186,7 @@ pub fn forward_with_moments(
     let (output, rows) = (Factors::Bf16.uninit(extents.output(), cuda)?, extents.n * extents.p * extents.q);
     let [mean, m2] = sums(cuda, rows, extents.k)?;
     let moments = TileMoments { rows, rows_per_tile: ROWS_PER_SUM, mean, m2 };
-    let finish = ForwardFinish::new(cuda, Factors::Bf16, &output, Epilogue::default(), Some(&moments))?;
+    let finish = ForwardFinish::with_moments(cuda, Factors::Bf16, &output, &moments)?;
     let params = |product| Conv1x1ForwardParams { product, finish };
     launch(cuda, &FORWARD, [input, weight], extents, tile, params)?;
     Ok((output, moments))

@@ -16,6 +16,7 @@ use crate::{
     ops::{
         batchnorm::Sink,
         testing::{
+            KnownNorm, assert_bits,
             emulator::{Emulator, Settings, emulated},
             norm, normal,
         },
@@ -126,8 +127,7 @@ fn assert_rounded(what: &str, actual: &[f64], expected: &[f64]) {
 struct Forward {
     input: Tensor,
     weight: Tensor,
-    scale: Tensor,
-    shift: Tensor,
+    norm: KnownNorm,
     residual: Tensor,
 }
 
@@ -137,15 +137,14 @@ impl Forward {
         Self {
             input: hopper.values("input", [n, h, w, c]),
             weight: hopper.values("weight", [k, 1, 1, c]),
-            scale: normal(0, "scale", [k], &hopper.device),
-            shift: normal(0, "shift", [k], &hopper.device),
+            norm: KnownNorm::new(0, k, &hopper.device),
             residual: hopper.values("residual", extents.output()),
         }
     }
 
-    /// A folded batchnorm, a shortcut and ReLU.
-    fn folded(&self) -> Epilogue<'_> {
-        Epilogue { scale_shift: Some((&self.scale, &self.shift)), residual: Some(&self.residual), relu: true }
+    /// A batchnorm, a shortcut and ReLU.
+    fn finished(&self) -> Epilogue<'_> {
+        Epilogue { norm: Some(self.norm.fixed()), residual: Some(&self.residual), relu: true }
     }
 
     /// The sums in f64.
@@ -160,19 +159,16 @@ fn outputs_are_right_under_every_schedule() -> Result<()> {
         for extents in cases() {
             let case = Forward::new(&hopper, &extents);
             let sums = case.products(&extents);
-            let (scale, shift) = (case.scale.to_vec::<f32>()?, case.shift.to_vec::<f32>()?);
-            let finished = sums.iter().zip(wide(&case.residual)).enumerate().map(|(at, (sum, residual))| {
-                let channel = at % extents.k;
-                (sum * f64::from(scale[channel]) + f64::from(shift[channel]) + residual).max(0.0)
-            });
-            let finished: Vec<f64> = finished.collect();
+            let both = sums.iter().zip(wide(&case.residual)).enumerate();
+            let expected: Vec<f64> =
+                both.map(|(at, (sum, residual))| (case.norm.exact(at % extents.k, *sum) + residual).max(0.0)).collect();
             let mut both = Vec::new();
             for tile in TILES {
                 let run = |epilogue| forward(hopper.cuda(), tile, &case.input, &case.weight, &extents, epilogue);
-                let (plain, folded) = (wide(&run(Epilogue::default())?), wide(&run(case.folded())?));
+                let (plain, finished) = (wide(&run(Epilogue::default())?), wide(&run(case.finished())?));
                 assert_rounded(&format!("{tile:?}: {extents:?}"), &plain, &sums);
-                assert_rounded(&format!("{tile:?}, finished: {extents:?}"), &folded, &finished);
-                both.push((plain, folded));
+                assert_rounded(&format!("{tile:?}, finished: {extents:?}"), &finished, &expected);
+                both.push((plain, finished));
             }
             assert!(both[0] == both[1], "the tile changes a bit: {extents:?}");
         }
@@ -297,6 +293,49 @@ fn what_is_moved_and_multiplied_is_what_the_tiling_implies() -> Result<()> {
     Ok(())
 }
 
+/// Filters that pick a channel each, on tiles of several columns that follow each other in a block.
+#[test]
+fn a_batchnorm_is_folded_to_the_bit() -> Result<()> {
+    let Some(hopper) = Hopper::new(1, AsyncCopies::Late) else { return Ok(()) };
+    let extents = case([5, 11, 19, 136, 520, 1]);
+    let picked = |filter: usize| filter * 7 % extents.c;
+    let mut weight = vec![bf16::ZERO; extents.k * extents.c];
+    (0..extents.k).for_each(|filter| weight[filter * extents.c + picked(filter)] = bf16::ONE);
+    let weight = Tensor::new(weight, [extents.k, 1, 1, extents.c], &hopper.device)?;
+    let Forward { input, .. } = Forward::new(&hopper, &extents);
+    let x = input.to_vec::<bf16>()?;
+    for (eps, tile) in [1e-5, 1e-30, 0.0].into_iter().flat_map(|eps| TILES.map(|tile| (eps, tile))) {
+        let norm = KnownNorm::awkward(extents.k, eps, &hopper.device);
+        let normed = |(pixel, filter): (usize, usize)| {
+            let [factor, offset] = norm.folded(filter);
+            bf16::from_f32(x[pixel * extents.c + picked(filter)].to_f32().mul_add(factor, offset)).to_f32()
+        };
+        let outputs = (0..extents.rows()).flat_map(|pixel| (0..extents.k).map(move |filter| (pixel, filter)));
+        let epilogue = Epilogue { norm: Some(norm.fixed()), ..Epilogue::default() };
+        let output = forward(hopper.cuda(), tile, &input, &weight, &extents, epilogue)?;
+        assert_bits(&format!("{tile:?}, {eps:e}"), &output, &outputs.map(normed).collect::<Vec<f32>>());
+    }
+    Ok(())
+}
+
+/// A batchnorm is read once by each consumer of a block while its tiles have the same columns, and nothing else is.
+#[test]
+fn a_batchnorm_is_folded_once_for_a_blocks_columns() -> Result<()> {
+    let Some(hopper) = Hopper::new(0, AsyncCopies::Late) else { return Ok(()) };
+    let extents = case([5, 19, 43, 64, 128, 1]);
+    let case = Forward::new(&hopper, &extents);
+    let epilogue = Epilogue { norm: Some(case.norm.fixed()), ..Epilogue::default() };
+    forward(hopper.cuda(), Tile::Narrow, &case.input, &case.weight, &extents, epilogue)?;
+    let counters = hopper.counters("conv_1x1_forward_128x128");
+    let (pairs, clusters) =
+        (Tile::Narrow.pairs(extents.rows(), extents.k), hopper.cuda().properties().multiprocessors as usize / BLOCKS);
+    assert!(clusters < pairs, "{pairs} pairs of tiles for {clusters} clusters");
+    let consumers = clusters * BLOCKS * 2;
+    assert_eq!(counters.global_load_sectors, (consumers * 4 * extents.k * 4 / 32) as u64);
+    assert_eq!(counters.bank_conflicts(), 0);
+    Ok(())
+}
+
 /// A block of shared memory one barrier shorter than the kernel lays out is too short: the host's sum is exact.
 #[test]
 fn shared_memory_is_as_large_as_the_kernel_lays_out() -> Result<()> {
@@ -304,7 +343,7 @@ fn shared_memory_is_as_large_as_the_kernel_lays_out() -> Result<()> {
     let (extents, cuda) = (case([1, 1, 1, 8, 8, 1]), hopper.cuda());
     let case = Forward::new(&hopper, &extents);
     let output = Factors::Bf16.uninit(extents.output(), cuda)?;
-    let finish = ForwardFinish::new(cuda, Factors::Bf16, &output, Epilogue::default(), None)?;
+    let finish = ForwardFinish::new(cuda, Factors::Bf16, &output, Epilogue::default())?;
     for (tile, kernel) in TILES.into_iter().zip(&FORWARD) {
         let product = Conv1x1Product::new(cuda, &case.input, &case.weight, &extents, tile)?;
         let params = Conv1x1ForwardParams { product, finish };

@@ -107,7 +107,7 @@ pub static FORWARD_SOURCE: Source = Source {
         "conv_mma_forward_tf32_128x64",
         "conv_mma_forward_tf32_64x64",
     ],
-    layouts: &[ConvExtents::LAYOUT, ForwardFinish::LAYOUT, ConvMmaForwardParams::LAYOUT],
+    layouts: &[ConvExtents::LAYOUT, finish::FixedNorm::LAYOUT, ForwardFinish::LAYOUT, ConvMmaForwardParams::LAYOUT],
 };
 
 pub static INPUT_GRAD_SOURCE: Source = Source {
@@ -150,6 +150,7 @@ pub static PATCH_SOURCE: Source = Source {
     archs: ARCHS,
     entries: &["conv_mma_patch_forward_bf16", "conv_mma_patch_input_grad_bf16"],
     layouts: &[
+        finish::FixedNorm::LAYOUT,
         ForwardFinish::LAYOUT,
         finish::Partial::LAYOUT,
         finish::GradFinish::LAYOUT,
@@ -200,7 +201,9 @@ pub fn forward(
     extents: &Extents,
     epilogue: Epilogue,
 ) -> Result<Tensor> {
-    launch_forward(cuda, tile, input, weight, extents, epilogue, None)
+    launch_forward(cuda, tile, input, weight, extents, |factors, output| {
+        ForwardFinish::new(cuda, factors, output, epilogue)
+    })
 }
 
 /// The convolution, and the moments of each tile of its output.
@@ -215,7 +218,9 @@ pub fn forward_with_moments(
     let tiles = [rows.div_ceil(rows_per_tile), extents.k];
     let [mean, m2] = [Tensor::uninit::<f32>(tiles, cuda)?, Tensor::uninit::<f32>(tiles, cuda)?];
     let moments = TileMoments { rows, rows_per_tile, mean, m2 };
-    let output = launch_forward(cuda, tile, input, weight, extents, Epilogue::default(), Some(&moments))?;
+    let output = launch_forward(cuda, tile, input, weight, extents, |factors, output| {
+        ForwardFinish::with_moments(cuda, factors, output, &moments)
+    })?;
     Ok((output, moments))
 }
 
@@ -225,13 +230,12 @@ fn launch_forward(
     input: &Tensor,
     weight: &Tensor,
     extents: &Extents,
-    epilogue: Epilogue,
-    moments: Option<&TileMoments>,
+    finish: impl FnOnce(Factors, &Tensor) -> Result<ForwardFinish>,
 ) -> Result<Tensor> {
     let factors = Factors::of(weight)?;
     let output = factors.uninit(extents.output(), cuda)?;
     countable(cuda, &[input, weight, &output])?;
-    let finish = ForwardFinish::new(cuda, factors, &output, epilogue, moments)?;
+    let finish = finish(factors, &output)?;
     let blocks = Problem::new(Product::Forward, factors, extents).tiles(tile);
     if tile == Tile::Patches {
         let problem = PatchProblem::new(cuda, input, weight, extents.group_k())?;

@@ -8,17 +8,27 @@ use crate::{
         cuda::{Field, Params, kernel_params},
     },
     ops::{
-        batchnorm::TileSums,
+        batchnorm::{self, TileSums},
         conv::{Epilogue, Extents, TileMoments},
         optional, small,
     },
 };
 
 kernel_params! {
-    pub struct ForwardFinish {
-        output: u64,
+    /// All zero where there is none.
+    pub struct FixedNorm {
         scale: u64,
         shift: u64,
+        mean: u64,
+        variance: u64,
+        eps: f32,
+    }
+}
+
+kernel_params! {
+    pub struct ForwardFinish {
+        output: u64,
+        norm: FixedNorm,
         residual: u64,
         mean: u64,
         m2: u64,
@@ -59,27 +69,41 @@ macro_rules! field {
     )*};
 }
 
-field!(ForwardFinish, Partial, GradFinish);
+field!(FixedNorm, ForwardFinish, Partial, GradFinish);
+
+impl FixedNorm {
+    const NONE: Self = Self { scale: 0, shift: 0, mean: 0, variance: 0, eps: 0.0 };
+
+    fn new(cuda: &CudaDevice, norm: batchnorm::FixedNorm) -> Result<Self> {
+        let batchnorm::FixedNorm { scale, shift, mean, variance, eps } = norm;
+        Ok(Self {
+            scale: scale.pointer::<f32>(cuda)?,
+            shift: shift.pointer::<f32>(cuda)?,
+            mean: mean.pointer::<f32>(cuda)?,
+            variance: variance.pointer::<f32>(cuda)?,
+            eps,
+        })
+    }
+}
 
 impl ForwardFinish {
-    pub fn new(
-        cuda: &CudaDevice,
-        factors: Factors,
-        output: &Tensor,
-        epilogue: Epilogue,
-        moments: Option<&TileMoments>,
-    ) -> Result<Self> {
-        let Epilogue { scale_shift, residual, relu } = epilogue;
+    pub fn new(cuda: &CudaDevice, factors: Factors, output: &Tensor, epilogue: Epilogue) -> Result<Self> {
+        let Epilogue { norm, residual, relu } = epilogue;
         Ok(Self {
             output: factors.pointer(cuda, output)?,
-            scale: optional::<f32>(cuda, scale_shift.map(|(scale, _)| scale))?,
-            shift: optional::<f32>(cuda, scale_shift.map(|(_, shift)| shift))?,
+            norm: norm.map_or(Ok(FixedNorm::NONE), |norm| FixedNorm::new(cuda, norm))?,
             residual: factors.optional(cuda, residual)?,
-            mean: optional::<f32>(cuda, moments.map(|moments| &moments.mean))?,
-            m2: optional::<f32>(cuda, moments.map(|moments| &moments.m2))?,
+            mean: 0,
+            m2: 0,
             channels: small("conv", output.shape().last())?,
             relu: relu.into(),
         })
+    }
+
+    /// The output as it is, and its moments: for a batchnorm with the batch's own statistics.
+    pub fn with_moments(cuda: &CudaDevice, factors: Factors, output: &Tensor, moments: &TileMoments) -> Result<Self> {
+        let (mean, m2) = (moments.mean.pointer::<f32>(cuda)?, moments.m2.pointer::<f32>(cuda)?);
+        Ok(Self { mean, m2, ..Self::new(cuda, factors, output, Epilogue::default())? })
     }
 }
 

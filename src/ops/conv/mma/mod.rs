@@ -138,20 +138,14 @@ fn gpu(tensor: &Tensor) -> Result<&Arc<CudaDevice>> {
     }
 }
 
-/// The convolution of `input` `[N, H, W, C]`, with `epilogue` applied to each output; scale and shift are f32, a residual
-/// is stored as the input. Output `[N, P, Q, K]`.
+/// The convolution of `input` `[N, H, W, C]`, with `epilogue` applied to each output, in one launch; its batchnorm is f32,
+/// a residual is stored as the input. Output `[N, P, Q, K]`.
 ///
 /// # Errors
 /// [`Error::Shape`] if the extents do not fit; [`Error::Device`] on a device without tensor cores.
 pub fn forward(input: &Tensor, packed: &Packed, geometry: Geometry, epilogue: Epilogue) -> Result<Tensor> {
     let extents = extents(input.shape(), packed.forward.shape(), geometry)?;
-    if let Some((scale, shift)) = epilogue.scale_shift {
-        expect_shape("conv", "scale", scale, [extents.k])?;
-        expect_shape("conv", "shift", shift, [extents.k])?;
-    }
-    if let Some(residual) = epilogue.residual {
-        expect_shape("conv", "residual", residual, extents.output())?;
-    }
+    epilogue.expect(extents.output())?;
     let (cuda, factors) = (gpu(input)?, Factors::of(&packed.forward)?);
     if let Some(tile) = hopper::Tile::choose(Gpu::of(cuda), Product::Forward, factors, &extents) {
         return hopper::forward(cuda, tile, input, &packed.forward, &extents, epilogue);

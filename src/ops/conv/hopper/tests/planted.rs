@@ -120,7 +120,7 @@ fn outcome(
     let output = Factors::Bf16.uninit(extents.output(), cuda).unwrap();
     let [mean, m2] = sums(cuda, extents.rows(), extents.k).unwrap();
     let moments = TileMoments { rows: extents.rows(), rows_per_tile: ROWS_PER_SUM, mean, m2 };
-    let finish = ForwardFinish::new(cuda, Factors::Bf16, &output, Epilogue::default(), Some(&moments)).unwrap();
+    let finish = ForwardFinish::with_moments(cuda, Factors::Bf16, &output, &moments).unwrap();
     let Forward { input, weight, .. } = &operands;
     let params = |product| Conv1x1ForwardParams { product: change(&operands, product), finish };
     launch(cuda, kernels, [input, weight], &extents, Tile::Wide, params).map_err(|error| error.to_string())?;

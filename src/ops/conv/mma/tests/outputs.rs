@@ -1,10 +1,11 @@
 //! Forward: against f64, under every tile, with every epilogue; the moments of what is stored.
 
+use half::bf16;
 use proptest::prelude::*;
 
 use super::{
     super::{cuda, forward, forward_with_moments, pack, table::Tile},
-    Operands, PRECISIONS, activation, any_case, assert_close, bits, gpu, stored, wide,
+    Operands, PRECISIONS, activation, any_case, assert_close, bits, extents, gpu, stored, wide,
 };
 use crate::{
     Result, Tensor,
@@ -13,7 +14,7 @@ use crate::{
             Epilogue, Geometry,
             tests::{Case, case},
         },
-        testing::{cases, cpu, norm, normal},
+        testing::{KnownNorm, assert_bits, cases, cpu, norm},
     },
     tensor::Precision,
 };
@@ -51,27 +52,67 @@ proptest! {
     fn every_epilogue_matches_the_reference(case in any_case(4)) {
         let Some((device, _)) = gpu() else { return Ok(()) };
         let k = case.weight_dims()[0];
-        let (scale, shift) = (normal(1, "scale", [k], &device), normal(2, "shift", [k], &device));
+        let norm = KnownNorm::new(1, k, &device);
         for (precision, choice) in PRECISIONS.into_iter().flat_map(|precision| (0..8).map(move |choice| (precision, choice))) {
             let operands = Operands::new(&case, precision, &device)?;
             let residual = activation(3, "residual", case.output_dims(), precision, &device);
-            let (with_scale, with_residual, relu) = (choice & 1 > 0, choice & 2 > 0, choice & 4 > 0);
+            let (with_norm, with_residual, relu) = (choice & 1 > 0, choice & 2 > 0, choice & 4 > 0);
             let epilogue = Epilogue {
-                scale_shift: with_scale.then_some((&scale, &shift)),
+                norm: with_norm.then(|| norm.fixed()),
                 residual: with_residual.then_some(&residual),
                 relu,
             };
-            let (scale, shift, residual) = (wide(&scale), wide(&shift), wide(&residual));
+            let residual = wide(&residual);
             let expected: Vec<f64> = case.exact(&operands).iter().enumerate().map(|(at, y)| {
-                let scaled = if with_scale { y * scale[at % k] + shift[at % k] } else { *y };
-                let sum = if with_residual { scaled + residual[at] } else { scaled };
+                let normed = if with_norm { norm.exact(at % k, *y) } else { *y };
+                let sum = if with_residual { normed + residual[at] } else { normed };
                 if relu { sum.max(0.0) } else { sum }
             }).collect();
-            let what = format!("scale {with_scale}, residual {with_residual}, relu {relu}: {case:?}, {precision}");
+            let what = format!("norm {with_norm}, residual {with_residual}, relu {relu}: {case:?}, {precision}");
             let actual = forward(&operands.input, &operands.packed, case.geometry, epilogue)?;
             assert_close(&what, &actual, &expected, precision);
         }
     }
+}
+
+/// Filters that pick a channel each, so that what a batchnorm makes of it is known to the bit: that of the fold in a
+/// launch of its own, under every tile.
+#[test]
+fn a_batchnorm_is_folded_to_the_bit() -> Result<()> {
+    let Some((device, cuda)) = gpu() else { return Ok(()) };
+    let cases = [case([2, 9, 10, 72, 136, 1, 1, 1, 0, 1]), case([1, 8, 24, 64, 72, 3, 3, 1, 1, 1])];
+    for ((case, precision), eps) in cases
+        .iter()
+        .flat_map(|case| PRECISIONS.map(|it| (case, it)))
+        .flat_map(|it| [1e-5, 1e-30, 0.0].map(|eps| (it, eps)))
+    {
+        let (k, c) = (case.weight_dims()[0], case.group_c);
+        let picked = |filter: usize| filter * 7 % c;
+        let mut weight = vec![0.0; k * case.r * case.s * c];
+        (0..k).for_each(|filter| weight[(filter * case.r * case.s + case.r * case.s / 2) * c + picked(filter)] = 1.0);
+        let weight = stored(&weight, case.weight_dims(), Precision::F32, &device);
+        // Values that tensor cores take as they are.
+        let x = wide(&activation(1, "input", case.input_dims(), Precision::Bf16, &device));
+        let input = stored(&x, case.input_dims(), precision, &device);
+        let packed = pack(&weight, 1, precision, false)?;
+        let extents = extents(input.shape(), packed.forward.shape(), case.geometry)?;
+        let norm = KnownNorm::awkward(k, eps, &device);
+        let normed = |(pixel, filter): (usize, usize)| {
+            let [factor, offset] = norm.folded(filter);
+            let y = (x[pixel * c + picked(filter)] as f32).mul_add(factor, offset);
+            if precision == Precision::Bf16 { bf16::from_f32(y).to_f32() } else { y }
+        };
+        let pixels = case.output_dims()[..3].iter().product();
+        let expected: Vec<f32> = (0..pixels).flat_map(|at| (0..k).map(move |k| (at, k))).map(normed).collect();
+        let operands = Operands { grad: input.clone(), input, weight, packed, extents };
+        for tile in operands.tiles() {
+            let Operands { input, packed, extents, .. } = &operands;
+            let epilogue = Epilogue { norm: Some(norm.fixed()), ..Epilogue::default() };
+            let output = cuda::forward(&cuda, tile, input, &packed.forward, extents, epilogue)?;
+            assert_bits(&format!("{tile:?}, {precision}, {eps:e}: {case:?}"), &output, &expected);
+        }
+    }
+    Ok(())
 }
 
 /// The pixels of a batch of maps, tile of 8 by 8 after tile.
@@ -98,7 +139,8 @@ fn patches_give_the_bits_of_windows() -> Result<()> {
         let Operands { input, packed, extents, .. } = &operands;
         assert_eq!(operands.tiles()[0], Tile::Patches);
         let residual = activation(3, "residual", case.output_dims(), Precision::Bf16, &device);
-        let epilogue = Epilogue { residual: Some(&residual), relu: true, ..Epilogue::default() };
+        let norm = KnownNorm::new(1, extents.k, &device);
+        let epilogue = Epilogue { norm: Some(norm.fixed()), residual: Some(&residual), relu: true };
         let plain = cuda::forward(&cuda, Tile::Small, input, &packed.forward, extents, Epilogue::default())?;
         assert_close(&format!("{case:?}"), &plain, &case.exact(&operands), Precision::Bf16);
         for epilogue in [Epilogue::default(), epilogue] {

@@ -18,7 +18,10 @@ use crate::{
             Epilogue,
             tests::{Case, case},
         },
-        testing::emulator::{Emulator, Settings, emulated},
+        testing::{
+            KnownNorm,
+            emulator::{Emulator, Settings, emulated},
+        },
     },
     tensor::Precision,
 };
@@ -46,7 +49,10 @@ fn everything(device: &Device, cuda: &Arc<CudaDevice>) -> Result<Vec<Vec<u64>>> 
         let operands = Operands::new(&case, precision, device)?;
         let Operands { input, grad, packed, extents, .. } = &operands;
         let flipped = packed.flipped.as_ref().expect("packed with it");
+        let norm = KnownNorm::new(1, extents.k, device);
         for tile in operands.tiles() {
+            let epilogue = Epilogue { norm: Some(norm.fixed()), ..Epilogue::default() };
+            results.push(bits(&cuda::forward(cuda, tile, input, &packed.forward, extents, epilogue)?));
             let (output, moments) = cuda::forward_with_moments(cuda, tile, input, &packed.forward, extents)?;
             results.extend([&output, &moments.mean, &moments.m2].map(bits));
         }
@@ -118,11 +124,14 @@ fn products_and_sectors_are_what_tiles_imply() -> Result<()> {
         let work = |device: &Device, cuda: &Arc<CudaDevice>| {
             let operands = Operands::new(&pointwise, precision, device)?;
             let residual = activation(1, "residual", pointwise.output_dims(), precision, device);
-            let epilogue = Epilogue { residual: Some(&residual), relu: true, ..Epilogue::default() };
+            let norm = KnownNorm::new(1, k, device);
+            let epilogue = Epilogue { norm: Some(norm.fixed()), residual: Some(&residual), relu: true };
             cuda::forward(cuda, tile, &operands.input, &operands.packed.forward, &operands.extents, epilogue)?;
             Ok(())
         };
-        let loads = sectors(rows * c * (k / tile_cols) + k * c * (rows / tile_rows) + rows * k);
+        // Four numbers of a channel's batchnorm, once for each tile that it is in.
+        let norm = rows / tile_rows * k * 4 * 4 / 32;
+        let loads = sectors(rows * c * (k / tile_cols) + k * c * (rows / tile_rows) + rows * k) + norm;
         let expected = [rows / 16 * (k / 8) * (c / 16), loads, sectors(rows * k)];
         assert_counted(&kernel, counted(work, &kernel)?, expected);
     }
