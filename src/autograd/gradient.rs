@@ -3,12 +3,12 @@
 use super::Slot;
 use crate::{Error, Result, Tensor};
 
-/// What the producer of a variable does first with its gradient: a batchnorm with a ReLU masks it and takes sums. Whoever
-/// adds the last part of the gradient may do so in the same pass over memory.
+/// What the producer of a variable does first with its gradient: a batchnorm with a ReLU masks it and takes sums.
+/// Whoever adds the last part of the gradient may do so in the same pass over memory.
 #[derive(Clone, Debug)]
 pub struct Sink {
-    /// Where the variable is positive, u8 `[rows, C / 8]`: bit `j` of a byte stands for channel `8 · byte + j`. Elsewhere
-    /// no gradient passes. `None` where all of it does.
+    /// Where the variable is positive, u8 `[rows, C / 8]`: bit `j` of a byte stands for channel `8 · byte + j`.
+    /// Elsewhere no gradient passes. `None` where all of it does.
     pub mask: Option<Tensor>,
     /// What the batchnorm normalised, like the variable.
     pub input: Tensor,
@@ -93,8 +93,8 @@ impl Gradients {
         }
     }
 
-    /// What `slot` has received, if the caller's part is its last; the caller then adds its part to it and hands the whole
-    /// to [`Gradients::finish`].
+    /// What `slot` has received, if the caller's part is its last; the caller then adds its part to it and hands the
+    /// whole to [`Gradients::finish`].
     pub fn take_rest(&mut self, slot: Slot) -> Option<Rest> {
         let place = &mut self.places[slot.0];
         (place.pending == 0).then(|| Rest {
@@ -108,7 +108,8 @@ impl Gradients {
         self.places[slot.0].gradient = Some(gradient);
     }
 
-    /// Whether `slot` takes a part that has only every so-many-th pixel: the operation that adds the last part can add it.
+    /// Whether `slot` takes a part that has only every so-many-th pixel: the operation that adds the last part can add
+    /// it.
     pub fn takes_strided(&self, slot: Slot) -> bool {
         let place = &self.places[slot.0];
         place.completed && place.pending > 0 && place.strided.is_none()

@@ -129,7 +129,8 @@ impl Classifier {
     /// Classifies the samples of a batch, in order.
     ///
     /// # Errors
-    /// [`Error::Shape`](crate::Error::Shape) if they are too small for the model; [`Error::Device`](crate::Error::Device).
+    /// [`Error::Shape`](crate::Error::Shape) if they are too small for the model;
+    /// [`Error::Device`](crate::Error::Device).
     pub fn predict_batch(&self, batch: &Batch) -> Result<Vec<Prediction>> {
         if batch.is_empty() {
             return Ok(Vec::new());

@@ -91,7 +91,8 @@ impl<F: FnMut(&Event) -> Flow + Send> Callback for F {
 pub struct CancelToken(Arc<AtomicBool>);
 
 impl CancelToken {
-    /// Asks the work to end after the current batch, or those that are made together with it; it returns [`Error::Cancelled`].
+    /// Asks the work to end after the current batch, or those that are made together with it; it returns
+    /// [`Error::Cancelled`].
     pub fn cancel(&self) {
         self.0.store(true, Ordering::Relaxed);
     }

@@ -131,8 +131,8 @@ pub struct LrFound {
     /// The same, smoothed.
     pub smoothed: Vec<f32>,
     /// The rate to start with: a tenth of the one where the smoothed loss is lowest (fastai's rule since its course
-    /// with 0.7, and `minimum` in its later versions); [`steepest`](Self::steepest) if it still falls at the last step, for
-    /// its minimum was then not met. `None` if the loss never falls.
+    /// with 0.7, and `minimum` in its later versions); [`steepest`](Self::steepest) if it still falls at the last step,
+    /// for its minimum was then not met. `None` if the loss never falls.
     pub suggestion: Option<f32>,
     /// The rate where the smoothed loss falls fastest, measured over a tenth of the steps (after `steep` in later
     /// versions of fastai). Noisier, so not the suggestion. `None` if the loss never falls.

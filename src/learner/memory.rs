@@ -45,8 +45,8 @@ impl Learner {
         Ok(())
     }
 
-    /// `error`; where the device ran out of memory although the pass had been found to fit (others use it too), an error
-    /// that says which batch size would fit now.
+    /// `error`; where the device ran out of memory although the pass had been found to fit (others use it too), an
+    /// error that says which batch size would fit now.
     pub(super) fn explained(&mut self, error: Error, images: usize, training: bool) -> Error {
         if !matches!(error, Error::OutOfMemory { .. }) {
             return error;

@@ -139,7 +139,8 @@ impl Learner {
         Ok(self)
     }
 
-    /// Chooses what the network computes with; to be called after [`Learner::device`]. Parameters stay f32. Default: f32.
+    /// Chooses what the network computes with; to be called after [`Learner::device`]. Parameters stay f32. Default:
+    /// f32.
     ///
     /// # Errors
     /// [`Error::Setting`] if the device cannot compute with it; [`Error::OutOfMemory`].
@@ -182,10 +183,10 @@ impl Learner {
         self
     }
 
-    /// Whether a GPU is told of its work in few calls: steps are captured and replayed as CUDA graphs, and those of a linear
-    /// head on cached activations go many to a launch, so that callbacks hear of up to [`HeadSteps::MOST`] at once, and the
-    /// fit ends after them if one says so. Otherwise the same bits. A graph keeps the memory of its step until the fit is
-    /// over, or others need it. Default true.
+    /// Whether a GPU is told of its work in few calls: steps are captured and replayed as CUDA graphs, and those of a
+    /// linear head on cached activations go many to a launch, so that callbacks hear of up to [`HeadSteps::MOST`] at
+    /// once, and the fit ends after them if one says so. Otherwise the same bits. A graph keeps the memory of its step
+    /// until the fit is over, or others need it. Default true.
     pub fn graphs(mut self, on: bool) -> Self {
         self.stepper = Stepper::new(on);
         self

@@ -134,8 +134,8 @@ impl Learner {
     /// for the same fits again; those that were finished return their records at once, the interrupted one goes on.
     ///
     /// # Errors
-    /// [`Error::Checkpoint`] if `folder` holds no such state or one that does not fit; [`Error::Data`] if the images are
-    /// others than they were.
+    /// [`Error::Checkpoint`] if `folder` holds no such state or one that does not fit; [`Error::Data`] if the images
+    /// are others than they were.
     pub fn resume(&mut self, folder: impl AsRef<Path>) -> Result<()> {
         let folder = folder.as_ref();
         let file = Checkpoint::read(folder.join(STATE))?;

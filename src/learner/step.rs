@@ -160,9 +160,9 @@ impl Stepper {
     }
 
     /// Makes `step` on `input`, whose samples have `labels`, and returns the loss, a scalar, which the next step may
-    /// overwrite. A forward pass changes nothing: gradients and batch statistics are applied together at the end, and not
-    /// at all if the loss is not finite; but a GPU, which has not computed the loss when this returns, applies them in any
-    /// case.
+    /// overwrite. A forward pass changes nothing: gradients and batch statistics are applied together at the end, and
+    /// not at all if the loss is not finite; but a GPU, which has not computed the loss when this returns, applies them
+    /// in any case.
     ///
     /// # Errors
     /// [`Error::OutOfMemory`], [`Error::Device`]; [`Error::Shape`] where input, labels and network do not fit,
@@ -177,7 +177,8 @@ impl Stepper {
             return Ok(loss);
         }
         let loss = step.run(input, labels)?;
-        // It has left what the next of its kind finds. The short batch at the end of an epoch leaves what is known of others.
+        // It has left what the next of its kind finds. The short batch at the end of an epoch leaves what is known of
+        // others.
         if !self.met.as_ref().is_some_and(|met| met.rest == kind.rest && met.batch_size > kind.batch_size) {
             self.met = Some(kind);
         }

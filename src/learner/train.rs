@@ -166,7 +166,8 @@ impl Learner {
         Ok((record, stop))
     }
 
-    /// Makes step `number` of a fit, or as many from there on as go into one launch; `None` for a batch that is of no use.
+    /// Makes step `number` of a fit, or as many from there on as go into one launch; `None` for a batch that is of no
+    /// use.
     fn make(&mut self, source: &mut Source, state: &mut State, number: usize) -> Result<VecDeque<Option<Made>>> {
         if let Some(made) = self.make_many(source, state, number)? {
             return Ok(made);

@@ -118,8 +118,8 @@ impl BatchNorm {
         Moments { mean: self.running_mean.value.clone(), variance: self.running_variance.value.clone(), rows: 0 }
     }
 
-    /// Where its running statistics lie on `cuda`, unshared where a training pass moves them, and what else of it decides
-    /// what a pass launches.
+    /// Where its running statistics lie on `cuda`, unshared where a training pass moves them, and what else of it
+    /// decides what a pass launches.
     pub(super) fn fingerprint(&mut self, cuda: &CudaDevice) -> Result<[u64; 3]> {
         let options = u64::from(self.momentum.to_bits()) << 32 | u64::from(self.eps.to_bits());
         let statistics = [&mut self.running_mean, &mut self.running_variance];
@@ -227,8 +227,8 @@ impl ConvNorm {
         self.forward_with(pass, input, residual.map(Addend::Value), relu)
     }
 
-    /// As [`ConvNorm::forward`]. A projection is computed after this convolution, so that on the way back it comes before
-    /// it.
+    /// As [`ConvNorm::forward`]. A projection is computed after this convolution, so that on the way back it comes
+    /// before it.
     pub(super) fn forward_with(&self, pass: &mut Pass, input: &Var, addend: Option<Addend>, relu: bool) -> Result<Var> {
         if !self.is_trained(pass, input, addend) {
             let residual = addend.map(|addend| addend.compute(pass)).transpose()?;

@@ -169,8 +169,8 @@ impl Model {
         update_running(&mut updates, table)
     }
 
-    /// Where everything lies on `cuda` that a pass reads, unshared what a training step writes, and what else of the network
-    /// decides what they launch.
+    /// Where everything lies on `cuda` that a pass reads, unshared what a training step writes, and what else of the
+    /// network decides what they launch.
     pub(crate) fn fingerprint(&mut self, cuda: &CudaDevice) -> Result<Vec<u64>> {
         let (mut words, mut outcome) = (Vec::new(), Ok(()));
         let mut add = |found: Result<[u64; 3]>| match found {

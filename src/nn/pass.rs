@@ -37,7 +37,8 @@ impl Pass {
         Self::of_step(seed, Number::Known(step))
     }
 
-    /// As [`Pass::training`], for a pass to be captured: the step's number lies in `step`, u32 `[2]`, its lower half first.
+    /// As [`Pass::training`], for a pass to be captured: the step's number lies in `step`, u32 `[2]`, its lower half
+    /// first.
     pub(crate) fn captured(seed: u64, step: Tensor) -> Self {
         Self::of_step(seed, Number::Resident(step))
     }

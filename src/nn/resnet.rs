@@ -108,8 +108,8 @@ impl ResNet {
         self.stem.precision()
     }
 
-    /// Runs some of the units: from images `[N, H, W, 3]` if they start at 0, from the activation before otherwise. In a
-    /// precision other than f32 images may also come as its kernels take them, `[N, H, W, 4]` with zeros last.
+    /// Runs some of the units: from images `[N, H, W, 3]` if they start at 0, from the activation before otherwise. In
+    /// a precision other than f32 images may also come as its kernels take them, `[N, H, W, 4]` with zeros last.
     ///
     /// # Errors
     /// [`Error::Shape`] if extents do not fit.

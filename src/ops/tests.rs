@@ -108,8 +108,8 @@ fn memory_is_read_and_written_in_whole_sectors_and_banks_do_not_clash() -> Resul
     Ok(())
 }
 
-/// Asserts that a kernel reads and writes so many maps of `map` sectors, and no more than a quarter of one beside them and
-/// the `cached` sectors that every warp reads anew.
+/// Asserts that a kernel reads and writes so many maps of `map` sectors, and no more than a quarter of one beside them
+/// and the `cached` sectors that every warp reads anew.
 fn moves(emulator: &Emulator, kernel: &str, map: u64, [reads, writes]: [u64; 2], cached: u64) {
     let counters = emulator.counters()[kernel];
     let (loads, stores) = (counters.global_load_sectors, counters.global_store_sectors);
@@ -188,8 +188,8 @@ fn fused_passes_move_each_map_once() -> Result<()> {
         ] {
             moves(&emulator, &format!("{kernel}_{suffix}"), map, maps, per_channel * numbers);
         }
-        // Stride 2: outputs are a quarter of a map, and winners are bytes. A warp asks for each pixel of a window, or for
-        // the two rows of windows over every second row, whose columns its pixels share.
+        // Stride 2: outputs are a quarter of a map, and winners are bytes. A warp asks for each pixel of a window, or
+        // for the two rows of windows over every second row, whose columns its pixels share.
         let (quarter, winners) = (map / 4, (dims.iter().product::<usize>() / 4 / 32) as u64);
         let counters = emulator.counters();
         let counted = |kernel: &str| {

@@ -190,7 +190,8 @@ impl Optimizer {
         self.steps -= 1;
     }
 
-    /// Counts the next step and puts its rates where [`Optimizer::apply`] finds them, which is then captured or replayed.
+    /// Counts the next step and puts its rates where [`Optimizer::apply`] finds them, which is then captured or
+    /// replayed.
     ///
     /// # Errors
     /// [`Error::Setting`] if a group has no rate.

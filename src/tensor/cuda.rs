@@ -81,8 +81,8 @@ impl Tensor {
 }
 
 impl Tensor {
-    /// Writes the elements of `from`, which lies on `cuda` too, to the place where these are; to a copy if another tensor
-    /// shares them.
+    /// Writes the elements of `from`, which lies on `cuda` too, to the place where these are; to a copy if another
+    /// tensor shares them.
     pub(crate) fn assign(&mut self, from: &Tensor, cuda: &CudaDevice) -> Result<()> {
         if (from.shape(), from.dtype()) != (self.shape(), self.dtype()) {
             return Err(Error::shape("assign", format!("{from:?} is not in the form of {self:?}")));

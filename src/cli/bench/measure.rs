@@ -26,8 +26,8 @@ pub struct Block {
 }
 
 impl<'a> Timer<'a> {
-    /// Times `step`, which makes up to so many steps and says how many, on `device`, after `warm_up` seconds or three steps,
-    /// whatever is longer, that do not count.
+    /// Times `step`, which makes up to so many steps and says how many, on `device`, after `warm_up` seconds or three
+    /// steps, whatever is longer, that do not count.
     ///
     /// # Errors
     /// Those of `step`.

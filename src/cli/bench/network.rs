@@ -55,7 +55,8 @@ pub fn time(text: &str) -> Result<f64, String> {
 /// How a GPU is told of its work.
 #[derive(Args)]
 pub struct Calls {
-    /// On a GPU, make steps as `train` does: as CUDA graphs, those of a linear head on cached activations many to a launch
+    /// On a GPU, make steps as `train` does: as CUDA graphs, those of a linear head on cached activations many to a
+    /// launch
     #[arg(long, value_enum, default_value_t = Switch::On)]
     graphs: Switch,
 }

@@ -51,8 +51,8 @@ enum Data {
 }
 
 impl Task {
-    /// The network of `cell` with random weights, and its data, made from `seed`. Steps are made as a fit makes them; with
-    /// `graphs` on a GPU as graphs, and those of cached activations many to a launch.
+    /// The network of `cell` with random weights, and its data, made from `seed`. Steps are made as a fit makes them;
+    /// with `graphs` on a GPU as graphs, and those of cached activations many to a launch.
     ///
     /// # Errors
     /// [`Error::Setting`] for a cell that makes no sense; [`Error::OutOfMemory`].
@@ -107,8 +107,8 @@ impl Task {
         &self.device
     }
 
-    /// Does its work on the next batch, or on as many up to `most` as a fit takes together; returns how many. A GPU may not
-    /// be done when this returns.
+    /// Does its work on the next batch, or on as many up to `most` as a fit takes together; returns how many. A GPU may
+    /// not be done when this returns.
     ///
     /// # Errors
     /// [`Error::OutOfMemory`]; [`Error::Device`].

@@ -1,7 +1,7 @@
 //! CUDA graphs: what a piece of work asks of the GPU, captured once and then replayed with one call.
 //!
-//! Memory that the work allocates comes from an arena of the graph's own, at addresses that every replay writes to again.
-//! Where memory runs short, graphs lose theirs, and have to be captured anew.
+//! Memory that the work allocates comes from an arena of the graph's own, at addresses that every replay writes to
+//! again. Where memory runs short, graphs lose theirs, and have to be captured anew.
 
 use std::{
     collections::BTreeMap,
@@ -102,13 +102,13 @@ impl CudaDevice {
         lock(&self.graphs.captured).iter().filter_map(Weak::upgrade).filter(|graph| lock(graph).is_some()).count()
     }
 
-    /// Captures what `work` asks of this device, instead of doing it, until the graph is replayed; tensors that it returns
-    /// hold values only then. What its tensors take, and what replays write, is the graph's own memory; that of tensors
-    /// from elsewhere must not be given back while the graph is replayed.
+    /// Captures what `work` asks of this device, instead of doing it, until the graph is replayed; tensors that it
+    /// returns hold values only then. What its tensors take, and what replays write, is the graph's own memory; that of
+    /// tensors from elsewhere must not be given back while the graph is replayed.
     ///
     /// # Errors
-    /// Those of `work`; [`Error::Device`](crate::Error::Device) where it exchanges data with the host, waits or captures, or the driver refuses;
-    /// [`Error::OutOfMemory`](crate::Error::OutOfMemory).
+    /// Those of `work`; [`Error::Device`](crate::Error::Device) where it exchanges data with the host, waits or
+    /// captures, or the driver refuses; [`Error::OutOfMemory`](crate::Error::OutOfMemory).
     pub fn capture<T>(self: &Arc<Self>, work: impl FnOnce() -> Result<T>) -> Result<(Graph, T)> {
         if self.is_capturing() {
             return Err(self.error("a graph is captured already"));

@@ -60,8 +60,9 @@ impl Memory {
         }
     }
 
-    /// An arena for a graph about to be captured. What is unused elsewhere goes back to the driver, to make room; all but
-    /// what tables need that are made meanwhile, so that chunks allocated while it is captured are the graph's alone.
+    /// An arena for a graph about to be captured. What is unused elsewhere goes back to the driver, to make room; all
+    /// but what tables need that are made meanwhile, so that chunks allocated while it is captured are the graph's
+    /// alone.
     pub fn begin_graph(&mut self, driver: &dyn Driver) -> Result<u64> {
         self.common.trim(driver);
         self.common.reserve(TABLES, driver)?;

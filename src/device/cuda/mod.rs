@@ -277,8 +277,8 @@ impl CudaDevice {
 
 impl Drop for CudaDevice {
     fn drop(&mut self) {
-        // Every buffer holds its device, so that none is left, and all chunks go back: the primary context is shared with
-        // the rest of the process and may outlive this device.
+        // Every buffer holds its device, so that none is left, and all chunks go back: the primary context is shared
+        // with the rest of the process and may outlive this device.
         lock(&self.memory).trim(&*self.driver);
     }
 }

@@ -17,7 +17,8 @@ struct Uploaded {
 }
 
 impl Table {
-    /// The address of a table of `bytes`: that of the last one if it has as many, so that a step leaves memory as it was.
+    /// The address of a table of `bytes`: that of the last one if it has as many, so that a step leaves memory as it
+    /// was.
     pub(crate) fn address(&mut self, cuda: &Arc<CudaDevice>, bytes: Vec<u8>) -> Result<u64> {
         if cuda.is_capturing() {
             return cuda.keep(bytes);

@@ -123,8 +123,8 @@ pub fn apply_masked(
     cuda::apply(gpu(input)?, input, [factor, offset], addend, relu, relu)
 }
 
-/// The gradient where `sink` lets it pass, and its sums; for gradients whose producer took none. Reads the gradient, the
-/// mask and the batchnorm's input, and writes what passes. Without a mask that is the gradient itself.
+/// The gradient where `sink` lets it pass, and its sums; for gradients whose producer took none. Reads the gradient,
+/// the mask and the batchnorm's input, and writes what passes. Without a mask that is the gradient itself.
 ///
 /// # Errors
 /// [`Error::Shape`] if shapes or types do not fit.
@@ -152,10 +152,9 @@ pub fn reduce_again(masked: &Tensor, input: &Tensor, mean: &Tensor) -> Result<Ti
     cuda::reduce(gpu(input)?, masked, input, mean, cuda::Gate::Open)
 }
 
-/// Gradients of scale and shift, and the coefficients of the input's gradient. With `batch` the moments are those of the
-/// input, else constants:
-/// `a = scale / σ`, `b = −a · P / (σ² · M)`, `c = −a · S / M − b · mean` or both 0, with `σ = √(variance + eps)` and the
-/// sums S of g and P of g · (x − mean) over M rows.
+/// Gradients of scale and shift, and the coefficients of the input's gradient. With `batch` the moments are those of
+/// the input, else constants: `a = scale / σ`, `b = −a · P / (σ² · M)`, `c = −a · S / M − b · mean` or both 0, with `σ
+/// = √(variance + eps)` and the sums S of g and P of g · (x − mean) over M rows.
 ///
 /// # Errors
 /// [`Error::Shape`] if channel counts differ.
@@ -203,9 +202,9 @@ fn pooled(input: &Tensor, window: Window) -> Result<([usize; 4], [usize; 2])> {
     Ok((extents, [window.output(extents[1])?, window.output(extents[2])?]))
 }
 
-/// A stem's `relu(input · factor + offset)` and the maximum of each `window`, of size 3 and a stride of at least 2, in one
-/// pass: `[N, P, Q, C]`, and where in its window each maximum lies, u8 `3 · row + column` (the first of equals; a NaN
-/// wins).
+/// A stem's `relu(input · factor + offset)` and the maximum of each `window`, of size 3 and a stride of at least 2, in
+/// one pass: `[N, P, Q, C]`, and where in its window each maximum lies, u8 `3 · row + column` (the first of equals; a
+/// NaN wins).
 ///
 /// # Errors
 /// [`Error::Shape`] if shapes do not fit.
@@ -216,8 +215,8 @@ pub fn apply_pooled(input: &Tensor, factor: &Tensor, offset: &Tensor, window: Wi
     cuda::apply_pooled(gpu(input)?, input, [factor, offset], extents, output, window)
 }
 
-/// The sums of the gradient that reaches the batchnorm through pool and ReLU of [`apply_pooled`], of whose output `grad`
-/// is the gradient.
+/// The sums of the gradient that reaches the batchnorm through pool and ReLU of [`apply_pooled`], of whose output
+/// `grad` is the gradient.
 ///
 /// # Errors
 /// [`Error::Shape`] if shapes or types do not fit.

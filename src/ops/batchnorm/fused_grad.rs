@@ -1,5 +1,5 @@
-//! Batchnorm on the tape as tensor-core networks train it: each activation is read and written once, its ReLU kept as one
-//! bit per element, and the sums of the backward pass are taken by whoever completes the gradient.
+//! Batchnorm on the tape as tensor-core networks train it: each activation is read and written once, its ReLU kept as
+//! one bit per element, and the sums of the backward pass are taken by whoever completes the gradient.
 
 use super::{
     Moments,

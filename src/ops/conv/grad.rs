@@ -50,9 +50,9 @@ fn record(tape: &mut Tape, input: &Var, weight: &Var, geometry: Geometry, output
     })
 }
 
-/// The convolution of `input` with `weight` on tensor cores, which read `packed`, and with `moments` those of its output.
-/// On the way back it completes the gradient of its input where it can, and takes the sums that the input's sink asks
-/// for.
+/// The convolution of `input` with `weight` on tensor cores, which read `packed`, and with `moments` those of its
+/// output. On the way back it completes the gradient of its input where it can, and takes the sums that the input's
+/// sink asks for.
 ///
 /// # Errors
 /// [`Error::Shape`](crate::Error::Shape) if the extents do not fit.

@@ -5,7 +5,7 @@ use unfreeze::{
     nn::cost::{Convolution, Work},
     ops::{
         batchnorm::{
-            Sink,
+            FixedNorm, Sink,
             fused::{
                 Addend, Coefficients, apply_masked, apply_pooled, input_grad, input_grad_pair, input_grad_pooled,
                 reduce, reduce_again, reduce_pooled,
@@ -73,8 +73,10 @@ impl Bench<'_> {
         let (input, grad) = (self.map(input_side, inputs.next_multiple_of(4))?, self.map(output_side, outputs)?);
         let weight = self.random([outputs, size, size, inputs / geometry.groups])?;
         let Some(packed) = self.packed(&weight, convolution)? else { return Ok(()) };
-        let (scale, shift) = (self.random([outputs])?, self.random([outputs])?);
-        let epilogue = Epilogue { scale_shift: Some((&scale, &shift)), residual: None, relu: true };
+        let (scale, shift, mean) = (self.random([outputs])?, self.random([outputs])?, self.random([outputs])?);
+        let variance = Tensor::full([outputs], 1.0, self.device)?;
+        let norm = FixedNorm { scale: &scale, shift: &shift, mean: &mean, variance: &variance, eps: 1e-5 };
+        let epilogue = Epilogue { norm: Some(norm), residual: None, relu: true };
         let (shape, forward) = (shape(convolution), convolution.forward(precision));
         self.measure("conv forward", &shape, count, forward, || {
             mma::forward(&input, &packed, geometry, epilogue).map(drop)

@@ -159,7 +159,8 @@ fn launch<P: Params>(
     cuda.launch(&kernels[tile as usize], [clusters * BLOCKS, 1, 1], tile.shared(), &params)
 }
 
-/// The convolution of `input` `[N, H, W, C]` with `weight` `[K, 1, 1, C]`, both of bf16; `tile` changes none of its bits.
+/// The convolution of `input` `[N, H, W, C]` with `weight` `[K, 1, 1, C]`, both of bf16; `tile` changes none of its
+/// bits.
 pub fn forward(
     cuda: &Arc<CudaDevice>,
     tile: Tile,

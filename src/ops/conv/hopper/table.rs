@@ -1,6 +1,6 @@
-//! Which convolutions the kernels of Hopper take, and with which tile. The tile is about speed alone, and gives the same
-//! bits. Whether these kernels are taken must not depend on the batch: nothing promises that their products round as
-//! those of `mma` do, and an image's activations are not to depend on what it is batched with.
+//! Which convolutions the kernels of Hopper take, and with which tile. The tile is about speed alone, and gives the
+//! same bits. Whether these kernels are taken must not depend on the batch: nothing promises that their products round
+//! as those of `mma` do, and an image's activations are not to depend on what it is batched with.
 
 use half::bf16;
 

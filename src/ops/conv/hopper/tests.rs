@@ -270,7 +270,8 @@ fn assert_sums(stored: &[f64], sink: &Sink, sums: &TileSums, channels: usize) ->
     Ok(())
 }
 
-/// Every product and every byte that the tiling implies, and no more; rows of outputs in whole sectors; no bank conflict.
+/// Every product and every byte that the tiling implies, and no more; rows of outputs in whole sectors; no bank
+/// conflict.
 #[test]
 fn what_is_moved_and_multiplied_is_what_the_tiling_implies() -> Result<()> {
     let Some(hopper) = Hopper::new(0, AsyncCopies::Late) else { return Ok(()) };

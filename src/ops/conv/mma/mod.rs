@@ -40,7 +40,8 @@ const MOST_TAPS: usize = 15;
 /// Channels or filters that joined groups have at most.
 const JOINED: usize = 64;
 
-/// What becomes of the gradient of an input before it is stored: `g = dx + partial` where the sink's mask allows, else 0.
+/// What becomes of the gradient of an input before it is stored: `g = dx + partial` where the sink's mask allows, else
+/// 0.
 #[derive(Clone, Copy, Default)]
 pub struct GradFinish<'a> {
     /// A gradient from elsewhere, added.
@@ -101,7 +102,8 @@ impl Factors {
     }
 }
 
-/// How many narrow groups are made one: the most that divide their number and stay within [`JOINED`] channels and filters.
+/// How many narrow groups are made one: the most that divide their number and stay within [`JOINED`] channels and
+/// filters.
 pub(in crate::ops) fn joined(groups: usize, group_c: usize, group_k: usize) -> usize {
     let fits = |count: &usize| groups.is_multiple_of(*count) && count * group_c.max(group_k) <= JOINED;
     (1..=groups.min(JOINED)).rev().find(fits).unwrap_or(1)
@@ -138,8 +140,8 @@ fn gpu(tensor: &Tensor) -> Result<&Arc<CudaDevice>> {
     }
 }
 
-/// The convolution of `input` `[N, H, W, C]`, with `epilogue` applied to each output, in one launch; its batchnorm is f32,
-/// a residual is stored as the input. Output `[N, P, Q, K]`.
+/// The convolution of `input` `[N, H, W, C]`, with `epilogue` applied to each output, in one launch; its batchnorm is
+/// f32, a residual is stored as the input. Output `[N, P, Q, K]`.
 ///
 /// # Errors
 /// [`Error::Shape`] if the extents do not fit; [`Error::Device`] on a device without tensor cores.
@@ -168,8 +170,8 @@ pub fn forward_with_moments(input: &Tensor, packed: &Packed, geometry: Geometry)
     cuda::forward_with_moments(cuda, tile, input, &packed.forward, &extents)
 }
 
-/// The gradient of an input of shape `input` from that of the output, `[N, P, Q, K]`, finished as `finish` says; with the
-/// sums that its sink asks for.
+/// The gradient of an input of shape `input` from that of the output, `[N, P, Q, K]`, finished as `finish` says; with
+/// the sums that its sink asks for.
 ///
 /// # Errors
 /// As of [`forward`]; [`Error::Shape`] too if the weight has no flipped copy.
@@ -231,8 +233,8 @@ pub fn input_grad_strided(output_grad: &Tensor, packed: &Packed) -> Result<Tenso
     Ok(input_grad(output_grad, packed, input, geometry, GradFinish::default())?.0)
 }
 
-/// The gradient of the weight, f32, in the master's shape `weight` `[K, R, S, C / groups]`, which has three channels for
-/// images of four.
+/// The gradient of the weight, f32, in the master's shape `weight` `[K, R, S, C / groups]`, which has three channels
+/// for images of four.
 ///
 /// # Errors
 /// As of [`forward`].

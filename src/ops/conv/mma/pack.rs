@@ -36,11 +36,12 @@ static TF32: Kernel<ConvPackParams> = Kernel::new(&SOURCE, "conv_pack_tf32", 256
 /// Filters and channels of a block.
 const SIDE: usize = 32;
 
-/// The copies of a weight `[K, R, S, C / groups]`, f32, that convolutions of this precision read; the flipped one where a
-/// gradient of the input is wanted.
+/// The copies of a weight `[K, R, S, C / groups]`, f32, that convolutions of this precision read; the flipped one where
+/// a gradient of the input is wanted.
 ///
 /// # Errors
-/// [`Error::Shape`] if the extents do not fit or the precision has no tensor cores; [`Error::Device`] on a device without.
+/// [`Error::Shape`] if the extents do not fit or the precision has no tensor cores; [`Error::Device`] on a device
+/// without.
 pub fn pack(weight: &Tensor, groups: usize, precision: Precision, flipped: bool) -> Result<Packed> {
     let fail = |why: &str| Error::shape("conv weights", format!("{why}: weight {}, {groups} groups", weight.shape()));
     let &[k, r, s, group_c] = weight.dims() else { return Err(fail("expected a weight [K, R, S, C]")) };

@@ -1,7 +1,7 @@
 //! Which tile a convolution on tensor cores takes, and into how many slices a weight gradient's reduction is cut.
 //!
-//! The choice is about speed alone: every tile gives the same bits. Slices do not, as they change the order of a sum; they
-//! follow from the shape and never from the number of multiprocessors.
+//! The choice is about speed alone: every tile gives the same bits. Slices do not, as they change the order of a sum;
+//! they follow from the shape and never from the number of multiprocessors.
 
 use super::Factors;
 use crate::{device::CudaDevice, ops::conv::Extents};
@@ -44,8 +44,8 @@ impl Tile {
         }
     }
 
-    /// Bytes of dynamic shared memory: four stages of 64 bytes of each row and column, or the sums with a padding of eight
-    /// columns; two patches of 10 by 10 pixels and three taps of 64 filters, of 64 channels.
+    /// Bytes of dynamic shared memory: four stages of 64 bytes of each row and column, or the sums with a padding of
+    /// eight columns; two patches of 10 by 10 pixels and three taps of 64 filters, of 64 channels.
     pub const fn shared(self) -> usize {
         let [rows, cols] = self.extents();
         match self {

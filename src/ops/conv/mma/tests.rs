@@ -102,8 +102,8 @@ impl Operands {
 
 const TILES: [Tile; 3] = [Tile::Large, Tile::Tall, Tile::Small];
 
-/// Ragged shapes of what tensor cores take: any image, window, stride and padding; groups that are joined and groups that
-/// are not.
+/// Ragged shapes of what tensor cores take: any image, window, stride and padding; groups that are joined and groups
+/// that are not.
 fn any_case(extra: usize) -> impl Strategy<Value = Case> {
     let groups = prop::sample::select(vec![
         (1, 4, 8),

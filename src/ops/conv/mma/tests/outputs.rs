@@ -125,8 +125,8 @@ fn by_patches(values: &[f64], [n, h, w, c]: [usize; 4]) -> Vec<f64> {
     pixels.flat_map(|pixel| values[pixel * c..][..c].iter().copied()).collect()
 }
 
-/// Convolutions whose input is copied once for all taps: with the bits of the others, on maps of several tiles, with and
-/// without a second tile in the last block, with more filters than a tile has, with groups.
+/// Convolutions whose input is copied once for all taps: with the bits of the others, on maps of several tiles, with
+/// and without a second tile in the last block, with more filters than a tile has, with groups.
 #[test]
 fn patches_give_the_bits_of_windows() -> Result<()> {
     let Some((device, cuda)) = gpu() else { return Ok(()) };

@@ -153,8 +153,8 @@ fn products_and_sectors_are_what_tiles_imply() -> Result<()> {
     let expected = [products, loads, sectors(rows * c) + moments(Tile::Tall)];
     let kernel = "conv_mma_forward_bf16_128x64";
     assert_counted(kernel, counted(forward(Tile::Tall), kernel)?, expected);
-    // The same from patches of 10 by 10 pixels for 8 by 8: here each has two sides outside the image's width, one outside
-    // its height.
+    // The same from patches of 10 by 10 pixels for 8 by 8: here each has two sides outside the image's width, one
+    // outside its height.
     let patches = n * (h / 8) * 9 * 8 * c;
     let expected = [products, sectors(patches + weights(rows / 128)), sectors(rows * c) + moments(Tile::Patches)];
     let kernel = "conv_mma_patch_forward_bf16";
@@ -166,7 +166,8 @@ fn products_and_sectors_are_what_tiles_imply() -> Result<()> {
 fn gradients_move_what_tiles_imply() -> Result<()> {
     let precision = Precision::Bf16;
     let sectors = |elements: usize| elements * 2 / 32;
-    // Stride 2: four classes of 64 pixels, with 1, 2, 2 and 4 of the nine taps; as many products as the forward pass has.
+    // Stride 2: four classes of 64 pixels, with 1, 2, 2 and 4 of the nine taps; as many products as the forward pass
+    // has.
     let (n, h, w, c, k) = (4, 8, 8, 64, 64);
     let strided = case([n, h, w, c, k, 3, 3, 2, 1, 1]);
     let work = |device: &Device, cuda: &Arc<CudaDevice>| {
