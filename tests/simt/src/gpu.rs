@@ -1,6 +1,6 @@
 //! The emulated device: memory, settings, launches.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 
 use crate::counters::Counters;
 use crate::fault::{Fault, FaultKind};
@@ -93,12 +93,14 @@ impl Launch {
 pub struct Gpu {
     config: Config,
     store: Mutex<Store>,
+    /// Read by launches while they run.
+    running: RwLock<()>,
 }
 
 impl Gpu {
     /// A device with nothing in its memory.
     pub fn new(config: Config) -> Gpu {
-        Gpu { config, store: Mutex::default() }
+        Gpu { config, store: Mutex::default(), running: RwLock::default() }
     }
 
     /// The settings.
@@ -197,9 +199,24 @@ impl Gpu {
         machine::launch::check(&self.config, entry, kernel, launch, params)?;
         let mut store = self.store();
         let constants = machine::launch::constants(kernel, |index| store.variable(module, index))?;
-        let (table, number) = (store.table(), store.next_launch());
+        let table = store.table();
         drop(store);
+        let (number, _running) = self.begin_launch();
         machine::run(&self.config, entry, kernel, launch, params, &table, number, &constants)
+    }
+
+    /// The number of a launch, and what is to be held while it runs.
+    fn begin_launch(&self) -> (u64, RwLockReadGuard<'_, ()>) {
+        loop {
+            let running = self.running.read().unwrap_or_else(PoisonError::into_inner);
+            if let Some(number) = self.store().next_launch() {
+                return (number, running);
+            }
+            drop(running);
+            // What still runs would leave records of the numbers that come again.
+            let _alone = self.running.write().unwrap_or_else(PoisonError::into_inner);
+            self.store().forget_launches();
+        }
     }
 
     /// Bytes allocated now.

@@ -46,6 +46,25 @@ const COPY: &str = "
     st.global.u32 [%rd], %r;
     ret;
 }
+.visible .entry late(.param .u64 to, .param .u32 spins, .param .u32 who, .param .u32 words)
+{
+    .reg .pred %p; .reg .b32 %r<5>; .reg .b64 %rd;
+    ld.param.u32 %r1, [spins]; ld.param.u32 %r2, [who]; ld.param.u32 %r4, [words]; ld.param.u64 %rd, [to];
+spin:
+    sub.u32 %r1, %r1, 1;
+    setp.ne.u32 %p, %r1, 0;
+    @%p bra spin;
+    mov.u32 %r3, %tid.x;
+    setp.ne.u32 %p, %r3, %r2;
+    @%p ret;
+write:
+    st.global.u32 [%rd], %r3;
+    add.u64 %rd, %rd, 4;
+    sub.u32 %r4, %r4, 1;
+    setp.ne.u32 %p, %r4, 0;
+    @%p bra write;
+    ret;
+}
 .visible .entry exactly() .reqntid 64, 1, 1 { ret; }
 ";
 
@@ -155,4 +174,23 @@ fn variables_of_a_module() {
         assert_eq!(download_u32(&gpu, out, 1).unwrap(), [expected]);
     }
     assert_eq!(kind(launch(&gpu, &module, "spoil", 1, 1, Params::default())), FaultKind::ReadOnly);
+}
+
+/// Numbers of launches come again after a while; what ran when they did is not taken for a launch of its number.
+#[test]
+fn a_launch_that_runs_long_races_with_none_that_comes_later() {
+    let module = Module::parse(COPY).unwrap();
+    let gpu = Gpu::new(config(0));
+    let late = |to: u64, spins: u32, who: u32, words: u32| {
+        launch(&gpu, &module, "late", 1, 2, Params::default().u64(to).u32(spins).u32(who).u32(words)).unwrap();
+    };
+    let (to, other) = (gpu.alloc(4 * 1000, "to").unwrap(), gpu.alloc(4, "other").unwrap());
+    // There are 1023 numbers.
+    (0..1000).for_each(|_| late(other, 1, 0, 1));
+    std::thread::scope(|scope| {
+        scope.spawn(|| late(to, 1_000_000, 1, 1000));
+        (0..100).for_each(|_| late(other, 1, 0, 1));
+    });
+    // A launch of each number that the long one may have had meets what that wrote.
+    (0..1000).for_each(|word| late(to + 4 * word, 1, 0, 1));
 }

@@ -165,15 +165,21 @@ impl Store {
         Ok(address)
     }
 
-    /// A number for a launch's race records, different from those that any record still has.
-    pub fn next_launch(&mut self) -> u64 {
-        self.launch += 1;
-        if self.launch >= 1 << 10 {
-            self.launch = 1;
-            for state in self.allocations.values() {
-                state.allocation.pages().for_each(super::Page::forget_races);
-            }
+    /// A number for a launch's race records, different from those that any record still has; `None` where there is none
+    /// left.
+    pub fn next_launch(&mut self) -> Option<u64> {
+        let next = self.launch + 1;
+        (next < 1 << 10).then(|| {
+            self.launch = next;
+            next
+        })
+    }
+
+    /// Forgets the records of all launches, none of which may be running, and numbers those to come anew.
+    pub fn forget_launches(&mut self) {
+        self.launch = 0;
+        for state in self.allocations.values() {
+            state.allocation.pages().for_each(super::Page::forget_races);
         }
-        self.launch
     }
 }
