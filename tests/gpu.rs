@@ -13,7 +13,10 @@ use unfreeze::{
     autograd::{ParameterGradients, Parameters, Var},
     data::{Augment, ImageData, Split, Transforms},
     learner::{Fit, Learner, LrFind},
-    nn::{Arch, HeadSpec, Model, Pass, cost::Network},
+    nn::{
+        Arch, HeadSpec, Model, Pass,
+        cost::{Family, Network},
+    },
     ops::loss::{CrossEntropy, Target, cross_entropy},
     optim::{Optimizer, OptimizerKind},
     random::Random,
@@ -314,5 +317,51 @@ fn a_frozen_network_launches_a_kernel_for_each_convolution() -> Result<()> {
         assert_eq!(of("batchnorm"), 0, "{what}");
         assert_eq!(of(""), counted.forward(false).len() as u64 + 2, "{what}");
     }
+    Ok(())
+}
+
+/// A training step launches the kernels of the model of its cost, and of others no more than are listed here.
+#[test]
+fn a_training_step_launches_what_the_model_has() -> Result<()> {
+    let (arch, precision) = (Arch::ResNet18, Precision::Bf16);
+    let Some((device, _)) = emulated(Settings::default()) else { return Ok(()) };
+    let Device::Cuda(cuda) = &device else { unreachable!("an emulated GPU") };
+    let mut model = network(arch, false, &device)?;
+    model.set_precision(precision)?;
+    let images = formula::images(2, 32, &device)?;
+    let mut optimizer = Optimizer::new(OptimizerKind::default());
+    let mut launched = cuda.launches();
+    for _ in 0..2 {
+        let before = cuda.launches();
+        let mut pass = Pass::training(0, 0);
+        let logits = model.forward(&mut pass, &Var::constant(images.clone()))?;
+        let target = Target::Labels(formula::labels(2, 1000, &device)?);
+        let loss = cross_entropy(&mut pass.tape, &logits, &target, &CrossEntropy::default())?;
+        let statistics = pass.take_statistics();
+        let gradients = pass.tape.backward(&loss)?;
+        optimizer.step(&mut model, &gradients, &[0.01; 3], &[0.0; 3])?;
+        model.update_statistics(statistics)?;
+        launched = cuda.launches();
+        launched.retain(|name, count| {
+            *count -= before.get(name).copied().unwrap_or(0);
+            *count > 0
+        });
+    }
+    let counted = Network { arch, size: 32, batch: 2, classes: 1000, precision }.training_step(0);
+    let modelled = |family: Family| counted.iter().filter(|kernel| kernel.family == family).count() as u64;
+    let of = |prefix: &str| launched.iter().filter(|(name, _)| name.starts_with(prefix)).map(|(_, n)| n).sum::<u64>();
+    let (norms, projections) = (20, 3);
+    assert_eq!(of("conv_mma_forward"), modelled(Family::Forward), "{launched:?}");
+    assert_eq!(of("conv_mma_input_grad"), modelled(Family::InputGrad), "{launched:?}");
+    assert_eq!(of("conv_mma_weight_grad"), modelled(Family::WeightGrad), "{launched:?}");
+    assert_eq!(of("batchnorm_apply"), modelled(Family::Norm), "{launched:?}");
+    // The stem's sums are the model's; no convolution takes those of the last block and of projections.
+    let sums = 1 + projections;
+    assert_eq!(of("batchnorm_input_grad") + of("batchnorm_reduce"), modelled(Family::NormGrad) + sums, "{launched:?}");
+    // A value or two per channel: moments and factors, coefficients of the gradient; running statistics at once.
+    assert_eq!((of("batchnorm_merge"), of("batchnorm_coefficients"), of("batchnorm_running")), (norms, norms, 1));
+    // Images with a fourth channel; of the head, the bias's gradient, the loss's mean and scale, and sums of slices.
+    let others = 8;
+    assert_eq!(of(""), counted.len() as u64 + sums + 2 * norms + 1 + others, "{launched:?}");
     Ok(())
 }

@@ -43,6 +43,8 @@ struct Training {
     optimizer: Optimizer,
     loss: CrossEntropy,
     stepper: Stepper,
+    /// Whether a graph may be refused.
+    may_be_refused: bool,
     weight_decay: f32,
     seed: u64,
     steps: u64,
@@ -59,6 +61,7 @@ impl Training {
             optimizer: Optimizer::new(OptimizerKind::adamw()),
             loss: CrossEntropy::default(),
             stepper: Stepper::new(graphs),
+            may_be_refused: false,
             weight_decay: 1e-3,
             seed: 3,
             steps: 0,
@@ -78,7 +81,9 @@ impl Training {
         let lrs: Vec<f32> = (0..groups).map(|group| 0.01 * (group + 1) as f32 / (1 + number) as f32).collect();
         let step = Step { model, optimizer, loss, lrs: &lrs, weight_decays: &vec![weight_decay; groups], seed, number };
         let loss = self.stepper.step(step, &input, labels)?.scalar();
-        assert!(self.stepper.take_refusal().is_none());
+        if let Some(error) = self.stepper.take_refusal() {
+            assert!(self.may_be_refused, "{error}");
+        }
         loss
     }
 }
@@ -239,22 +244,33 @@ fn what_was_cloned_from_a_model_stays() -> Result<()> {
 
 #[test]
 fn a_graph_gives_way_where_memory_is_short() -> Result<()> {
-    let capacity = 8 << 20;
+    // Room for three of the chunks that memory comes in; a graph holds one.
+    let capacity = 100 << 20;
     let Some((device, driver)) = emulated(Settings { capacity, ..Settings::default() }) else { return Ok(()) };
     let mut both = pair(&device, Precision::F32)?;
     for _ in 0..4 {
         step_alike(&mut both, 4)?;
     }
     assert_eq!(driver.graphs().len(), 1);
-    let Device::Cuda(cuda) = &device else { unreachable!() };
-    // All but a quarter of a MiB.
-    let large = Tensor::zeros([cuda.available()? / 4 - (1 << 16)], &device)?;
+    // More than there is beside its chunk, and all of it there: nothing of the graph may stay.
+    let large = |device: &Device| Tensor::zeros([(64 << 20) / 4], device);
+    let first = large(&device)?;
     assert!(driver.graphs().is_empty());
-    drop(large);
+    drop(first);
+    device.trim();
     for _ in 0..4 {
         step_alike(&mut both, 4)?;
     }
     assert_eq!(driver.graphs().len(), 1);
+    // What happens again and again is said, and the next steps are launched.
+    drop(large(&device)?);
+    device.trim();
+    let [replayed, _] = &mut both;
+    replayed.may_be_refused = true;
+    for _ in 0..4 {
+        step_alike(&mut both, 4)?;
+    }
+    assert!(driver.graphs().is_empty());
     Ok(())
 }
 

@@ -18,8 +18,9 @@
 // since f64 is slow on many GPUs, and leaves factors and offsets to all in the padding of the rows of sums, since every
 // byte of shared memory is taken.
 //
-// Bytes: each operand of the finish once, the output once, 16 bytes per channel and tile of a batchnorm, 8 of sums.
-// Shared memory: (64 * PITCH) * 4 bytes, free of bank conflicts.
+// Bytes: each operand of the finish once, the output once, 16 bytes per channel and tile of a batchnorm (on Hopper once
+// for the tiles of a block while their columns stay), 8 of sums. Shared memory: ROWS * PITCH * 4 bytes, free of bank
+// conflicts.
 #pragma once
 #include "element.cuh"
 #include "norm.cuh"
@@ -120,7 +121,7 @@ struct Affine {
     float factor[V] = {}, offset[V] = {};
     bool applies;
 
-    // Leaves factors and offsets of `cols` channels from `first` on in the padding of `sums`.
+    // Leaves factors and offsets of `cols` channels from `first` on, at most the tile's, in the padding of `sums`.
     static __device__ void prepare(const FixedNorm& norm, float* sums, u32 first, u32 cols, u32 thread) {
         if (!norm.scale) return;
 #pragma unroll 1

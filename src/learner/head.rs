@@ -46,7 +46,8 @@ impl HeadSteps<'_> {
     pub fn run(self, batches: &[Vec<u32>], lrs: &[f32]) -> Result<Vec<f32>> {
         let Self { model, optimizer, loss, activations, weight_decay } = self;
         let most = batches.iter().map(Vec::len).max().unwrap_or_default();
-        check_labels(activations.labels(), model.head.classes())?;
+        let labels = batches.iter().flatten().filter_map(|row| activations.labels().get(*row as usize)).copied();
+        check_labels(&labels.collect::<Vec<u32>>(), model.head.classes())?;
         let possible = Self::are_possible(model, activations, most);
         let samples = activations.resident().map(|(features, labels)| Samples { features, labels });
         let steps = Steps { batches, lrs, weight_decay, rule: optimizer.next_rule() };

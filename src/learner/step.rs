@@ -1,5 +1,6 @@
-//! One step of training: forward, backward, optimizer, statistics. On a GPU, where a step is hundreds of launches, the
-//! second of two alike is captured as a CUDA graph, and those after it are replays.
+//! One step of training: forward, backward, optimizer, statistics. On a GPU, where a step is hundreds of launches, one
+//! that finds all as the step before left it is captured as a CUDA graph, and those after it are replays. In a fit that is
+//! the third: the first makes the optimizer's buffers.
 
 use std::sync::Arc;
 
@@ -218,7 +219,10 @@ impl Stepper {
             // It had to give up its memory; to take it again and again would cost more than it saves.
             self.recorded = None;
             self.evictions += 1;
-            self.refused = self.evictions > MOST_EVICTIONS;
+            if self.evictions > MOST_EVICTIONS {
+                let message = "its memory is needed elsewhere again and again; a smaller batch leaves room for it";
+                (self.refused, self.refusal) = (true, Some(cuda.error(message)));
+            }
         }
         Ok(loss)
     }
@@ -230,15 +234,16 @@ impl Recorded {
         let input = input.duplicate(cuda)?;
         let labels = Tensor::new(labels.to_vec(), [labels.len()], &device)?;
         let number = Tensor::new(halves(step.number).to_vec(), [2], &device)?;
-        let (graph, loss) = cuda.capture(|| {
+        // Beyond the graph's own memory, which it may have to give up, like all that it is fed with.
+        let mut loss = Tensor::zeros([], &device)?;
+        let (graph, ()) = cuda.capture(|| {
             let mut pass = Pass::captured(step.seed, number.clone());
-            let loss = step.loss(&mut pass, &input, &Target::Labels(labels.clone()))?;
-            let value = loss.value().clone();
+            let of_batch = step.loss(&mut pass, &input, &Target::Labels(labels.clone()))?;
+            loss.assign(of_batch.value(), cuda)?;
             let statistics = pass.take_statistics();
-            let gradients = pass.tape.backward(&loss)?;
+            let gradients = pass.tape.backward(&of_batch)?;
             step.optimizer.apply(step.model, &gradients)?;
-            step.model.update_statistics(statistics)?;
-            Ok(value)
+            step.model.update_statistics(statistics)
         })?;
         Ok(Self { kind, graph, input, labels, number, loss })
     }

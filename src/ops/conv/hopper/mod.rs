@@ -154,9 +154,20 @@ fn launch<P: Params>(
     if pairs == 0 {
         return Ok(());
     }
-    let clusters = pairs.min((cuda.properties().multiprocessors as usize / BLOCKS).max(1));
+    let clusters = clusters(pairs, tile.across(extents.k), cuda.properties().multiprocessors as usize);
     let params = params(Conv1x1Product::new(cuda, input, weight, extents, tile)?);
     cuda.launch(&kernels[tile as usize], [clusters * BLOCKS, 1, 1], tile.shared(), &params)
+}
+
+/// Clusters for so many pairs of tiles, whose number lies `across` side by side: of the same columns for each cluster, where
+/// that takes few from the others, so that it folds a batchnorm once.
+fn clusters(pairs: usize, across: usize, multiprocessors: usize) -> usize {
+    let most = (multiprocessors / BLOCKS).max(1);
+    if pairs <= most {
+        return pairs;
+    }
+    // An eighth at most is left idle.
+    if most % across <= most / 8 { most - most % across } else { most }
 }
 
 /// The convolution of `input` `[N, H, W, C]` with `weight` `[K, 1, 1, C]`, both of bf16; `tile` changes none of its

@@ -74,6 +74,11 @@ impl Tile {
 
     /// Pairs of tiles that a product of so many rows and columns takes: one for each cluster at a time.
     pub(super) fn pairs(self, rows: usize, cols: usize) -> usize {
-        rows.div_ceil(BLOCKS * ROWS) * cols.div_ceil(self.cols())
+        rows.div_ceil(BLOCKS * ROWS) * self.across(cols)
+    }
+
+    /// Tiles side by side over so many columns.
+    pub(super) fn across(self, cols: usize) -> usize {
+        cols.div_ceil(self.cols())
     }
 }

@@ -319,6 +319,14 @@ fn a_batchnorm_is_folded_to_the_bit() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn clusters_keep_their_columns_where_that_is_cheap() {
+    // Of an H200's 66: all for one column, for two, three, 64 for four and eight; all again where a third would idle.
+    let found = [1, 2, 3, 4, 8, 24, 40].map(|across| clusters(10_000, across, 132));
+    assert_eq!(found, [66, 66, 66, 64, 64, 66, 66]);
+    assert_eq!((clusters(3, 2, 132), clusters(100, 8, 1)), (3, 1));
+}
+
 /// A batchnorm is read once by each consumer of a block while its tiles have the same columns, and nothing else is.
 #[test]
 fn a_batchnorm_is_folded_once_for_a_blocks_columns() -> Result<()> {
