@@ -25,7 +25,7 @@ struct HeadTrainerParams {
     const u32* order;       // row numbers, those of a step one after another
     const u32* starts;      // [steps + 1]: where in `order` the rows of each step begin
     const float* lrs;       // [steps]
-    const float* corrections;  // [steps, 2], of AdamW
+    const float* moving;    // [steps, 4]: momentum or beta1, AdamW's corrections, one of no use
     const float* class_weights;  // [classes] or null
     float* weight;          // [classes, width]
     float* bias;            // [classes]
@@ -41,7 +41,6 @@ struct HeadTrainerParams {
     u32 count, width, classes, steps;
     float weight_decay;
     float smoothing;
-    float momentum;  // or beta1
     float beta2, eps;
     u32 nesterov;
 };
@@ -164,14 +163,14 @@ __device__ inline void losses_and_grads(const HeadTrainerParams& p, const Step& 
 __device__ inline void update(const HeadTrainerParams& p, u32 step, float* value, float* first, float* second, u64 at,
                               float grad) {
     const float lr = p.lrs[step];
+    const float* moving = p.moving + 4 * step;
     float x = value[at], a = first[at];
     if (second) {
         float b = second[at];
-        const float correction1 = p.corrections[2 * step], correction2 = p.corrections[2 * step + 1];
-        AdamWRule{p.momentum, p.beta2, p.eps, correction1, correction2}(x, a, b, grad, lr, p.weight_decay);
+        AdamWRule{moving[0], p.beta2, p.eps, moving[1], moving[2]}(x, a, b, grad, lr, p.weight_decay);
         second[at] = b;
     } else {
-        SgdRule{p.momentum, p.nesterov != 0}(x, a, grad, lr, p.weight_decay);
+        SgdRule{moving[0], p.nesterov != 0}(x, a, grad, lr, p.weight_decay);
     }
     value[at] = x;
     first[at] = a;

@@ -32,6 +32,13 @@ struct Segment {
     u32 unused;
 };
 
+// What of the rule may move from step to step.
+struct Moving {
+    float momentum;  // or beta1
+    float correction1, correction2;  // see AdamWRule
+    float unused;
+};
+
 struct Rates {
     float lr, weight_decay;
 };
@@ -103,9 +110,9 @@ __device__ inline void step(const Segment& segment, const Update& update) {
 
 struct SgdParams {
     const Segment* segments;
+    const Moving* moving;
     const Rates* rates;
     u32 count;
-    float momentum;
     u32 nesterov;
 };
 
@@ -128,15 +135,14 @@ struct Sgd {
 
 extern "C" __global__ void __launch_bounds__(THREADS) sgd(const SgdParams p) {
     const Segment segment = own_segment(p.segments, p.count);
-    step(segment, Sgd{segment, {p.momentum, p.nesterov != 0}, p.rates[segment.group]});
+    step(segment, Sgd{segment, {p.moving->momentum, p.nesterov != 0}, p.rates[segment.group]});
 }
 
 struct AdamWParams {
     const Segment* segments;
+    const Moving* moving;
     const Rates* rates;
-    const float* corrections;  // of this step: see AdamWRule
     u32 count;
-    float beta1;
     float beta2;
     float eps;
 };
@@ -162,6 +168,6 @@ struct AdamW {
 
 extern "C" __global__ void __launch_bounds__(THREADS) adamw(const AdamWParams p) {
     const Segment segment = own_segment(p.segments, p.count);
-    const AdamWRule rule{p.beta1, p.beta2, p.eps, p.corrections[0], p.corrections[1]};
+    const AdamWRule rule{p.moving->momentum, p.beta2, p.eps, p.moving->correction1, p.moving->correction2};
     step(segment, AdamW{segment, rule, p.rates[segment.group]});
 }

@@ -16,7 +16,7 @@ use unfreeze::{
     learner::{Event, Fit, Flow, Input, Learner, LrFind, Step, Stepper},
     nn::{Arch, FreezeState, Grouping, HeadSpec, Model},
     ops::loss::CrossEntropy,
-    optim::{Optimizer, OptimizerKind},
+    optim::{OneCycle, Optimizer, OptimizerKind},
     random::Random,
 };
 
@@ -46,6 +46,7 @@ struct Training {
     /// Whether a graph may be refused.
     may_be_refused: bool,
     weight_decay: f32,
+    momentum: f32,
     seed: u64,
     steps: u64,
 }
@@ -63,6 +64,7 @@ impl Training {
             stepper: Stepper::new(graphs),
             may_be_refused: false,
             weight_decay: 1e-3,
+            momentum: 0.9,
             seed: 3,
             steps: 0,
         })
@@ -79,7 +81,8 @@ impl Training {
         let Self { model, optimizer, loss, .. } = self;
         let groups = model.grouping().names(model.arch()).len();
         let lrs: Vec<f32> = (0..groups).map(|group| 0.01 * (group + 1) as f32 / (1 + number) as f32).collect();
-        let step = Step { model, optimizer, loss, lrs: &lrs, weight_decays: &vec![weight_decay; groups], seed, number };
+        let weight_decays = &vec![weight_decay; groups];
+        let step = Step { model, optimizer, loss, lrs: &lrs, weight_decays, momentum: self.momentum, seed, number };
         let loss = self.stepper.step(step, &input, labels)?.scalar();
         if let Some(error) = self.stepper.take_refusal() {
             assert!(self.may_be_refused, "{error}");
@@ -145,10 +148,14 @@ fn a_change_shows_at_once() -> Result<()> {
     let weights = Tensor::new(vec![0.5, 1.0, 2.0], [3], &device)?;
     let other_weights = Tensor::new(vec![2.0, 1.0, 0.5], [3], &device)?;
     type Change<'a> = &'a dyn Fn(&mut Training) -> Result<()>;
-    let changes: [(&str, Change); 13] = [
+    let changes: [(&str, Change); 14] = [
         ("nothing", &|_| Ok(())),
         ("weight decay", &|training| {
             training.weight_decay = 0.1;
+            Ok(())
+        }),
+        ("momentum", &|training| {
+            training.momentum = 0.5;
             Ok(())
         }),
         ("seed", &|training| {
@@ -335,7 +342,7 @@ fn a_linear_head_makes_many_steps_in_a_launch() -> Result<()> {
         let (mut learner, told) = listened(learner.loss(loss));
         learner.precompute(true);
         let before = launched();
-        learner.fit(Fit::cycles(2).lr(1e-2).wd(1e-3).optimizer(kind))?;
+        learner.fit(Fit::epochs(2).lr(1e-2).wd(1e-3).optimizer(kind).one_cycle(OneCycle::default()))?;
         let told = told.lock().unwrap().clone();
         Ok((bits(learner.model()), told, learner.steps(), launched() - before))
     };

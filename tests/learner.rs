@@ -2,14 +2,16 @@
 
 mod common;
 
+use std::sync::{Arc, Mutex};
+
 use common::learning::{Told, bits, cats_and_dogs, changed, data, folders, learner, listened, picture, timeless};
 use unfreeze::{
     autograd::{Parameters, Role, Var},
     data::{Augment, LoaderOptions, Split, Transforms},
-    learner::{Evaluation, Fit, Learner, ModelFile},
+    learner::{Evaluation, Event, Fit, Flow, Learner, ModelFile},
     nn::{Grouping, HeadSpec, Pass, Unit},
     ops::loss::{CrossEntropy, Target, cross_entropy},
-    optim::OptimizerKind,
+    optim::{OneCycle, OptimizerKind, Schedule},
     prelude::{Device, Precision, Tensor},
 };
 
@@ -288,6 +290,34 @@ fn a_step_moves_each_group_by_its_own_rate_times_the_gradient() {
         }
     });
     assert!(moved[0] == 0 && moved[1] > 1000 && moved[2] > 1000, "{moved:?}");
+}
+
+#[test]
+fn momentum_is_the_schedules() {
+    let folder = cats_and_dogs();
+    let run = |scheduled: Option<[f64; 3]>, own: f32| {
+        let (told, mut learner) = (Arc::new(Mutex::new(Vec::new())), learner(data(&folder)));
+        let list = told.clone();
+        learner = learner.callback(move |event: &Event| {
+            if let Event::Step { momentum, .. } = event {
+                list.lock().unwrap().push(*momentum);
+            }
+            Flow::Continue
+        });
+        let shape = OneCycle { momentum: scheduled, ..OneCycle::default() };
+        let kind = OptimizerKind::Sgd { momentum: own, nesterov: false };
+        learner.fit(Fit::epochs(2).lr(1e-2).one_cycle(shape).optimizer(kind)).unwrap();
+        let told = told.lock().unwrap().clone();
+        (bits(learner.model()), told)
+    };
+    // Two epochs of three batches.
+    let constant = run(None, 0.5);
+    assert_eq!(constant.1, [0.5; 6]);
+    assert!(run(Some([0.5; 3]), 0.9) == constant);
+    let moving = run(Some([0.95, 0.85, 0.95]), 0.9);
+    assert!(moving.0 != constant.0 && moving.0 != run(None, 0.9).0);
+    let schedule = Schedule::OneCycle { steps: 6, shape: OneCycle::default() };
+    assert!((0..6).map(|step| schedule.at(step).momentum.unwrap() as f32).eq(moving.1));
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use crate::{
     Error, Result,
-    optim::{OptimizerKind, PerGroup, Schedule},
+    optim::{OneCycle, OptimizerKind, PerGroup, Schedule, Triangle, TriangleTail},
 };
 
 /// Options of one fit: epochs at a constant rate, or cycles of SGD with restarts.
@@ -13,12 +13,22 @@ pub struct Fit {
     pub(super) weight_decay: PerGroup,
     pub(super) optimizer: OptimizerKind,
     length: Length,
+    curve: Option<Curve>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Length {
     Epochs(usize),
     Cycles { count: usize, len: usize, mult: usize },
+}
+
+/// What the learning rate follows, where it is neither constant nor SGD with restarts.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Curve {
+    Triangular(Triangle),
+    TriangularTail(TriangleTail),
+    OneCycle(OneCycle),
+    FlatCosine { flat: f64, div_final: f64 },
 }
 
 impl Fit {
@@ -39,6 +49,7 @@ impl Fit {
             weight_decay: PerGroup::All(0.0),
             optimizer: OptimizerKind::default(),
             length,
+            curve: None,
         }
     }
 
@@ -54,6 +65,35 @@ impl Fit {
         let (count, len, _) = self.as_cycles();
         self.length = Length::Cycles { count, len, mult: factor };
         self
+    }
+
+    /// Cycles of straight lines instead of cosines, as fastai 0.7's `use_clr`: see [`Schedule::Triangular`].
+    pub fn triangular(self, shape: Triangle) -> Self {
+        Self { curve: Some(Curve::Triangular(shape)), ..self }
+    }
+
+    /// Cycles of straight lines that end in a tail, as fastai 0.7's `use_clr_beta`: see [`Schedule::TriangularTail`].
+    pub fn triangular_tail(self, shape: TriangleTail) -> Self {
+        Self { curve: Some(Curve::TriangularTail(shape)), ..self }
+    }
+
+    /// One cycle of half cosines over all epochs, momentum against the rate, as fastai 2's `fit_one_cycle`: see
+    /// [`Schedule::OneCycle`].
+    ///
+    /// ```
+    /// # use unfreeze::{learner::Fit, optim::OneCycle};
+    /// let fit = Fit::epochs(3).lr(3e-3).one_cycle(OneCycle::default());
+    /// assert_eq!(fit.total_epochs()?, 3);
+    /// # Ok::<_, unfreeze::Error>(())
+    /// ```
+    pub fn one_cycle(self, shape: OneCycle) -> Self {
+        Self { curve: Some(Curve::OneCycle(shape)), ..self }
+    }
+
+    /// A constant rate that falls along a half cosine after a share `flat` of the steps, to one in `div_final`, as fastai
+    /// 2's `fit_flat_cos` (0.75 and 1e5 there).
+    pub fn flat_cosine(self, flat: f64, div_final: f64) -> Self {
+        Self { curve: Some(Curve::FlatCosine { flat, div_final }), ..self }
     }
 
     /// Learning rates: one value, one per layer group, or `PerGroup::Range`. Default 0.01.
@@ -83,7 +123,7 @@ impl Fit {
     /// Epochs in all: `len · (1 + mult + mult² + …)` for cycles.
     ///
     /// # Errors
-    /// [`Error::Setting`] if that is nothing, or absurdly much.
+    /// [`Error::Setting`] if that is nothing, or absurdly much, or the schedule makes no sense.
     pub fn total_epochs(&self) -> Result<usize> {
         const MOST: usize = 1_000_000;
         let total = match self.length {
@@ -98,17 +138,66 @@ impl Fit {
                 let message = format!("{count} cycles of {len} epochs, times {mult}: each must be at least 1");
                 Err(Error::setting("cycles", message))
             }
-            (_, Some(total)) if total <= MOST => Ok(total),
+            (_, Some(total)) if total <= MOST => self.check_curve().map(|()| total),
             _ => Err(Error::setting("cycles", format!("the cycles add up to more than {MOST} epochs"))),
         }
     }
 
-    pub(super) fn schedule(&self, steps_per_epoch: usize) -> Schedule {
-        match self.length {
-            Length::Epochs(count) => Schedule::Constant { steps: count * steps_per_epoch },
-            Length::Cycles { count, len, mult } => {
-                Schedule::Restarts { cycle_steps: len * steps_per_epoch, cycle_mult: mult, cycles: count }
+    /// Whether length and shape of the schedule make sense together.
+    fn check_curve(&self) -> Result<()> {
+        let Some(curve) = self.curve else { return Ok(()) };
+        let cycles = matches!(curve, Curve::Triangular(_) | Curve::TriangularTail(_));
+        if let Length::Cycles { count, mult, .. } = self.length {
+            if cycles && mult > 1 {
+                let message = format!("{mult}, but cycles of straight lines are all of one length; give 1");
+                return Err(Error::setting("cycle_mult", message));
             }
+            if !cycles && count > 1 {
+                let message = format!("{count} cycles, but the schedule is one over all epochs; give epochs instead");
+                return Err(Error::setting("cycles", message));
+            }
+        }
+        let divisors = match curve {
+            Curve::Triangular(Triangle { div, .. }) | Curve::TriangularTail(TriangleTail { div, .. }) => [div; 2],
+            Curve::OneCycle(OneCycle { div, div_final, .. }) => [div, div_final],
+            Curve::FlatCosine { div_final, .. } => [div_final; 2],
+        };
+        if let Some(div) = divisors.into_iter().find(|div| !(*div >= 1.0 && div.is_finite())) {
+            return Err(Error::setting("schedule", format!("the rate is divided by {div}; give a number from 1 on")));
+        }
+        let share = match curve {
+            Curve::Triangular(_) => 0.0,
+            Curve::TriangularTail(TriangleTail { tail_percent, .. }) => tail_percent / 100.0,
+            Curve::OneCycle(OneCycle { rising, .. }) => rising,
+            Curve::FlatCosine { flat, .. } => flat,
+        };
+        if !(0.0..=1.0).contains(&share) {
+            return Err(Error::setting("schedule", format!("a part of it takes {share} of the steps; give 0 to 1")));
+        }
+        let momenta = match curve {
+            Curve::Triangular(Triangle { momentum, .. }) | Curve::TriangularTail(TriangleTail { momentum, .. }) => {
+                momentum.map(Vec::from)
+            }
+            Curve::OneCycle(OneCycle { momentum, .. }) => momentum.map(Vec::from),
+            Curve::FlatCosine { .. } => None,
+        };
+        match momenta.unwrap_or_default().into_iter().find(|momentum| !(0.0..1.0).contains(momentum)) {
+            Some(momentum) => Err(Error::setting("momentum", format!("{momentum} is not in [0, 1)"))),
+            None => Ok(()),
+        }
+    }
+
+    pub(super) fn schedule(&self, steps_per_epoch: usize) -> Schedule {
+        let (cycles, len, cycle_mult) = self.as_cycles();
+        let cycle_steps = len * steps_per_epoch;
+        let steps = cycles * cycle_steps;
+        match (self.curve, self.length) {
+            (Some(Curve::Triangular(shape)), _) => Schedule::Triangular { cycle_steps, cycles, shape },
+            (Some(Curve::TriangularTail(shape)), _) => Schedule::TriangularTail { cycle_steps, cycles, shape },
+            (Some(Curve::OneCycle(shape)), _) => Schedule::OneCycle { steps, shape },
+            (Some(Curve::FlatCosine { flat, div_final }), _) => Schedule::FlatCosine { steps, flat, div_final },
+            (None, Length::Epochs(_)) => Schedule::Constant { steps },
+            (None, Length::Cycles { .. }) => Schedule::Restarts { cycle_steps, cycle_mult, cycles },
         }
     }
 
@@ -136,5 +225,32 @@ mod tests {
         }
         assert!(Fit::cycles(usize::MAX).cycle_len(2).total_epochs().is_err(), "too many to multiply");
         Ok(())
+    }
+
+    #[test]
+    fn schedules_span_the_fit_and_odd_ones_are_errors() {
+        let one = OneCycle::default();
+        for (fit, steps) in [
+            (Fit::epochs(3), 30),
+            (Fit::epochs(3).one_cycle(one), 30),
+            (Fit::epochs(3).flat_cosine(0.75, 1e5), 30),
+            (Fit::cycles(3).cycle_len(2).triangular(Triangle::default()), 60),
+            (Fit::cycles(1).cycle_len(2).triangular_tail(TriangleTail::default()), 20),
+            (Fit::cycles(2).cycle_mult(2), 30),
+        ] {
+            assert_eq!((fit.schedule(10).steps(), fit.total_epochs().unwrap() * 10), (steps, steps), "{fit:?}");
+        }
+        let triangle = Triangle::default();
+        for (fit, named) in [
+            (Fit::cycles(2).cycle_mult(2).triangular(triangle), "cycle_mult"),
+            (Fit::cycles(2).one_cycle(one), "cycles"),
+            (Fit::cycles(1).triangular(Triangle { div: 0.0, ..triangle }), "divided by 0"),
+            (Fit::epochs(1).one_cycle(OneCycle { rising: 1.5, ..one }), "1.5"),
+            (Fit::epochs(1).flat_cosine(f64::NAN, 1e5), "NaN"),
+            (Fit::epochs(1).one_cycle(OneCycle { momentum: Some([0.9, 1.0, 0.9]), ..one }), "momentum"),
+        ] {
+            let error = fit.total_epochs().unwrap_err().to_string();
+            assert!(error.contains(named), "{error}");
+        }
     }
 }

@@ -7,6 +7,7 @@ use crate::{
     ops::{
         head_trainer::{EXACT_ROWS, Samples, Steps},
         loss::{CrossEntropy, check_labels},
+        optimizer::Rule,
     },
     optim::Optimizer,
 };
@@ -38,19 +39,22 @@ impl HeadSteps<'_> {
             && batch_size <= EXACT_ROWS
     }
 
-    /// Makes a step for each of `batches`, rows of the activations, at its learning rate of `lrs`; the loss of each.
+    /// Makes a step for each of `batches`, rows of the activations, with its learning rate of `lrs` and its momentum, or
+    /// β₁, of `momenta`; the loss of each.
     ///
     /// # Errors
     /// [`Error::Shape`] where batches are empty, or rates and batches differ in number;
     /// [`Error::Device`] where such steps are [not possible](Self::are_possible); [`Error::OutOfMemory`].
-    pub fn run(self, batches: &[Vec<u32>], lrs: &[f32]) -> Result<Vec<f32>> {
+    pub fn run(self, batches: &[Vec<u32>], lrs: &[f32], momenta: &[f32]) -> Result<Vec<f32>> {
         let Self { model, optimizer, loss, activations, weight_decay } = self;
         let most = batches.iter().map(Vec::len).max().unwrap_or_default();
         let labels = batches.iter().flatten().filter_map(|row| activations.labels().get(*row as usize)).copied();
         check_labels(&labels.collect::<Vec<u32>>(), model.head.classes())?;
         let possible = Self::are_possible(model, activations, most);
         let samples = activations.resident().map(|(features, labels)| Samples { features, labels });
-        let steps = Steps { batches, lrs, weight_decay, rule: optimizer.next_rule() };
+        let rules = momenta.iter().enumerate().map(|(ahead, momentum)| optimizer.next_rule(ahead, *momentum));
+        let rules: Vec<Rule> = rules.collect();
+        let steps = Steps { batches, lrs, weight_decay, rules: &rules };
         match (model.head.linear_mut(), samples) {
             (Some(head), Some(samples)) if possible => optimizer.head_steps(head, samples, steps, loss)?.to_vec(),
             _ => Err(Error::Device {

@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Event, Learner};
+use super::{Event, Learner, train::Moves};
 use crate::{
     Error, Result,
     data::Split,
@@ -240,7 +240,8 @@ impl Learner {
             };
             let lr = find.lr(step);
             let lrs: Vec<f32> = ratios.iter().map(|ratio| ratio * lr).collect();
-            let loss = self.step(&input, labels, &lrs, weight_decays, &mut optimizer)?;
+            let moves = Moves { lrs, momentum: find.optimizer.momentum() };
+            let loss = self.step(&input, labels, &moves, weight_decays, &mut optimizer)?;
             source.prefetch();
             let loss = loss.scalar()?;
             let smoothed = average.add(loss);
@@ -254,7 +255,7 @@ impl Learner {
             found.lrs.push(lr);
             found.losses.push(loss);
             found.smoothed.push(smoothed);
-            let stop = self.tell(&Event::Finding { step, steps: find.steps, loss, lrs: &lrs })?;
+            let stop = self.tell(&Event::Finding { step, steps: find.steps, loss, lrs: &moves.lrs })?;
             if stop || smoothed > EXPLODED * lowest {
                 break;
             }

@@ -56,6 +56,8 @@ pub struct Step<'a> {
     pub lrs: &'a [f32],
     /// A weight decay per layer group.
     pub weight_decays: &'a [f32],
+    /// Momentum, or AdamW's β₁.
+    pub momentum: f32,
     /// Decides with `number` what is dropped.
     pub seed: u64,
     /// Number of the step.
@@ -254,7 +256,7 @@ impl Recorded {
         self.input.tensor_mut().assign(input.tensor(), cuda)?;
         self.labels.overwrite(labels)?;
         self.number.overwrite(&halves(step.number))?;
-        step.optimizer.prepare(step.model, step.lrs, step.weight_decays)?;
+        step.optimizer.prepare(step.model, step.lrs, step.weight_decays, step.momentum)?;
         let replayed = self.graph.replay();
         if !matches!(replayed, Ok(true)) {
             step.optimizer.withdraw();
@@ -282,7 +284,8 @@ impl Step<'_> {
         }
         let statistics = pass.take_statistics();
         let gradients = pass.tape.backward(&loss)?;
-        self.optimizer.step(self.model, &gradients, self.lrs, self.weight_decays)?;
+        let (lrs, weight_decays, momentum) = (self.lrs, self.weight_decays, self.momentum);
+        self.optimizer.step_with(self.model, &gradients, lrs, weight_decays, momentum)?;
         self.model.update_statistics(statistics)?;
         Ok(value)
     }

@@ -18,7 +18,7 @@ use crate::{
     cache::Activations,
     data::{LoaderOptions, Split, batches, shuffled},
     nn::Pass,
-    optim::{Optimizer, Schedule},
+    optim::{Optimizer, Point, Schedule},
 };
 
 /// Where an epoch's batches come from.
@@ -41,13 +41,28 @@ struct State {
 struct Made {
     loss: f32,
     samples: usize,
-    lrs: Vec<f32>,
+    moves: Moves,
     /// Why the loss is not finite, where that is known.
     cause: Option<String>,
 }
 
-fn scaled(lrs: &[f32], factor: f64) -> Vec<f32> {
-    lrs.iter().map(|lr| (f64::from(*lr) * factor) as f32).collect()
+/// How fast a step moves parameters.
+pub(super) struct Moves {
+    /// A learning rate per layer group.
+    pub lrs: Vec<f32>,
+    /// Or AdamW's β₁.
+    pub momentum: f32,
+}
+
+impl State {
+    /// How step `number` of the fit moves.
+    fn moves(&self, number: usize) -> Moves {
+        let Point { lr: factor, momentum, .. } = self.schedule.at(number);
+        Moves {
+            lrs: self.lrs.iter().map(|lr| (f64::from(*lr) * factor) as f32).collect(),
+            momentum: momentum.map_or(self.optimizer.kind().momentum(), |momentum| momentum as f32),
+        }
+    }
 }
 
 impl Learner {
@@ -121,8 +136,7 @@ impl Learner {
         // Images that cannot be decoded may leave an epoch steps short; the next one starts where it should.
         let first_step = epoch * state.steps_per_epoch;
         let (mut loss_sum, mut seen, mut stop) = (0f64, 0usize, false);
-        let mut lrs = state.lrs.clone();
-        let (phase, momentum) = (fit.phase.as_str(), fit.optimizer.momentum());
+        let (mut lrs, phase) = (state.lrs.clone(), fit.phase.as_str());
         let mut made = VecDeque::new();
         for step in 0..steps {
             if made.is_empty() {
@@ -132,10 +146,11 @@ impl Learner {
                 self.cancel.check()?;
                 made = self.make(&mut source, state, first_step + step)?;
             }
-            let Some(Made { loss, samples, lrs: own, cause }) = made.pop_front().flatten() else { continue };
+            let Some(Made { loss, samples, moves, cause }) = made.pop_front().flatten() else { continue };
             if !loss.is_finite() {
                 return Err(Place { fit, epoch, step }.error("loss", loss, cause));
             }
+            let Moves { lrs: own, momentum } = moves;
             lrs = own;
             loss_sum += f64::from(loss) * samples as f64;
             seen += samples;
@@ -173,12 +188,12 @@ impl Learner {
             return Ok(made);
         }
         let Some((input, labels)) = self.next_batch(source)? else { return Ok([None].into()) };
-        let (lrs, samples) = (scaled(&state.lrs, state.schedule.at(number).lr), labels.len());
-        let loss = self.step(&input, labels, &lrs, &state.weight_decays, &mut state.optimizer)?;
+        let (moves, samples) = (state.moves(number), labels.len());
+        let loss = self.step(&input, labels, &moves, &state.weight_decays, &mut state.optimizer)?;
         source.prefetch();
         let loss = loss.scalar()?;
         let cause = if loss.is_finite() { None } else { self.cause(&input)? };
-        Ok([Some(Made { loss, samples, lrs, cause })].into())
+        Ok([Some(Made { loss, samples, moves, cause })].into())
     }
 
     /// As [`Learner::make`], where steps go into one launch.
@@ -193,21 +208,23 @@ impl Learner {
             return Ok(None);
         }
         self.place_class_weights()?;
+        let taken: Vec<(Vec<u32>, Moves)> =
+            batches.take(HeadSteps::MOST).zip(number..).map(|(rows, number)| (rows, state.moves(number))).collect();
+        let of_use = |rows: &[u32]| rows.len() > 1;
+        let (mut batches, mut lrs, mut momenta) = (Vec::new(), Vec::new(), Vec::new());
+        for (rows, Moves { lrs: own, momentum }) in taken.iter().filter(|(rows, _)| of_use(rows)) {
+            batches.push(rows.clone());
+            lrs.push(own.last().copied().unwrap_or_default());
+            momenta.push(*momentum);
+        }
         let weight_decay = state.weight_decays.last().copied().unwrap_or_default();
         let (model, optimizer, loss) = (&mut self.model, &mut state.optimizer, &self.loss);
         let head = HeadSteps { model, optimizer, loss, activations, weight_decay };
-        let taken: Vec<(Vec<u32>, Vec<f32>)> = (batches.take(HeadSteps::MOST).zip(number..))
-            .map(|(rows, number)| (rows, scaled(&state.lrs, state.schedule.at(number).lr)))
-            .collect();
-        let of_use = |rows: &[u32]| rows.len() > 1;
-        let (rows, lrs): (Vec<Vec<u32>>, Vec<f32>) = (taken.iter().filter(|(rows, _)| of_use(rows)))
-            .map(|(rows, lrs)| (rows.clone(), lrs.last().copied().unwrap_or_default()))
-            .unzip();
-        let mut losses = head.run(&rows, &lrs)?.into_iter();
-        self.steps += rows.len() as u64;
-        let made = taken.into_iter().map(|(rows, lrs)| {
+        let mut losses = head.run(&batches, &lrs, &momenta)?.into_iter();
+        self.steps += batches.len() as u64;
+        let made = taken.into_iter().map(|(rows, moves)| {
             let loss = if of_use(&rows) { losses.next() } else { None };
-            loss.map(|loss| Made { loss, samples: rows.len(), lrs, cause: None })
+            loss.map(|loss| Made { loss, samples: rows.len(), moves, cause: None })
         });
         Ok(Some(made.collect()))
     }
@@ -268,7 +285,7 @@ impl Learner {
         &mut self,
         input: &Input,
         labels: Vec<u32>,
-        lrs: &[f32],
+        moves: &Moves,
         weight_decays: &[f32],
         optimizer: &mut Optimizer,
     ) -> Result<Tensor> {
@@ -280,7 +297,8 @@ impl Learner {
         }
         self.place_class_weights()?;
         let (model, loss, seed) = (&mut self.model, &self.loss, self.seed);
-        let step = Step { model, optimizer, loss, lrs, weight_decays, seed, number };
+        let Moves { ref lrs, momentum } = *moves;
+        let step = Step { model, optimizer, loss, lrs, weight_decays, momentum, seed, number };
         let loss = self.stepper.step(step, input, labels)?;
         if let Some(error) = self.stepper.take_refusal() {
             self.note(format!("steps are launched one by one, for a graph of them was refused: {error}"))?;

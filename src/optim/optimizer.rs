@@ -62,6 +62,14 @@ impl OptimizerKind {
         }
     }
 
+    /// The same with another momentum, or β₁.
+    pub fn with_momentum(self, share: f32) -> Self {
+        match self {
+            OptimizerKind::Sgd { nesterov, .. } => OptimizerKind::Sgd { momentum: share, nesterov },
+            OptimizerKind::AdamW { beta2, eps, .. } => OptimizerKind::AdamW { beta1: share, beta2, eps },
+        }
+    }
+
     /// The rule of step `step`, counted from 1.
     fn rule(self, step: u32) -> Rule {
         match self {
@@ -138,14 +146,26 @@ impl Optimizer {
         lrs: &[f32],
         weight_decays: &[f32],
     ) -> Result<()> {
-        self.prepare(model, lrs, weight_decays)?;
+        self.step_with(model, gradients, lrs, weight_decays, self.kind.momentum())
+    }
+
+    /// As [`Optimizer::step`], with a momentum of this step's own.
+    pub(crate) fn step_with(
+        &mut self,
+        model: &mut Model,
+        gradients: &ParameterGradients,
+        lrs: &[f32],
+        weight_decays: &[f32],
+        momentum: f32,
+    ) -> Result<()> {
+        self.prepare(model, lrs, weight_decays, momentum)?;
         // A step that fails does not count.
         self.apply(model, gradients).inspect_err(|_| self.withdraw())
     }
 
-    /// The rule of the next step.
-    pub(crate) fn next_rule(&self) -> Rule {
-        self.kind.rule(self.steps + 1)
+    /// The rule of the step after `ahead` more, with this momentum.
+    pub(crate) fn next_rule(&self, ahead: usize, momentum: f32) -> Rule {
+        self.kind.with_momentum(momentum).rule(self.steps.saturating_add(ahead as u32 + 1))
     }
 
     /// Makes `steps` of `head` on `samples` in one launch; the loss of each.
@@ -195,14 +215,14 @@ impl Optimizer {
     ///
     /// # Errors
     /// [`Error::Setting`] if a group has no rate.
-    pub(crate) fn prepare(&mut self, model: &Model, lrs: &[f32], weight_decays: &[f32]) -> Result<()> {
+    pub(crate) fn prepare(&mut self, model: &Model, lrs: &[f32], weight_decays: &[f32], momentum: f32) -> Result<()> {
         let groups = model.grouping().names(model.arch()).len();
         if lrs.len() != groups || weight_decays.len() != groups {
             let message = format!("{} and {} given for {groups} layer groups", lrs.len(), weight_decays.len());
             return Err(Error::setting("learning rates and weight decays", message));
         }
         let rates = lrs.iter().zip(weight_decays).map(|(&lr, &weight_decay)| Rate { lr, weight_decay });
-        let (rates, rule) = (rates.collect::<Vec<_>>(), self.next_rule());
+        let (rates, rule) = (rates.collect::<Vec<_>>(), self.next_rule(0, momentum));
         match &mut self.rates {
             Some(found) => found.set(rule, &rates, model.device())?,
             none => *none = Some(Rates::new(rule, &rates, model.device())?),

@@ -118,8 +118,8 @@ impl Task {
         let loss = &CrossEntropy::default();
         let together = stepper.graphs();
         let mut learn = |model: &mut Model, input: &Input, labels: Vec<u32>| {
-            let step =
-                Step { model, optimizer, loss, lrs: rates, weight_decays: decays, seed: 0, number: number as u64 };
+            let (lrs, weight_decays, momentum) = (&*rates, &*decays, optimizer.kind().momentum());
+            let step = Step { model, optimizer, loss, lrs, weight_decays, momentum, seed: 0, number: number as u64 };
             stepper.step(step, input, labels).map(drop)
         };
         let made = match data {
@@ -139,8 +139,9 @@ impl Task {
                 };
                 if together && HeadSteps::are_possible(model, activations, size) {
                     let batches: Vec<_> = (number..number + most.min(HeadSteps::MOST)).map(batch).collect();
-                    let lrs = vec![LR; batches.len()];
-                    HeadSteps { model, optimizer, loss, activations, weight_decay: WD }.run(&batches, &lrs)?;
+                    let (lrs, momenta) = (vec![LR; batches.len()], vec![optimizer.kind().momentum(); batches.len()]);
+                    HeadSteps { model, optimizer, loss, activations, weight_decay: WD }
+                        .run(&batches, &lrs, &momenta)?;
                     batches.len()
                 } else {
                     let (features, labels) = activations.gather(&batch(number), device)?;

@@ -31,7 +31,7 @@ kernel_params! {
         order: u64,
         starts: u64,
         lrs: u64,
-        corrections: u64,
+        moving: u64,
         class_weights: u64,
         weight: u64,
         bias: u64,
@@ -50,7 +50,6 @@ kernel_params! {
         steps: u32,
         weight_decay: f32,
         smoothing: f32,
-        momentum: f32,
         beta2: f32,
         eps: f32,
         nesterov: u32,
@@ -82,18 +81,17 @@ pub fn train(
     if let Some(weights) = &options.class_weights {
         expect_shape("head trainer", "class weights", weights, [classes])?;
     }
-    let Steps { batches, lrs, weight_decay, rule } = steps;
-    if lrs.len() != batches.len() {
-        return Err(Error::shape("head trainer", format!("{} rates for {} steps", lrs.len(), batches.len())));
+    let Steps { batches, lrs, weight_decay, rules } = steps;
+    if lrs.len() != batches.len() || rules.len() != batches.len() {
+        let message = format!("{} rates and {} rules for {} steps", lrs.len(), rules.len(), batches.len());
+        return Err(Error::shape("head trainer", message));
     }
     if batches.iter().any(|batch| batch.is_empty() || batch.iter().any(|row| *row as usize >= count)) {
         return Err(Error::shape("head trainer", format!("a batch is empty or beyond the {count} samples")));
     }
     let losses = Tensor::uninit::<f32>([batches.len()], cuda)?;
     let most = batches.iter().map(Vec::len).max().unwrap_or(0);
-    if most == 0 {
-        return Ok(losses);
-    }
+    let Some(&rule) = rules.first().filter(|_| most > 0) else { return Ok(losses) };
 
     let device = samples.features.device();
     let upload = |values: Vec<u32>| {
@@ -107,13 +105,11 @@ pub fn train(
     let starts = upload(std::iter::once(0).chain(starts).collect())?;
     let order = upload(batches.concat())?;
     let lrs = Tensor::new(lrs.to_vec(), [lrs.len()], device)?;
-    let (momentum, beta2, eps, nesterov, corrections) = match rule {
-        Rule::Sgd { momentum, nesterov } => (momentum, 0.0, 0.0, nesterov, None),
-        Rule::AdamW { beta1, beta2, eps, step } => {
-            let of = |number: usize| Rule::corrections(beta1, beta2, step.saturating_add(number as u32));
-            let corrections: Vec<f32> = (0..batches.len()).flat_map(of).collect();
-            (beta1, beta2, eps, false, Some(Tensor::new(corrections, [batches.len(), 2], device)?))
-        }
+    let moving: Vec<f32> = rules.iter().flat_map(|rule| rule.moving()).collect();
+    let moving = Tensor::new(moving, [batches.len(), 4], device)?;
+    let (beta2, eps, nesterov) = match rule {
+        Rule::Sgd { nesterov, .. } => (0.0, 0.0, nesterov),
+        Rule::AdamW { beta2, eps, .. } => (beta2, eps, false),
     };
     let segments = width.div_ceil(SEGMENT);
     let parts = Tensor::uninit::<f32>([segments, most, classes], cuda)?;
@@ -128,7 +124,7 @@ pub fn train(
         order: order.pointer::<u32>(cuda)?,
         starts: starts.pointer::<u32>(cuda)?,
         lrs: lrs.pointer::<f32>(cuda)?,
-        corrections: optional::<f32>(cuda, corrections.as_ref())?,
+        moving: moving.pointer::<f32>(cuda)?,
         class_weights: optional::<f32>(cuda, options.class_weights.as_ref())?,
         weight: head.weight.pointer_mut::<f32>(cuda)?,
         bias: head.bias.pointer_mut::<f32>(cuda)?,
@@ -147,7 +143,6 @@ pub fn train(
         steps: small("head trainer", batches.len())?,
         weight_decay,
         smoothing: options.label_smoothing,
-        momentum,
         beta2,
         eps,
         nesterov: nesterov.into(),

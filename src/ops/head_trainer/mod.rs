@@ -41,8 +41,8 @@ pub struct Steps<'a> {
     pub lrs: &'a [f32],
     /// Of weight and bias.
     pub weight_decay: f32,
-    /// The rule of the first step; AdamW's number counts on from it.
-    pub rule: Rule,
+    /// One per step, which differ in the momentum, or β₁ and the number of the step, alone.
+    pub rules: &'a [Rule],
 }
 
 /// Makes the steps, on the GPU that holds the features; returns the loss of each, `[steps]`. The bits are those of

@@ -50,7 +50,7 @@ impl State {
         let device = samples.features.device().clone();
         let labels = samples.labels.to_vec::<u32>()?;
         let mut losses = Vec::new();
-        for (number, (batch, lr)) in steps.batches.iter().zip(steps.lrs).enumerate() {
+        for ((batch, lr), rule) in steps.batches.iter().zip(steps.lrs).zip(steps.rules) {
             let rows = Tensor::new(batch.clone(), [batch.len()], &device)?;
             let features = Var::constant(gather(samples.features, &rows)?);
             let mut tape = Tape::new();
@@ -62,12 +62,6 @@ impl State {
             losses.extend(bits(loss.value()));
             drop((weight, bias));
             let grads = tape.backward(&loss)?;
-            let rule = match steps.rule {
-                Rule::AdamW { beta1, beta2, eps, step } => {
-                    Rule::AdamW { beta1, beta2, eps, step: step + number as u32 }
-                }
-                rule => rule,
-            };
             let mut items: Vec<Item> = (self.parameters.iter_mut().zip(&mut self.buffers).zip(["weight", "bias"]))
                 .map(|((parameter, buffers), name)| Item {
                     parameter,
@@ -77,7 +71,7 @@ impl State {
                     group: 0,
                 })
                 .collect();
-            let rates = Rates::new(rule, &[Rate { lr: *lr, weight_decay: steps.weight_decay }], &device)?;
+            let rates = Rates::new(*rule, &[Rate { lr: *lr, weight_decay: steps.weight_decay }], &device)?;
             optimizer::step(&rates, &mut items, &mut Table::default())?;
         }
         Ok(losses)
@@ -95,6 +89,17 @@ fn rules() -> impl Strategy<Value = Rule> {
         (0f32..1.0, any::<bool>()).prop_map(|(momentum, nesterov)| Rule::Sgd { momentum, nesterov }),
         Just(Rule::AdamW { beta1: 0.9, beta2: 0.99, eps: 1e-5, step: 3 }),
     ]
+}
+
+/// The rule `steps` steps on, with another momentum.
+fn moved(rule: Rule, steps: usize) -> Rule {
+    let less = 1.0 / (steps + 1) as f32;
+    match rule {
+        Rule::Sgd { momentum, nesterov } => Rule::Sgd { momentum: momentum * less, nesterov },
+        Rule::AdamW { beta1, beta2, eps, step } => {
+            Rule::AdamW { beta1: beta1 * less, beta2, eps, step: step + steps as u32 }
+        }
+    }
 }
 
 proptest! {
@@ -117,7 +122,8 @@ proptest! {
             let samples = Samples { features: &features, labels: &labels };
             let batches = batches(&sizes, count);
             let lrs: Vec<f32> = (0..sizes.len()).map(|step| 0.1 / (step + 1) as f32).collect();
-            let steps = Steps { batches: &batches, lrs: &lrs, weight_decay: WEIGHT_DECAY, rule };
+            let rules: Vec<Rule> = (0..sizes.len()).map(|step| moved(rule, step)).collect();
+            let steps = Steps { batches: &batches, lrs: &lrs, weight_decay: WEIGHT_DECAY, rules: &rules };
             let weights = (0..classes).map(|i| 0.5 + i as f32 % 3.0).collect();
             let weights = Tensor::new(weights, [classes], &device)?;
             let options = CrossEntropy { label_smoothing: smoothing, class_weights: weighted.then_some(weights) };
@@ -140,7 +146,7 @@ fn small(settings: Settings) -> Option<Result<Vec<Vec<u32>>>> {
         let features = normal(0, "features", [20, 300], &device);
         let samples = Samples { features: &features, labels: &labels };
         let batches = batches(&[70, 5], 20);
-        let steps = Steps { batches: &batches, lrs: &[0.1, 0.05], weight_decay: WEIGHT_DECAY, rule };
+        let steps = Steps { batches: &batches, lrs: &[0.1, 0.05], weight_decay: WEIGHT_DECAY, rules: &[rule; 2] };
         let mut state = State::new(3, 300, rule, &device)?;
         let losses = state.trained(samples, steps, &CrossEntropy::default())?;
         Ok(state.bits().into_iter().chain([bits(&losses)]).collect())
@@ -164,7 +170,7 @@ fn a_processor_makes_its_steps_one_by_one() -> Result<()> {
     let (device, rule) = (Device::cpu(1)?, Rule::Sgd { momentum: 0.9, nesterov: false });
     let labels = Tensor::new(vec![0u32, 1], [2], &device)?;
     let features = normal(0, "features", [2, 4], &device);
-    let steps = Steps { batches: &[vec![0]], lrs: &[0.1], weight_decay: 0.0, rule };
+    let steps = Steps { batches: &[vec![0]], lrs: &[0.1], weight_decay: 0.0, rules: &[rule] };
     let samples = Samples { features: &features, labels: &labels };
     let outcome = State::new(2, 4, rule, &device)?.trained(samples, steps, &CrossEntropy::default());
     assert!(outcome.unwrap_err().to_string().contains("GPU"));
@@ -183,7 +189,7 @@ fn what_does_not_fit_is_an_error_and_moves_nothing() -> Result<()> {
     for (batch, lrs, message) in
         [(vec![0, 2], vec![0.1], "beyond"), (vec![], vec![0.1], "empty"), (vec![0], vec![], "rates")]
     {
-        let steps = Steps { batches: &[batch], lrs: &lrs, weight_decay: 0.0, rule };
+        let steps = Steps { batches: &[batch], lrs: &lrs, weight_decay: 0.0, rules: &[rule] };
         let error = state.trained(samples, steps, &CrossEntropy::default()).unwrap_err();
         assert!(matches!(error, Error::Shape { .. }) && error.to_string().contains(message), "{error}");
     }
@@ -191,7 +197,7 @@ fn what_does_not_fit_is_an_error_and_moves_nothing() -> Result<()> {
         batches: &[vec![0]],
         lrs: &[0.1],
         weight_decay: 0.0,
-        rule: Rule::AdamW { beta1: 0.9, beta2: 0.9, eps: 0.1, step: 1 },
+        rules: &[Rule::AdamW { beta1: 0.9, beta2: 0.9, eps: 0.1, step: 1 }],
     };
     assert!(state.trained(samples, adamw, &CrossEntropy::default()).unwrap_err().to_string().contains("buffers"));
     assert!(state.bits() == before);

@@ -48,9 +48,9 @@ kernel_params! {
 kernel_params! {
     struct SgdParams {
         segments: u64,
+        moving: u64,
         rates: u64,
         count: u32,
-        momentum: f32,
         nesterov: u32,
     }
 }
@@ -58,10 +58,9 @@ kernel_params! {
 kernel_params! {
     struct AdamWParams {
         segments: u64,
+        moving: u64,
         rates: u64,
-        corrections: u64,
         count: u32,
-        beta1: f32,
         beta2: f32,
         eps: f32,
     }
@@ -114,16 +113,16 @@ pub fn step(cuda: &Arc<CudaDevice>, rates: &Rates, items: &mut [Item], table: &m
     let segments = table.address(cuda, bytes)?;
     let count = small("optimizer", items.len())?;
     let resident = rates.resident().ok_or_else(|| cuda.error("the rates of this step are not on the GPU"))?;
-    let corrections = resident.pointer::<f32>(cuda)?;
-    let groups = corrections + 2 * size_of::<f32>() as u64;
+    let moving = resident.pointer::<f32>(cuda)?;
+    let rates_of_groups = moving + size_of::<[f32; 4]>() as u64;
     let grid = [blocks, 1, 1];
     match rates.rule {
-        Rule::Sgd { momentum, nesterov } => {
-            let params = SgdParams { segments, rates: groups, count, momentum, nesterov: nesterov.into() };
+        Rule::Sgd { nesterov, .. } => {
+            let params = SgdParams { segments, moving, rates: rates_of_groups, count, nesterov: nesterov.into() };
             cuda.launch(&SGD, grid, 0, &params)
         }
-        Rule::AdamW { beta1, beta2, eps, .. } => {
-            let params = AdamWParams { segments, rates: groups, corrections, count, beta1, beta2, eps };
+        Rule::AdamW { beta2, eps, .. } => {
+            let params = AdamWParams { segments, moving, rates: rates_of_groups, count, beta2, eps };
             cuda.launch(&ADAMW, grid, 0, &params)
         }
     }

@@ -45,8 +45,19 @@ impl Rule {
         }
     }
 
+    /// What of it may move from step to step, as kernels take it: momentum or β₁, AdamW's corrections, one of no use.
+    pub(super) fn moving(self) -> [f32; 4] {
+        match self {
+            Rule::Sgd { momentum, .. } => [momentum, 1.0, 1.0, 0.0],
+            Rule::AdamW { beta1, beta2, step, .. } => {
+                let [correction1, correction2] = Self::corrections(beta1, beta2, step);
+                [beta1, correction1, correction2, 0.0]
+            }
+        }
+    }
+
     /// What AdamW divides its means by.
-    pub(super) fn corrections(beta1: f32, beta2: f32, step: u32) -> [f32; 2] {
+    fn corrections(beta1: f32, beta2: f32, step: u32) -> [f32; 2] {
         let exponent = i32::try_from(step).unwrap_or(i32::MAX);
         let share = |beta: f32| 1.0 - f64::from(beta).powi(exponent);
         [share(beta1) as f32, share(beta2).sqrt() as f32]
@@ -76,8 +87,8 @@ pub struct Rate {
     pub weight_decay: f32,
 }
 
-/// What is new in each step: the rates of each group, and of AdamW the number of the step. On a GPU they lie in its
-/// memory, where a step that was captured finds them.
+/// What is new in each step: the rates of each group, the momentum, and of AdamW the number of the step. On a GPU they lie
+/// in its memory, where a step that was captured finds them.
 #[derive(Debug)]
 pub struct Rates {
     rule: Rule,
@@ -96,7 +107,7 @@ impl Rates {
         Ok(rates)
     }
 
-    /// Those on a GPU: both corrections of AdamW, then learning rate and weight decay of each group.
+    /// Those on a GPU: what moves of the rule, then learning rate and weight decay of each group.
     pub(crate) fn resident(&self) -> Option<&Tensor> {
         self.resident.as_ref()
     }
@@ -113,12 +124,8 @@ impl Rates {
         if let Device::Cpu(_) = device {
             return Ok(());
         }
-        let corrections = match rule {
-            Rule::Sgd { .. } => [1.0; 2],
-            Rule::AdamW { beta1, beta2, step, .. } => Rule::corrections(beta1, beta2, step),
-        };
         let rates = groups.iter().flat_map(|rate| [rate.lr, rate.weight_decay]);
-        let values: Vec<f32> = corrections.into_iter().chain(rates).collect();
+        let values: Vec<f32> = rule.moving().into_iter().chain(rates).collect();
         match &mut self.resident {
             Some(resident) if resident.device().is(device) && resident.dims() == [values.len()] => {
                 resident.overwrite(&values)

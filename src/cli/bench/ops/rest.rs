@@ -113,7 +113,7 @@ impl Bench<'_> {
                 bias_buffers: &mut bias_buffers,
             };
             let samples = Samples { features: &features, labels: &labels };
-            let steps = Steps { batches: &batches, lrs: &[LR; STEPS], weight_decay: WD, rule: RULE };
+            let steps = Steps { batches: &batches, lrs: &[LR; STEPS], weight_decay: WD, rules: &[RULE; STEPS] };
             head_trainer::train(&mut head, samples, steps, &CrossEntropy::default()).map(drop)
         })
     }
