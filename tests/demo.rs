@@ -84,6 +84,12 @@ fn the_demo_shows_what_transfer_is_worth_and_repeats_itself() -> Outcome {
 
     // It is a run folder as any: it can be evaluated, and is not overwritten.
     let evaluated = String::from_utf8(unfreeze(&["evaluate"], &run)?.stdout)?;
+    let averaged = String::from_utf8(unfreeze(&["evaluate", "--tta", "2"], &run)?.stdout)?;
+    let first = evaluated.lines().next().unwrap();
+    let (accuracy, loss) = (first.split(' ').nth(1).unwrap(), first.rsplit(' ').next().unwrap());
+    assert!(
+        averaged.starts_with(&format!("clean views alone: accuracy {accuracy}, loss {loss}; with 2 more:\naccuracy "))
+    );
     assert!(evaluated.starts_with(&format!("accuracy {:.4}", whole.accuracy())), "{evaluated}");
     let model = fs::read(run.join("model.safetensors"))?;
     let again = demo(&run)?;

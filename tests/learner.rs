@@ -8,9 +8,9 @@ use common::learning::{Told, bits, cats_and_dogs, changed, data, folders, learne
 use unfreeze::{
     autograd::{Parameters, Role, Var},
     data::{Augment, LoaderOptions, Split, Transforms},
-    learner::{Evaluation, Event, Fit, Flow, Learner, ModelFile},
+    learner::{Evaluation, Event, Fit, Flow, Learner, ModelFile, Tta},
     nn::{Grouping, HeadSpec, Pass, Unit},
-    ops::loss::{CrossEntropy, Target, cross_entropy},
+    ops::loss::{CrossEntropy, Target, cross_entropy, softmax},
     optim::{OneCycle, OptimizerKind, Schedule},
     prelude::{Device, Precision, Tensor},
 };
@@ -353,4 +353,38 @@ fn a_linear_head_trains_from_the_cache_too() {
         (bits(learner.model()), timeless(learner.history()))
     };
     assert!(train(true) == train(false), "parameters or history differ");
+}
+
+#[test]
+fn views_are_averaged_whether_cached_or_not() {
+    let folder = cats_and_dogs();
+    let augmented = || data(&folder).transforms(Transforms::new(16).augment(Augment::SideOn).max_zoom(1.1));
+    let mut learner = learner(augmented());
+    let tta = Tta::views(3).clean_weight(0.4);
+    let [cached, anew] = [true, false].map(|on| {
+        learner.precompute(on);
+        learner.tta(tta, Split::Valid).unwrap()
+    });
+    assert_equal(&[cached.clean.clone(), anew.clean]);
+    assert_equal(&[cached.averaged.clone(), anew.averaged]);
+    assert_equal(&[cached.clean.clone(), learner.evaluate(Split::Valid).unwrap()]);
+    // The average is that of views drawn here, which differ from one another.
+    let (device, transforms) = (Device::cpu(1).unwrap(), augmented().transforms);
+    let views = [0, 1, 2].map(|number| {
+        let loader = learner.data().loader(Split::Valid, &Tta::loader_options(1, number)).unwrap();
+        let batches = loader.map(|batch| {
+            let images = batch.unwrap().upload(&transforms, &device, Precision::F32).unwrap();
+            softmax(&learner.model().logits(&images).unwrap()).unwrap().to_vec::<f32>().unwrap()
+        });
+        batches.collect::<Vec<_>>().concat()
+    });
+    assert!(views[0] != views[1] && views[1] != views[2]);
+    for (at, found) in cached.averaged.probabilities.iter().enumerate() {
+        let augmented = views.iter().map(|view| view[at]).sum::<f32>() / 3.0;
+        let expected = 0.4 * cached.clean.probabilities[at] + 0.6 * augmented;
+        assert!((found - expected).abs() < 1e-6, "{at}: {found}, not {expected}");
+    }
+    // Nothing random, nothing to average.
+    learner.set_data(data(&folder)).unwrap();
+    assert!(learner.tta(tta, Split::Valid).unwrap_err().to_string().contains("augmentation"));
 }

@@ -6,8 +6,8 @@ use clap::{Args, ValueEnum};
 use serde_json::json;
 use unfreeze::{
     Error, Result,
-    data::{Item, Loader, LoaderOptions, Split, find_labelled},
-    learner::{Classifier, Evaluation, PredictionRecord, RunFolder},
+    data::{Item, Loader, LoaderOptions, Split, Transforms, find_labelled},
+    learner::{Classifier, Evaluation, PredictionRecord, RunFolder, Tta, TtaEvaluation},
     report::{Confusion, Records},
 };
 
@@ -30,6 +30,9 @@ pub struct Evaluate {
     /// Which part, where there are several
     #[arg(long, value_enum, default_value_t = Part::Valid)]
     split: Part,
+    /// Average over N views beside the clean one, augmented as the run's training was (test-time augmentation)
+    #[arg(long, value_name = "N", value_parser = count)]
+    tta: Option<usize>,
     /// Images per batch
     #[arg(long, default_value_t = 16, value_name = "N", value_parser = count)]
     batch_size: usize,
@@ -37,7 +40,7 @@ pub struct Evaluate {
     compute: Compute,
     #[command(flatten)]
     arithmetic: Arithmetic,
-    /// Print one JSON object: images, loss, accuracy, classes (class, images, precision, recall, f1; null where there
+    /// Print one JSON object: images, loss, accuracy, with --tta clean (loss and accuracy without), classes (class, images, precision, recall, f1; null where there
     /// is nothing to divide), confusion (a row per true class, a column per predicted one)
     #[arg(long)]
     json: bool,
@@ -65,12 +68,42 @@ impl Evaluate {
         let classifier =
             Classifier::load(model_file(&self.model), self.compute.open()?)?.precision(self.arithmetic.dtype)?;
         let items = self.items(classifier.classes())?;
-        let order = (0..items.len() as u32).collect();
-        let options = LoaderOptions::evaluation().on(classifier.device());
-        let loader = Loader::new(items.clone().into(), classifier.transforms(), order, self.batch_size, &options)?;
-        let evaluation = classifier.evaluate(loader, |failed| errln!("skipped {failed}"))?;
-        self.print(&evaluation, classifier.classes());
+        let evaluate = |transforms: &Transforms, options: LoaderOptions, told: bool| {
+            let order = (0..items.len() as u32).collect();
+            let options = options.on(classifier.device());
+            let loader = Loader::new(items.clone().into(), transforms, order, self.batch_size, &options)?;
+            classifier.evaluate(loader, |failed| {
+                if !told {
+                    errln!("skipped {failed}")
+                }
+            })
+        };
+        let clean = evaluate(classifier.transforms(), LoaderOptions::evaluation(), false)?;
+        let Some(count) = self.tta else {
+            self.print(&clean, None, classifier.classes());
+            return Ok(());
+        };
+        let transforms = self.augmented(&classifier)?;
+        let view = |number| evaluate(&transforms, Tta::loader_options(self.compute.seed, number), true);
+        let views = (0..count).map(view).collect::<Result<Vec<Evaluation>>>()?;
+        let TtaEvaluation { clean, averaged } = Tta::views(count).average(clean, &views)?;
+        self.print(&averaged, Some(&clean), classifier.classes());
         Ok(())
+    }
+
+    /// The transforms of the run's training, at the model's size.
+    fn augmented(&self, classifier: &Classifier) -> Result<Transforms> {
+        if !self.model.is_dir() {
+            let message = "is a model file, which does not say how its training augmented images; give its run folder";
+            return Err(Error::data(&self.model, message));
+        }
+        let mut transforms = RunFolder::config::<Config>(&self.model)?.transforms;
+        if transforms == transforms.evaluation() {
+            let message = "the run's training was not augmented, so that every view is the clean one";
+            return Err(Error::setting("--tta", message));
+        }
+        transforms.size = classifier.transforms().size;
+        Ok(transforms)
     }
 
     fn items(&self, classes: &[String]) -> Result<Vec<Item>> {
@@ -105,7 +138,8 @@ impl Evaluate {
         Ok(data.items(split).to_vec())
     }
 
-    fn print(&self, evaluation: &Evaluation, classes: &[String]) {
+    /// Prints an evaluation, and beside one over several views that of the clean ones.
+    fn print(&self, evaluation: &Evaluation, clean: Option<&Evaluation>, classes: &[String]) {
         let rows = evaluation.probabilities.chunks_exact(classes.len()).zip(&evaluation.labels);
         let records: Vec<PredictionRecord> = rows
             .map(|(row, label)| PredictionRecord { file: String::new(), label: *label, probabilities: row.to_vec() })
@@ -125,9 +159,15 @@ impl Evaluate {
             let counts = |label| (0..classes.len()).map(|predicted| confusion.count(label, predicted)).collect();
             let matrix: Vec<Vec<usize>> = (0..classes.len()).map(counts).collect();
             let images = confusion.samples();
-            let all =
+            let mut all =
                 json!({ "images": images, "loss": loss, "accuracy": accuracy, "classes": rows, "confusion": matrix });
+            if let Some(clean) = clean {
+                all["clean"] = json!({ "loss": clean.loss, "accuracy": clean.accuracy });
+            }
             return outln!("{all}");
+        }
+        if let (Some(clean), Some(views)) = (clean, self.tta) {
+            outln!("clean views alone: accuracy {:.4}, loss {:.4}; with {views} more:", clean.accuracy, clean.loss);
         }
         outln!("accuracy {accuracy:.4} ({} of {} images), loss {loss:.4}", confusion.correct(), confusion.samples());
         let width = classes.iter().map(|class| class.chars().count()).max().unwrap_or(0).max(5);

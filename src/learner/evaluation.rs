@@ -33,35 +33,39 @@ impl Learner {
     /// [`Error::Data`] if no image can be decoded; in strict mode [`Error::Io`] or [`Error::Image`] for the first that
     /// cannot; [`Error::Cancelled`].
     pub fn evaluate(&mut self, split: Split) -> Result<Evaluation> {
+        if !self.uses_cache() {
+            return self.evaluate_images(split, LoaderOptions::evaluation());
+        }
         let mut tally = Tally::default();
-        let total = self.samples(split);
-        if self.uses_cache() {
-            let activations = self.activations(split)?;
-            let rows: Vec<u32> = (0..activations.rows() as u32).collect();
-            for rows in rows.chunks(self.data.batch_size.max(1)) {
-                self.cancel.check()?;
-                let (features, labels) = activations.gather(rows, &self.device)?;
-                let logits = self.model.head.classify(&mut Pass::evaluation(), &Var::constant(features))?;
-                let indices = rows.iter().map(|&row| activations.indices()[row as usize]).collect();
-                tally.add(logits.into_value(), labels, indices)?;
+        let activations = self.activations(split)?;
+        let rows: Vec<u32> = (0..activations.rows() as u32).collect();
+        for rows in rows.chunks(self.data.batch_size.max(1)) {
+            self.cancel.check()?;
+            let (features, labels) = activations.gather(rows, &self.device)?;
+            let logits = self.model.head.classify(&mut Pass::evaluation(), &Var::constant(features))?;
+            let indices = rows.iter().map(|&row| activations.indices()[row as usize]).collect();
+            tally.add(logits.into_value(), labels, indices)?;
+        }
+        tally.finish(self.data.root())
+    }
+
+    /// As [`Learner::evaluate`], of views as `options` say, never from the cache.
+    pub(super) fn evaluate_images(&mut self, split: Split, options: LoaderOptions) -> Result<Evaluation> {
+        let (mut tally, mut done, total) = (Tally::default(), 0, self.samples(split));
+        self.check_memory(self.data.batch_size.min(total), false)?;
+        let mut feed = self.feed(split, options)?;
+        while let Some(fed) = feed.next() {
+            self.cancel.check()?;
+            let Fed { batch, images } = fed?;
+            done += batch.len() + batch.failed.len();
+            self.report_failures(&batch)?;
+            if let Some(images) = images {
+                let logits = self.model.logits(&images)?;
+                drop(images);
+                feed.prefetch();
+                tally.add(logits, batch.labels, batch.indices)?;
             }
-        } else {
-            self.check_memory(self.data.batch_size.min(total), false)?;
-            let mut done = 0;
-            let mut feed = self.feed(split, LoaderOptions::evaluation())?;
-            while let Some(fed) = feed.next() {
-                self.cancel.check()?;
-                let Fed { batch, images } = fed?;
-                done += batch.len() + batch.failed.len();
-                self.report_failures(&batch)?;
-                if let Some(images) = images {
-                    let logits = self.model.logits(&images)?;
-                    drop(images);
-                    feed.prefetch();
-                    tally.add(logits, batch.labels, batch.indices)?;
-                }
-                self.tell(&Event::Validating { done, total })?;
-            }
+            self.tell(&Event::Validating { done, total })?;
         }
         tally.finish(self.data.root())
     }

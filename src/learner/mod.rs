@@ -18,6 +18,7 @@ mod resume;
 mod run_folder;
 mod step;
 mod train;
+mod tta;
 
 pub use classifier::{Classifier, Prediction};
 pub use control::{Callback, CancelToken, Event, Flow};
@@ -30,6 +31,7 @@ pub use model_file::ModelFile;
 pub use recipe::{Parts, Recipe};
 pub use run_folder::RunFolder;
 pub use step::{Input, Step, Stepper};
+pub use tta::{Mean, Tta, TtaEvaluation};
 
 use std::collections::HashSet;
 
