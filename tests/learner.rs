@@ -2,13 +2,16 @@
 
 mod common;
 
-use std::sync::{Arc, Mutex};
+use std::{
+    fs,
+    sync::{Arc, Mutex},
+};
 
 use common::learning::{Told, bits, cats_and_dogs, changed, data, folders, learner, listened, picture, timeless};
 use unfreeze::{
     autograd::{Parameters, Role, Var},
     data::{Augment, LoaderOptions, Split, Transforms},
-    learner::{Evaluation, Event, Fit, Flow, Learner, ModelFile, Tta},
+    learner::{Ensemble, Evaluation, Event, Fit, Flow, Learner, ModelFile, Tta},
     nn::{Grouping, HeadSpec, Pass, Unit},
     ops::loss::{CrossEntropy, Target, cross_entropy, softmax},
     optim::{OneCycle, OptimizerKind, Schedule},
@@ -387,4 +390,47 @@ fn views_are_averaged_whether_cached_or_not() {
     // Nothing random, nothing to average.
     learner.set_data(data(&folder)).unwrap();
     assert!(learner.tta(tta, Split::Valid).unwrap_err().to_string().contains("augmentation"));
+}
+
+#[test]
+fn snapshots_are_of_the_ends_of_cycles_and_decide_together() {
+    let (folder, out) = (cats_and_dogs(), tempfile::tempdir().unwrap());
+    let prefix = out.path().join("pets");
+    let fit = || Fit::cycles(3).cycle_len(1).cycle_mult(2).lr(1e-2).snapshots(&prefix);
+    let mut learner = learner(data(&folder));
+    learner.fit(fit()).unwrap();
+    assert_eq!(fs::read_dir(out.path()).unwrap().count(), 3);
+    let last = ModelFile::load(out.path().join("pets-3.safetensors"), &Device::cpu(1).unwrap()).unwrap();
+    assert!(bits(&last.model) == bits(learner.model()));
+    // The first cycle alone ends on the first snapshot.
+    let mut again = common::learning::learner(data(&folder));
+    again.fit(Fit::cycles(1).lr(1e-2)).unwrap();
+    let first = ModelFile::load(out.path().join("pets-1.safetensors"), &Device::cpu(1).unwrap()).unwrap();
+    assert!(bits(&first.model) == bits(again.model()));
+
+    let device = Device::cpu(2).unwrap();
+    let ensemble = Ensemble::last(&prefix, 2, &device).unwrap();
+    assert_eq!(ensemble.members().len(), 2);
+    let data = learner.data();
+    let loader = |_: &Transforms| data.loader(Split::Valid, &LoaderOptions::evaluation());
+    let found = ensemble.evaluate(loader, |skipped| panic!("{skipped}")).unwrap();
+    let [a, b] = [0, 1].map(|member| &found.members[member]);
+    assert!(a.probabilities != b.probabilities);
+    assert_eq!(b.probabilities, learner.evaluate(Split::Valid).unwrap().probabilities);
+    for (mean, (a, b)) in found.averaged.probabilities.iter().zip(a.probabilities.iter().zip(&b.probabilities)) {
+        assert!((mean - (a + b) / 2.0).abs() < 1e-6);
+    }
+    let image = picture(20, 0, 77);
+    let [a, b] = [0, 1].map(|member| ensemble.members()[member].predict(&image).unwrap().probabilities[0]);
+    assert!((ensemble.predict(&image).unwrap().probabilities[0] - (a + b) / 2.0).abs() < 1e-6);
+
+    let error = Ensemble::last(&prefix, 4, &device).unwrap_err().to_string();
+    assert!(error.contains("there are 3") && error.contains("pets-4"), "{error}");
+    assert!(Ensemble::load(&[] as &[&std::path::Path], &device).unwrap_err().to_string().contains("no networks"));
+    let other = folders(&["ant", "bee"], 2, 1, 0);
+    let (strange, path) =
+        (common::learning::learner(common::learning::data(&other)), out.path().join("ants.safetensors"));
+    strange.save(&path).unwrap();
+    let error = Ensemble::load(&[out.path().join("pets-1.safetensors"), path], &device).unwrap_err().to_string();
+    assert!(error.contains("ants.safetensors") && error.contains("bee"), "{error}");
 }

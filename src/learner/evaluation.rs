@@ -26,6 +26,60 @@ pub struct Evaluation {
     pub indices: Vec<u32>,
 }
 
+/// What is averaged where several evaluations become one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Mean {
+    /// Probabilities, as fastai.
+    #[default]
+    Probabilities,
+    /// Logits: the geometric mean of probabilities, which lets no single one decide.
+    Logits,
+}
+
+impl Evaluation {
+    /// The average of evaluations of the same samples, each with its share, which add up to 1.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if there is none, or they are not of the same samples.
+    pub(super) fn average(shares: &[(f64, &Evaluation)], mean: Mean) -> Result<Evaluation> {
+        let Some((_, first)) = shares.first() else { return Err(Error::shape("average", "of no evaluations")) };
+        let same = |other: &Evaluation| {
+            (&other.indices, &other.labels) == (&first.indices, &first.labels)
+                && other.probabilities.len() == first.probabilities.len()
+        };
+        if !shares.iter().all(|(_, other)| same(other)) {
+            return Err(Error::shape("average", "of evaluations of other samples, or of other classes"));
+        }
+        let term = |p: f32| match mean {
+            Mean::Probabilities => f64::from(p),
+            // What has underflown is not impossible.
+            Mean::Logits => f64::from(p.max(f32::MIN_POSITIVE)).ln(),
+        };
+        let mut average =
+            Evaluation { labels: first.labels.clone(), indices: first.indices.clone(), ..Self::default() };
+        let classes = first.probabilities.len() / first.labels.len().max(1);
+        let (mut loss, mut correct) = (0f64, 0usize);
+        for (row, label) in first.labels.iter().enumerate() {
+            let of = |at: usize| shares.iter().map(|(share, other)| share * term(other.probabilities[at])).sum::<f64>();
+            let mut values: Vec<f64> = (row * classes..(row + 1) * classes).map(of).collect();
+            if mean == Mean::Logits {
+                let most = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+                values.iter_mut().for_each(|value| *value = (*value - most).exp());
+                let sum: f64 = values.iter().sum();
+                values.iter_mut().for_each(|value| *value /= sum);
+            }
+            let own = values.get(*label as usize).copied().unwrap_or_default();
+            loss -= own.max(f64::from(f32::MIN_POSITIVE)).ln();
+            let values: Vec<f32> = values.into_iter().map(|value| value as f32).collect();
+            correct += usize::from(best(&values) == *label as usize);
+            average.probabilities.extend(values);
+        }
+        let count = first.labels.len().max(1) as f64;
+        (average.loss, average.accuracy) = ((loss / count) as f32, (correct as f64 / count) as f32);
+        Ok(average)
+    }
+}
+
 impl Learner {
     /// Evaluates the network on a split, from cached activations where precompute allows.
     ///

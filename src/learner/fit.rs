@@ -1,5 +1,7 @@
 //! What a fit should do.
 
+use std::path::PathBuf;
+
 use crate::{
     Error, Result,
     optim::{OneCycle, OptimizerKind, PerGroup, Schedule, Triangle, TriangleTail},
@@ -12,6 +14,7 @@ pub struct Fit {
     pub(super) lr: PerGroup,
     pub(super) weight_decay: PerGroup,
     pub(super) optimizer: OptimizerKind,
+    pub(super) snapshots: Option<PathBuf>,
     length: Length,
     curve: Option<Curve>,
 }
@@ -48,6 +51,7 @@ impl Fit {
             lr: PerGroup::All(1e-2),
             weight_decay: PerGroup::All(0.0),
             optimizer: OptimizerKind::default(),
+            snapshots: None,
             length,
             curve: None,
         }
@@ -112,6 +116,12 @@ impl Fit {
     pub fn optimizer(mut self, kind: OptimizerKind) -> Self {
         self.optimizer = kind;
         self
+    }
+
+    /// Writes the network to `prefix-1.safetensors`, `prefix-2.safetensors` and so on, after the last step of each cycle (of
+    /// the fit, where it has none): see [`Ensemble`](super::Ensemble). Default: none.
+    pub fn snapshots(self, prefix: impl Into<PathBuf>) -> Self {
+        Self { snapshots: Some(prefix.into()), ..self }
     }
 
     /// A name for the records. Default `fit`.

@@ -4,6 +4,7 @@
 mod classifier;
 mod control;
 mod diverged;
+mod ensemble;
 mod evaluation;
 mod feed;
 mod fit;
@@ -22,7 +23,8 @@ mod tta;
 
 pub use classifier::{Classifier, Prediction};
 pub use control::{Callback, CancelToken, Event, Flow};
-pub use evaluation::Evaluation;
+pub use ensemble::{Ensemble, EnsembleEvaluation};
+pub use evaluation::{Evaluation, Mean};
 pub use fit::Fit;
 pub use head::HeadSteps;
 pub use history::{EpochRecord, PredictionRecord, StepRecord};
@@ -31,7 +33,7 @@ pub use model_file::ModelFile;
 pub use recipe::{Parts, Recipe};
 pub use run_folder::RunFolder;
 pub use step::{Input, Step, Stepper};
-pub use tta::{Mean, Tta, TtaEvaluation};
+pub use tta::{Tta, TtaEvaluation};
 
 use std::collections::HashSet;
 

@@ -10,6 +10,7 @@ use std::{
 use super::{
     EpochRecord, Event, Fit, HeadSteps, Input, Learner, Step,
     diverged::Place,
+    ensemble::snapshot,
     feed::{Fed, Feed},
     resume::Left,
 };
@@ -105,6 +106,10 @@ impl Learner {
             let images = self.data.batch_size.min(self.samples(Split::Train));
             let outcome = self.epoch(&fit, epoch, &mut state);
             let (record, stop) = outcome.map_err(|error| self.explained(error, images, true))?;
+            let end = state.schedule.at((epoch + 1) * steps - 1);
+            if let Some(prefix) = fit.snapshots.as_ref().filter(|_| end.ends_cycle && !stop) {
+                self.save(snapshot(prefix, end.cycle + 1))?;
+            }
             self.history.push(record.clone());
             let last = self.tell(&Event::Epoch(&record))? || stop || epoch + 1 == epochs;
             self.write_progress(&fit, epochs, epoch + 1, (!last).then_some(&state.optimizer))?;

@@ -1,6 +1,6 @@
 //! Test-time augmentation: predictions averaged over several views of each image.
 
-use super::{Evaluation, Learner, evaluation::best};
+use super::{Evaluation, Learner, Mean};
 use crate::{
     Error, Result,
     data::{LoaderOptions, Split},
@@ -23,16 +23,6 @@ pub struct Tta {
     views: usize,
     clean: Option<f32>,
     mean: Mean,
-}
-
-/// What is averaged.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Mean {
-    /// Probabilities, as fastai.
-    #[default]
-    Probabilities,
-    /// Logits: the geometric mean of probabilities, which lets no single view decide.
-    Logits,
 }
 
 /// What the network says of the clean views alone, and of all.
@@ -96,40 +86,10 @@ impl Tta {
         if views.len() != self.views {
             return Err(Error::shape("tta", format!("{} views, not {}", views.len(), self.views)));
         }
-        if let Some(view) = views.iter().find(|view| view.indices != clean.indices || view.labels != clean.labels) {
-            let message = format!("a view of {} samples is not of the {}", view.labels.len(), clean.labels.len());
-            return Err(Error::shape("tta", message));
-        }
         let share = self.clean.map_or(1.0 / (self.views + 1) as f64, f64::from);
         let other = (1.0 - share) / self.views as f64;
-        let classes = clean.probabilities.len() / clean.labels.len().max(1);
-        let term = |p: f32| match self.mean {
-            Mean::Probabilities => f64::from(p),
-            // What has underflown is not impossible.
-            Mean::Logits => f64::from(p.max(f32::MIN_POSITIVE)).ln(),
-        };
-        let mean = |at: usize| {
-            share * term(clean.probabilities[at]) + views.iter().map(|v| other * term(v.probabilities[at])).sum::<f64>()
-        };
-        let mut averaged =
-            Evaluation { labels: clean.labels.clone(), indices: clean.indices.clone(), ..Evaluation::default() };
-        let (mut loss, mut correct) = (0f64, 0usize);
-        for (row, label) in clean.labels.iter().enumerate() {
-            let mut values: Vec<f64> = (row * classes..(row + 1) * classes).map(mean).collect();
-            if self.mean == Mean::Logits {
-                let most = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-                values.iter_mut().for_each(|value| *value = (*value - most).exp());
-                let sum: f64 = values.iter().sum();
-                values.iter_mut().for_each(|value| *value /= sum);
-            }
-            let own = values.get(*label as usize).copied().unwrap_or_default();
-            loss -= own.max(f64::from(f32::MIN_POSITIVE)).ln();
-            let values: Vec<f32> = values.into_iter().map(|value| value as f32).collect();
-            correct += usize::from(best(&values) == *label as usize);
-            averaged.probabilities.extend(values);
-        }
-        let count = clean.labels.len().max(1) as f64;
-        (averaged.loss, averaged.accuracy) = ((loss / count) as f32, (correct as f64 / count) as f32);
+        let weighted = std::iter::once((share, &clean)).chain(views.iter().map(|view| (other, view)));
+        let averaged = Evaluation::average(&weighted.collect::<Vec<_>>(), self.mean)?;
         Ok(TtaEvaluation { clean, averaged })
     }
 }
@@ -203,7 +163,7 @@ mod tests {
             (Tta::views(1).clean_weight(1.5), vec![clean.clone()], "1.5"),
             (Tta::views(1).clean_weight(f32::NAN), vec![clean.clone()], "NaN"),
             (Tta::views(2), vec![clean.clone()], "1 views, not 2"),
-            (Tta::views(1), vec![other], "not of"),
+            (Tta::views(1), vec![other], "other samples"),
         ] {
             let error = tta.average(clean.clone(), &views).unwrap_err().to_string();
             assert!(error.contains(named), "{error}");
