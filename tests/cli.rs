@@ -90,6 +90,39 @@ fn train_writes_a_run_and_prints_an_object_per_epoch() {
     assert_eq!((quiet.out.as_str(), quiet.err.as_str()), ("", ""));
 }
 
+/// Snapshots are those of the cycles' ends; what is left of a run that was killed is no obstacle, but other files are.
+#[test]
+fn snapshots_are_kept_and_averaged() {
+    let data = cats_and_dogs();
+    let run = data.path().join("run");
+    let train = format!("{TRAIN} --recipe finetune --cycles 2 --snapshots --json");
+    unfreeze(&train, &[data.path(), &run]).succeeded();
+    let snapshots: Vec<String> = names(&run).into_iter().filter(|name| name.starts_with("snapshot")).collect();
+    assert_eq!(snapshots, ["snapshot-1.safetensors", "snapshot-2.safetensors"]);
+    let [last, model] = ["snapshot-2.safetensors", "model.safetensors"].map(|name| fs::read(run.join(name)).unwrap());
+    assert!(last == model);
+    let found = unfreeze("evaluate {} --ensemble last:2 --json", &[&run]).succeeded().objects().remove(0);
+    let alone = unfreeze("evaluate {} --json", &[&run]).succeeded().objects().remove(0);
+    assert_eq!(found["members"].as_array().unwrap().len(), 2);
+    assert_eq!((&found["members"][1]["loss"], &found["images"]), (&alone["loss"], &alone["images"]));
+    assert!(found["loss"] != alone["loss"]);
+    let text = unfreeze("evaluate {} --ensemble last:2", &[&run]).succeeded().out;
+    assert!(text.starts_with("a snapshot alone: accuracy ") && text.contains("\nall 2 together:\naccuracy "), "{text}");
+    let few = unfreeze("evaluate {} --ensemble last:3", &[&run]);
+    assert!(few.code == 2 && few.err.contains("there are 2 snapshots"), "{}", few.err);
+
+    fs::remove_dir_all(run.join("checkpoint")).unwrap();
+    for name in ["model.safetensors", "predictions.jsonl", "report.html"] {
+        fs::remove_file(run.join(name)).unwrap();
+    }
+    fs::remove_dir_all(run.join("plots")).unwrap();
+    fs::write(run.join("snapshot-of-mine.txt"), "").unwrap();
+    assert!(unfreeze(&train, &[data.path(), &run]).err.contains("already holds something"));
+    fs::remove_file(run.join("snapshot-of-mine.txt")).unwrap();
+    unfreeze(&format!("{TRAIN} --recipe head"), &[data.path(), &run]).succeeded();
+    assert!(!names(&run).iter().any(|name| name.starts_with("snapshot")));
+}
+
 #[test]
 fn predict_answers_alike_from_run_and_model_for_files_and_folders() {
     let (data, run) = trained();
@@ -293,6 +326,11 @@ fn mistakes_elsewhere_are_named() {
         ("convert {} {} --dtype f8", vec![&weights, &out], 2, "give f32, f16, bf16 or f64"),
         ("convert {} {} --dtype i8", vec![&weights, &out], 2, "give f32, f16, bf16 or f64"),
         ("inspect {}", vec![&image], 1, "0.png: is of no known format"),
+        ("evaluate {} --ensemble last:2", vec![run], 2, "there are 0 snapshots"),
+        ("evaluate {} --ensemble 2", vec![run], 2, "give for example last:3"),
+        ("evaluate {} --ensemble last:2", vec![&weights], 1, "snapshots are in a run folder"),
+        ("evaluate {} {} --tta 2", vec![&run.join("model.safetensors"), data.path()], 1, "give its run folder"),
+        ("evaluate {} --tta 0", vec![run], 2, "--tta"),
         ("summary --arch resnet20 --size 0", vec![], 2, "--size"),
         ("summary --arch resnet20 --size 9999999999", vec![], 2, "from 1 to 8192"),
         ("summary --arch resnet20 --classes 99999999999999", vec![], 2, "from 1 to 65536"),

@@ -7,7 +7,7 @@ use serde_json::json;
 use unfreeze::{
     Error, Result,
     data::{Item, Loader, LoaderOptions, Split, Transforms, find_labelled},
-    learner::{Classifier, Evaluation, PredictionRecord, RunFolder, Tta, TtaEvaluation},
+    learner::{Classifier, Ensemble, Evaluation, PredictionRecord, RunFolder, Tta, TtaEvaluation},
     report::{Confusion, Records},
 };
 
@@ -33,6 +33,9 @@ pub struct Evaluate {
     /// Average over N views beside the clean one, augmented as the run's training was (test-time augmentation)
     #[arg(long, value_name = "N", value_parser = count)]
     tta: Option<usize>,
+    /// Average over the last snapshots of a run trained with --snapshots, such as last:3
+    #[arg(long, value_name = "last:N", value_parser = last, conflicts_with = "tta")]
+    ensemble: Option<usize>,
     /// Images per batch
     #[arg(long, default_value_t = 16, value_name = "N", value_parser = count)]
     batch_size: usize,
@@ -40,10 +43,26 @@ pub struct Evaluate {
     compute: Compute,
     #[command(flatten)]
     arithmetic: Arithmetic,
-    /// Print one JSON object: images, loss, accuracy, with --tta clean (loss and accuracy without), classes (class, images, precision, recall, f1; null where there
+    /// Print one JSON object: images, loss, accuracy, with --tta clean (loss and accuracy without), with --ensemble members (loss and accuracy of each), classes (class, images, precision, recall, f1; null where there
     /// is nothing to divide), confusion (a row per true class, a column per predicted one)
     #[arg(long)]
     json: bool,
+}
+
+fn last(text: &str) -> Result<usize, String> {
+    match text.strip_prefix("last:").and_then(|count| count.parse().ok()) {
+        Some(count) if count > 0 => Ok(count),
+        _ => Err("give for example last:3, the number of snapshots".into()),
+    }
+}
+
+/// What an evaluation of several is made of.
+enum Beside<'a> {
+    Nothing,
+    /// The clean views alone.
+    Clean(&'a Evaluation),
+    /// Each network.
+    Members(&'a [Evaluation]),
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -65,6 +84,9 @@ impl From<Part> for Split {
 
 impl Evaluate {
     pub fn run(self) -> Result<()> {
+        if let Some(count) = self.ensemble {
+            return self.run_ensemble(count);
+        }
         let classifier =
             Classifier::load(model_file(&self.model), self.compute.open()?)?.precision(self.arithmetic.dtype)?;
         let items = self.items(classifier.classes())?;
@@ -80,14 +102,32 @@ impl Evaluate {
         };
         let clean = evaluate(classifier.transforms(), LoaderOptions::evaluation(), false)?;
         let Some(count) = self.tta else {
-            self.print(&clean, None, classifier.classes());
+            self.print(&clean, Beside::Nothing, classifier.classes());
             return Ok(());
         };
         let transforms = self.augmented(&classifier)?;
         let view = |number| evaluate(&transforms, Tta::loader_options(self.compute.seed, number), true);
         let views = (0..count).map(view).collect::<Result<Vec<Evaluation>>>()?;
         let TtaEvaluation { clean, averaged } = Tta::views(count).average(clean, &views)?;
-        self.print(&averaged, Some(&clean), classifier.classes());
+        self.print(&averaged, Beside::Clean(&clean), classifier.classes());
+        Ok(())
+    }
+
+    fn run_ensemble(&self, count: usize) -> Result<()> {
+        if !self.model.is_dir() {
+            let message = "is a model file, and snapshots are in a run folder; give that";
+            return Err(Error::data(&self.model, message));
+        }
+        let (device, prefix) = (self.compute.open()?, RunFolder::snapshots_of(&self.model));
+        let ensemble = Ensemble::last(prefix, count, &device)?.precision(self.arithmetic.dtype)?;
+        let classes = ensemble.members()[0].classes().to_vec();
+        let items = self.items(&classes)?;
+        let loader = |transforms: &Transforms| {
+            let (order, options) = ((0..items.len() as u32).collect(), LoaderOptions::evaluation().on(&device));
+            Loader::new(items.clone().into(), transforms, order, self.batch_size, &options)
+        };
+        let found = ensemble.evaluate(loader, |failed| errln!("skipped {failed}"))?;
+        self.print(&found.averaged, Beside::Members(&found.members), &classes);
         Ok(())
     }
 
@@ -138,8 +178,8 @@ impl Evaluate {
         Ok(data.items(split).to_vec())
     }
 
-    /// Prints an evaluation, and beside one over several views that of the clean ones.
-    fn print(&self, evaluation: &Evaluation, clean: Option<&Evaluation>, classes: &[String]) {
+    /// Prints an evaluation, and what it is made of.
+    fn print(&self, evaluation: &Evaluation, beside: Beside, classes: &[String]) {
         let rows = evaluation.probabilities.chunks_exact(classes.len()).zip(&evaluation.labels);
         let records: Vec<PredictionRecord> = rows
             .map(|(row, label)| PredictionRecord { file: String::new(), label: *label, probabilities: row.to_vec() })
@@ -161,13 +201,26 @@ impl Evaluate {
             let images = confusion.samples();
             let mut all =
                 json!({ "images": images, "loss": loss, "accuracy": accuracy, "classes": rows, "confusion": matrix });
-            if let Some(clean) = clean {
-                all["clean"] = json!({ "loss": clean.loss, "accuracy": clean.accuracy });
+            let scores = |of: &Evaluation| json!({ "loss": of.loss, "accuracy": of.accuracy });
+            match beside {
+                Beside::Nothing => {}
+                Beside::Clean(clean) => all["clean"] = scores(clean),
+                Beside::Members(members) => all["members"] = members.iter().map(scores).collect(),
             }
             return outln!("{all}");
         }
-        if let (Some(clean), Some(views)) = (clean, self.tta) {
-            outln!("clean views alone: accuracy {:.4}, loss {:.4}; with {views} more:", clean.accuracy, clean.loss);
+        match beside {
+            Beside::Nothing => {}
+            Beside::Clean(clean) => {
+                let views = self.tta.unwrap_or_default();
+                outln!("clean views alone: accuracy {:.4}, loss {:.4}; with {views} more:", clean.accuracy, clean.loss);
+            }
+            Beside::Members(members) => {
+                for Evaluation { accuracy, loss, .. } in members {
+                    outln!("a snapshot alone: accuracy {accuracy:.4}, loss {loss:.4}");
+                }
+                outln!("all {} together:", members.len());
+            }
         }
         outln!("accuracy {accuracy:.4} ({} of {} images), loss {loss:.4}", confusion.correct(), confusion.samples());
         let width = classes.iter().map(|class| class.chars().count()).max().unwrap_or(0).max(5);

@@ -36,6 +36,8 @@ pub struct Config {
     pub dtype: Precision,
     pub strict: bool,
     pub head: HeadSpec,
+    #[serde(default)]
+    pub snapshots: bool,
     pub transforms: Transforms,
     pub recipe: Recipe,
 }
@@ -103,7 +105,9 @@ impl Config {
 pub fn execute(folder: RunFolder, config: &Config, learner: Learner, mode: Mode) -> Result<()> {
     let mut learner = folder.attach(learner)?;
     interrupt::cancels(learner.cancel_token())?;
-    if let Err(error) = learner.run(&config.recipe, |learner| folder.save(learner)) {
+    let snapshots = config.snapshots.then(|| folder.snapshots());
+    let recipe = Recipe { snapshots, ..config.recipe.clone() };
+    if let Err(error) = learner.run(&recipe, |learner| folder.save(learner)) {
         let path = folder.path().to_owned();
         // What happened first matters more than what rescuing it may meet, and that is often the same.
         let rescued = folder.rescue(&mut learner).is_ok();

@@ -71,6 +71,9 @@ pub struct Train {
     /// Growth of each cycle over the one before
     #[arg(long, default_value_t = Recipe::default().cycle_mult, value_name = "N")]
     cycle_mult: usize,
+    /// Keep the model of each cycle's end as RUN/snapshot-N.safetensors, for `evaluate --ensemble`
+    #[arg(long)]
+    snapshots: bool,
     /// Train the head on activations computed once (clean views), or on augmented images anew each epoch
     #[arg(long, value_enum, default_value_t = Switch::On)]
     precompute: Switch,
@@ -148,6 +151,7 @@ impl Train {
             dtype: self.arithmetic.dtype,
             strict: self.source.strict,
             head,
+            snapshots: self.snapshots,
             transforms,
             recipe: self.recipe(),
         };
@@ -172,6 +176,7 @@ impl Train {
             precompute: self.precompute == Switch::On,
             freeze_to: self.freeze_to,
             bn_freeze: self.bn_freeze.map(|switch| switch == Switch::On),
+            snapshots: None,
         }
     }
 }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::{Classifier, Evaluation, Mean, Prediction, evaluation::best};
 use crate::{
-    Device, Error, Result,
+    Device, Error, Precision, Result,
     data::{Loader, RgbImage, Skipped, Transforms},
 };
 
@@ -78,6 +78,15 @@ impl Ensemble {
         }
         let files: Vec<PathBuf> = (found - count + 1..=found).map(|number| snapshot(prefix, number)).collect();
         Self::load(&files, device)
+    }
+
+    /// Chooses what the networks compute with. Default: f32.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] if the device cannot compute with it.
+    pub fn precision(self, precision: Precision) -> Result<Self> {
+        let members = self.members.into_iter().map(|member| member.precision(precision)).collect::<Result<_>>()?;
+        Ok(Self { members })
     }
 
     /// The networks.

@@ -1,5 +1,7 @@
 //! The recipe in one call: the head on cached activations, then everything with a learning rate per layer group.
 
+use std::path::PathBuf;
+
 use serde::{Deserialize, Serialize};
 
 use super::{Fit, Learner};
@@ -45,6 +47,9 @@ pub struct Recipe {
     /// is pretrained and the head was trained on it first, because statistics of small batches of a narrow subject
     /// shift the features that the head has learned from.
     pub bn_freeze: Option<bool>,
+    /// What the snapshots after each cycle of the second part are called: see [`Fit::snapshots`]. Default: none are written.
+    #[serde(skip)]
+    pub snapshots: Option<PathBuf>,
 }
 
 impl Default for Recipe {
@@ -60,6 +65,7 @@ impl Default for Recipe {
             precompute: true,
             freeze_to: 0,
             bn_freeze: None,
+            snapshots: None,
         }
     }
 }
@@ -88,7 +94,11 @@ impl Recipe {
     /// The second part: `finetune`.
     pub fn finetune(&self) -> Fit {
         let cycles = Fit::cycles(self.cycles).cycle_len(self.cycle_len).cycle_mult(self.cycle_mult);
-        cycles.lr(self.finetune_lr()).wd(self.wd.clone()).phase("finetune")
+        let fit = cycles.lr(self.finetune_lr()).wd(self.wd.clone()).phase("finetune");
+        match &self.snapshots {
+            Some(prefix) => fit.snapshots(prefix),
+            None => fit,
+        }
     }
 
     /// Checks everything that can be checked before the first epoch.

@@ -23,9 +23,10 @@ const PREDICTIONS: &str = "predictions.jsonl";
 const MODEL: &str = "model.safetensors";
 const CHECKPOINT: &str = "checkpoint";
 const LOCK: &str = ".lock";
+const SNAPSHOT: &str = "snapshot";
 
 /// A run's folder: `config.toml`, `history.jsonl` (a line per epoch), `steps.jsonl` (a line per step),
-/// `predictions.jsonl` (a line per validation image), `model.safetensors` and `checkpoint/`. It is locked while this
+/// `predictions.jsonl` (a line per validation image), `model.safetensors`, `snapshot-N.safetensors` and `checkpoint/`. It is locked while this
 /// value lives, so that no two runs write to it; the lock ends with the process, however that ends.
 #[derive(Debug)]
 pub struct RunFolder {
@@ -109,8 +110,10 @@ impl RunFolder {
         for entry in entries {
             let name = entry.map_err(|error| Error::io(path, error))?.file_name();
             let begun = [CONFIG, LOCK, STEPS, HISTORY, CHECKPOINT].iter().any(|known| name == *known);
+            let name = name.to_string_lossy();
+            let begun = begun || name.starts_with(TEMPORARY) || is_snapshot(&name);
             let resumable = Learner::can_resume(path.join(CHECKPOINT));
-            if resumable || !ours || !begun && !name.to_string_lossy().starts_with(TEMPORARY) {
+            if resumable || !ours || !begun {
                 let message = if resumable {
                     "this folder holds a run already; choose another --out, or go on with it by --resume"
                 } else {
@@ -130,6 +133,16 @@ impl RunFolder {
     /// Where the learner's [`checkpoints`](Learner::checkpoints) go.
     pub fn checkpoints(&self) -> PathBuf {
         self.file(CHECKPOINT)
+    }
+
+    /// What its snapshots are called, the model of each cycle's end: see [`Fit::snapshots`](super::Fit::snapshots).
+    pub fn snapshots(&self) -> PathBuf {
+        Self::snapshots_of(&self.path)
+    }
+
+    /// What the snapshots of the run in `path` are called.
+    pub fn snapshots_of(path: &Path) -> PathBuf {
+        path.join(SNAPSHOT)
     }
 
     /// A learner that records its steps and epochs here, and writes down at the end of each epoch what it needs to go
@@ -224,6 +237,13 @@ impl RunFolder {
             remove(&self.file(name))?;
         }
         Learner::forget(&self.checkpoints());
+        let entries = fs::read_dir(&self.path).map_err(|error| Error::io(&self.path, error))?;
+        for entry in entries {
+            let entry = entry.map_err(|error| Error::io(&self.path, error))?;
+            if is_snapshot(&entry.file_name().to_string_lossy()) {
+                remove(&entry.path())?;
+            }
+        }
         Ok(())
     }
 
@@ -231,6 +251,12 @@ impl RunFolder {
     pub fn file(&self, name: &str) -> PathBuf {
         self.path.join(name)
     }
+}
+
+/// Whether a file is called as a snapshot is.
+fn is_snapshot(name: &str) -> bool {
+    let number = name.strip_prefix(SNAPSHOT).and_then(|rest| rest.strip_prefix('-'));
+    number.and_then(|rest| rest.strip_suffix(".safetensors")).is_some_and(|number| number.parse::<usize>().is_ok())
 }
 
 fn remove(file: &Path) -> Result<()> {

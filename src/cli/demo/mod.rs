@@ -270,6 +270,7 @@ impl Demo {
             dtype: self.arithmetic.dtype,
             strict: false,
             head: HeadSpec::default(),
+            snapshots: false,
             transforms: Transforms::new(SIDE as usize).augment(Augment::SideOn).max_zoom(1.1),
             recipe: Recipe {
                 epochs: plan.head_epochs,
