@@ -1,8 +1,8 @@
 //! Every kernel file of the engine, for what compiles or lists them all.
 
 use super::{
-    augment, batchnorm, conv, dropout, elementwise, gather, head_trainer, linear, loss, optimizer, pool, reduce,
-    shortcut,
+    augment, batchnorm, conv, dropout, elementwise, gather, head_trainer, linear, loss, optimizer, pointwise_loss,
+    pool, reduce, shortcut,
 };
 use crate::{device::cuda::Source, tensor};
 
@@ -30,6 +30,7 @@ pub const SOURCES: &[&Source] = &[
     &linear::cuda::SOURCE,
     &loss::cuda::SOURCE,
     &optimizer::cuda::SOURCE,
+    &pointwise_loss::cuda::SOURCE,
     &pool::cuda::SOURCE,
     &reduce::cuda::SOURCE,
     &shortcut::cuda::SOURCE,

@@ -12,6 +12,7 @@ pub mod kernels;
 pub mod linear;
 pub mod loss;
 pub mod optimizer;
+pub mod pointwise_loss;
 pub mod pool;
 pub mod reduce;
 pub mod shortcut;
