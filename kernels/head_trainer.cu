@@ -39,10 +39,10 @@ struct HeadTrainerParams {
     float* losses;          // [steps]
     u32* barrier;           // zero
     u32 count, width, classes, steps;
-    float weight_decay;
+    float weight_decay, bias_decay;
     float smoothing;
     float beta2, eps;
-    u32 nesterov;
+    u32 nesterov, decoupled;
 };
 
 // The rows of one step: row i is number order[i] of the features.
@@ -161,16 +161,16 @@ __device__ inline void losses_and_grads(const HeadTrainerParams& p, const Step& 
 
 // Moves element `at` of a parameter by its gradient.
 __device__ inline void update(const HeadTrainerParams& p, u32 step, float* value, float* first, float* second, u64 at,
-                              float grad) {
+                              float grad, float decay) {
     const float lr = p.lrs[step];
     const float* moving = p.moving + 4 * step;
     float x = value[at], a = first[at];
     if (second) {
         float b = second[at];
-        AdamWRule{moving[0], p.beta2, p.eps, moving[1], moving[2]}(x, a, b, grad, lr, p.weight_decay);
+        AdamWRule{moving[0], p.beta2, p.eps, moving[1], moving[2]}(x, a, b, grad, lr, decay);
         second[at] = b;
     } else {
-        SgdRule{moving[0], p.nesterov != 0}(x, a, grad, lr, p.weight_decay);
+        SgdRule{moving[0], p.nesterov != 0, p.decoupled != 0}(x, a, grad, lr, decay);
     }
     value[at] = x;
     first[at] = a;
@@ -192,7 +192,8 @@ __device__ inline void move_weight(const HeadTrainerParams& p, u32 number, const
             for (u32 j = 0; j < 4; ++j) {
                 const u32 row = first_row + T::row(i), col = first_col + T::col() + j;
                 if (row >= p.classes || col >= p.width) continue;
-                update(p, number, p.weight, p.weight_first, p.weight_second, u64(row) * p.width + col, sums[i][j]);
+                update(p, number, p.weight, p.weight_first, p.weight_second, u64(row) * p.width + col, sums[i][j],
+                       p.weight_decay);
             }
         __syncthreads();
     }
@@ -212,7 +213,7 @@ __device__ inline void move_bias(const HeadTrainerParams& p, u32 number, const S
         float total = 0.0f;
 #pragma unroll
         for (u32 strand = 0; strand < STRANDS; ++strand) total += sums[strand];
-        update(p, number, p.bias, p.bias_first, p.bias_second, i, total);
+        update(p, number, p.bias, p.bias_first, p.bias_second, i, total, p.bias_decay);
     }
 }
 

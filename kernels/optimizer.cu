@@ -114,6 +114,7 @@ struct SgdParams {
     const Rates* rates;
     u32 count;
     u32 nesterov;
+    u32 decoupled;
 };
 
 struct Sgd {
@@ -135,7 +136,7 @@ struct Sgd {
 
 extern "C" __global__ void __launch_bounds__(THREADS) sgd(const SgdParams p) {
     const Segment segment = own_segment(p.segments, p.count);
-    step(segment, Sgd{segment, {p.moving->momentum, p.nesterov != 0}, p.rates[segment.group]});
+    step(segment, Sgd{segment, {p.moving->momentum, p.nesterov != 0, p.decoupled != 0}, p.rates[segment.group]});
 }
 
 struct AdamWParams {

@@ -66,7 +66,7 @@ fn resnet18_trains_as_pytorch() -> Result<()> {
     let mut model = network("resnet18", &device)?;
     let images = Var::constant(formula::images(4, 96, &device)?);
     let target = Target::Labels(formula::labels(4, 1000, &device)?);
-    let mut optimizer = Optimizer::new(OptimizerKind::Sgd { momentum: 0.9, nesterov: false });
+    let mut optimizer = Optimizer::new(OptimizerKind::Sgd { momentum: 0.9, nesterov: false, decoupled: false });
     for (step, expected) in [7.282968652244335, 6.234089581741353].into_iter().enumerate() {
         let mut pass = Pass::training(0, step as u64);
         let logits = model.forward(&mut pass, &images)?;
@@ -173,7 +173,7 @@ fn training(name: &str, model: &mut Model, golden: &Value, device: &Device) -> R
     let (n, size) = (dims[0] as usize, dims[2] as usize);
     let images = Var::constant(formula::images(n, size, device)?);
     let target = Target::Labels(formula::labels(n, 1000, device)?);
-    let mut optimizer = Optimizer::new(OptimizerKind::Sgd { momentum: 0.9, nesterov: false });
+    let mut optimizer = Optimizer::new(OptimizerKind::Sgd { momentum: 0.9, nesterov: false, decoupled: false });
     let (exact, single) = (numbers(&golden["losses"]), numbers(&golden["losses_f32"]));
     for (step, (exact, single)) in exact.iter().zip(&single).enumerate() {
         let mut pass = Pass::training(0, step as u64);

@@ -152,7 +152,7 @@ impl Golden {
     }
 
     fn check_sgd(&self, group: &str, weight_decay: f32, nesterov: bool) {
-        self.check_optimizer(group, 0.1, weight_decay, |_| Rule::Sgd { momentum: 0.9, nesterov });
+        self.check_optimizer(group, 0.1, weight_decay, |_| Rule::Sgd { momentum: 0.9, nesterov, decoupled: false });
     }
 
     fn check_adamw(&self, group: &str, beta2: f32, eps: f32, weight_decay: f32) {

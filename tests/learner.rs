@@ -308,7 +308,7 @@ fn momentum_is_the_schedules() {
             Flow::Continue
         });
         let shape = OneCycle { momentum: scheduled, ..OneCycle::default() };
-        let kind = OptimizerKind::Sgd { momentum: own, nesterov: false };
+        let kind = OptimizerKind::Sgd { momentum: own, nesterov: false, decoupled: false };
         learner.fit(Fit::epochs(2).lr(1e-2).one_cycle(shape).optimizer(kind)).unwrap();
         let told = told.lock().unwrap().clone();
         (bits(learner.model()), told)

@@ -3,12 +3,14 @@
 #include "common.cuh"
 
 // g += weight_decay * p;  b = momentum * b + g;  p -= lr * (nesterov ? g + momentum * b : b)
+// Decoupled, p -= lr * weight_decay * p comes first instead.
 struct SgdRule {
     float momentum;
-    bool nesterov;
+    bool nesterov, decoupled;
 
     __device__ void operator()(float& p, float& b, float grad, float lr, float weight_decay) const {
-        const float g = __fadd_rn(grad, __fmul_rn(weight_decay, p));
+        if (decoupled) p = __fsub_rn(p, __fmul_rn(__fmul_rn(lr, weight_decay), p));
+        const float g = decoupled ? grad : __fadd_rn(grad, __fmul_rn(weight_decay, p));
         b = __fadd_rn(__fmul_rn(momentum, b), g);
         const float step = nesterov ? __fadd_rn(g, __fmul_rn(momentum, b)) : b;
         p = __fsub_rn(p, __fmul_rn(lr, step));

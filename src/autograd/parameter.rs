@@ -24,6 +24,11 @@ pub enum Role {
 }
 
 impl Role {
+    /// Whether it is the weight of a convolution or a linear layer, not one number per channel.
+    pub fn is_weight(self) -> bool {
+        matches!(self, Role::ConvWeight | Role::LinearWeight)
+    }
+
     /// Whether an optimizer may change it.
     pub fn is_learned(self) -> bool {
         !matches!(self, Role::RunningMean | Role::RunningVariance)

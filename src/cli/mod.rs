@@ -27,6 +27,7 @@ mod progress;
 mod report;
 mod run;
 mod samples;
+mod step_flags;
 mod summary;
 mod train;
 
@@ -116,6 +117,7 @@ fn in_flags(error: &Error) -> String {
         "augment",
         "batch_size",
         "bn_freeze",
+        "class_weights",
         "cycles",
         "end",
         "epochs",
@@ -123,6 +125,7 @@ fn in_flags(error: &Error) -> String {
         "hidden",
         "lr",
         "max_zoom",
+        "optimizer",
         "pad",
         "resize",
         "resume",

@@ -16,6 +16,7 @@ use super::{
     interrupt,
     options::{Compute, Mode, open_data, read_weights},
     progress::Progress,
+    step_flags::Learning,
 };
 
 /// All that is needed to repeat a run: `config.toml`.
@@ -38,6 +39,8 @@ pub struct Config {
     pub head: HeadSpec,
     #[serde(default)]
     pub snapshots: bool,
+    #[serde(default)]
+    pub learning: Learning,
     pub transforms: Transforms,
     pub recipe: Recipe,
 }
@@ -69,6 +72,7 @@ impl Config {
             .device(device)?
             .precision(self.dtype)?
             .seed(self.seed)?;
+        let learner = self.learning.set(learner)?;
         self.recipe.validate(&learner)?;
         Ok(learner.callback(Progress::new(mode)))
     }

@@ -13,6 +13,7 @@ use unfreeze::{
 use super::{
     options::{Arithmetic, Compute, DataSource, HeadFlags, Mode, Pretrained, Switch, TransformFlags, count},
     run::{self, Config},
+    step_flags::StepFlags,
 };
 
 const EXAMPLES: &str = "\
@@ -88,6 +89,8 @@ pub struct Train {
     #[arg(long, value_enum, default_value_t = Switch::On)]
     graphs: Switch,
     #[command(flatten)]
+    step: StepFlags,
+    #[command(flatten)]
     transforms: TransformFlags,
     #[command(flatten)]
     head: HeadFlags,
@@ -152,16 +155,17 @@ impl Train {
             strict: self.source.strict,
             head,
             snapshots: self.snapshots,
+            learning: self.step.learning.clone(),
             transforms,
-            recipe: self.recipe(),
+            recipe: self.recipe()?,
         };
         let learner = config.prepare_with(weights, &self.compute, self.mode)?;
         config.classes = learner.data().classes().to_vec();
         Ok((config, learner.graphs(self.graphs == Switch::On)))
     }
 
-    fn recipe(&self) -> Recipe {
-        Recipe {
+    fn recipe(&self) -> Result<Recipe> {
+        Ok(Recipe {
             parts: match self.recipe {
                 Part::Full => Parts::Full,
                 Part::Head => Parts::Head,
@@ -177,6 +181,7 @@ impl Train {
             freeze_to: self.freeze_to,
             bn_freeze: self.bn_freeze.map(|switch| switch == Switch::On),
             snapshots: None,
-        }
+            options: self.step.options()?,
+        })
     }
 }

@@ -2,9 +2,10 @@
 
 use std::path::PathBuf;
 
+use super::StepOptions;
 use crate::{
     Error, Result,
-    optim::{OneCycle, OptimizerKind, PerGroup, Schedule, Triangle, TriangleTail},
+    optim::{OneCycle, PerGroup, Schedule, Triangle, TriangleTail},
 };
 
 /// Options of one fit: epochs at a constant rate, or cycles of SGD with restarts.
@@ -13,7 +14,7 @@ pub struct Fit {
     pub(super) phase: String,
     pub(super) lr: PerGroup,
     pub(super) weight_decay: PerGroup,
-    pub(super) optimizer: OptimizerKind,
+    pub(super) options: StepOptions,
     pub(super) snapshots: Option<PathBuf>,
     length: Length,
     curve: Option<Curve>,
@@ -50,7 +51,7 @@ impl Fit {
             phase: "fit".into(),
             lr: PerGroup::All(1e-2),
             weight_decay: PerGroup::All(0.0),
-            optimizer: OptimizerKind::default(),
+            options: StepOptions::default(),
             snapshots: None,
             length,
             curve: None,
@@ -109,12 +110,6 @@ impl Fit {
     /// Weight decays, as [`Fit::lr`]. Default 0.
     pub fn wd(mut self, weight_decay: impl Into<PerGroup>) -> Self {
         self.weight_decay = weight_decay.into();
-        self
-    }
-
-    /// The update rule. Default SGD with momentum 0.9. Each fit starts with fresh state, as in fastai 0.7.
-    pub fn optimizer(mut self, kind: OptimizerKind) -> Self {
-        self.optimizer = kind;
         self
     }
 

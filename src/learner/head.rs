@@ -54,7 +54,8 @@ impl HeadSteps<'_> {
         let samples = activations.resident().map(|(features, labels)| Samples { features, labels });
         let rules = momenta.iter().enumerate().map(|(ahead, momentum)| optimizer.next_rule(ahead, *momentum));
         let rules: Vec<Rule> = rules.collect();
-        let steps = Steps { batches, lrs, weight_decay, rules: &rules };
+        let weight_decays = [weight_decay, optimizer.vector_decay(weight_decay)];
+        let steps = Steps { batches, lrs, weight_decays, rules: &rules };
         match (model.head.linear_mut(), samples) {
             (Some(head), Some(samples)) if possible => optimizer.head_steps(head, samples, steps, loss)?.to_vec(),
             _ => Err(Error::Device {

@@ -1,6 +1,7 @@
 //! The recipe: a pretrained backbone with a new head, trained head first on cached activations, then unfrozen with a
 //! learning rate per layer group.
 
+mod class_weights;
 mod classifier;
 mod control;
 mod diverged;
@@ -18,9 +19,11 @@ mod recipe;
 mod resume;
 mod run_folder;
 mod step;
+mod step_options;
 mod train;
 mod tta;
 
+pub use class_weights::ClassWeights;
 pub use classifier::{Classifier, Prediction};
 pub use control::{Callback, CancelToken, Event, Flow};
 pub use ensemble::{Ensemble, EnsembleEvaluation};
@@ -33,6 +36,7 @@ pub use model_file::ModelFile;
 pub use recipe::{Parts, Recipe};
 pub use run_folder::RunFolder;
 pub use step::{Input, Step, Stepper};
+pub use step_options::StepOptions;
 pub use tta::{Tta, TtaEvaluation};
 
 use std::collections::HashSet;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Fit, Learner};
+use super::{Fit, Learner, StepOptions};
 use crate::{Result, data::Split, optim::PerGroup};
 
 /// Which parts of the recipe to run.
@@ -50,6 +50,9 @@ pub struct Recipe {
     /// What the snapshots after each cycle of the second part are called: see [`Fit::snapshots`]. Default: none are written.
     #[serde(skip)]
     pub snapshots: Option<PathBuf>,
+    /// How the steps of both parts are made.
+    #[serde(default)]
+    pub options: StepOptions,
 }
 
 impl Default for Recipe {
@@ -66,6 +69,7 @@ impl Default for Recipe {
             freeze_to: 0,
             bn_freeze: None,
             snapshots: None,
+            options: StepOptions::default(),
         }
     }
 }
@@ -88,13 +92,14 @@ impl Recipe {
     /// The first part: `head`.
     pub fn head(&self) -> Fit {
         // Weight decays per group are checked in full before the first epoch, not only when the second part starts.
-        Fit::epochs(self.epochs).lr(self.head_lr()).wd(self.wd.clone()).phase("head")
+        let fit = Fit::epochs(self.epochs).lr(self.head_lr()).wd(self.wd.clone()).phase("head");
+        fit.options(self.options.clone())
     }
 
     /// The second part: `finetune`.
     pub fn finetune(&self) -> Fit {
         let cycles = Fit::cycles(self.cycles).cycle_len(self.cycle_len).cycle_mult(self.cycle_mult);
-        let fit = cycles.lr(self.finetune_lr()).wd(self.wd.clone()).phase("finetune");
+        let fit = cycles.lr(self.finetune_lr()).wd(self.wd.clone()).phase("finetune").options(self.options.clone());
         match &self.snapshots {
             Some(prefix) => fit.snapshots(prefix),
             None => fit,

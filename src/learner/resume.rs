@@ -84,8 +84,10 @@ pub(super) enum Left {
 impl Progress {
     /// What of `fit` is left to do.
     pub(super) fn left(&mut self, fit: &Fit, epochs: usize) -> Result<Left> {
-        let fresh = Box::new(Optimizer::new(fit.optimizer));
-        let Some(restored) = &mut self.restored else { return Ok(Left::From(0, fresh)) };
+        let options = &fit.options;
+        let fresh = || Optimizer::new(options.optimizer);
+        let from = |epoch, optimizer| Ok(Left::From(epoch, Box::new(options.equip(optimizer))));
+        let Some(restored) = &mut self.restored else { return from(0, fresh()) };
         let number = self.finished.len();
         let done = restored.finished.get(number);
         if let Some(mark) = done.or(restored.current.as_ref())
@@ -104,9 +106,9 @@ impl Progress {
             return Ok(Left::Nothing(records));
         }
         let epoch = restored.current.take().map_or(0, |mark| mark.recorded);
-        let optimizer = restored.optimizer.take().map_or(fresh, Box::new);
+        let optimizer = restored.optimizer.take().unwrap_or_else(fresh);
         self.restored = None;
-        Ok(Left::From(epoch, optimizer))
+        from(epoch, optimizer)
     }
 
     /// Whether the network is further than the fits asked for so far.

@@ -24,12 +24,16 @@ use crate::{
 #[serde(rename_all = "lowercase", tag = "kind")]
 #[non_exhaustive]
 pub enum OptimizerKind {
-    /// Stochastic gradient descent; weight decay as an L2 penalty.
+    /// Stochastic gradient descent; weight decay as an L2 penalty, unless it is decoupled.
     Sgd {
         /// Share of the last update that is kept. Default 0.9.
         momentum: f32,
         /// Nesterov's look-ahead. Default false.
         nesterov: bool,
+        /// Whether parameters decay by themselves, by `lr · weight_decay`, not through the gradient and momentum: fastai
+        /// 0.7's `use_wd_sched`, fastai 2's `decouple_wd`. Default false.
+        #[serde(default)]
+        decoupled: bool,
     },
     /// AdamW; weight decay decoupled.
     AdamW {
@@ -44,7 +48,7 @@ pub enum OptimizerKind {
 
 impl Default for OptimizerKind {
     fn default() -> Self {
-        OptimizerKind::Sgd { momentum: 0.9, nesterov: false }
+        OptimizerKind::Sgd { momentum: 0.9, nesterov: false, decoupled: false }
     }
 }
 
@@ -65,7 +69,9 @@ impl OptimizerKind {
     /// The same with another momentum, or β₁.
     pub fn with_momentum(self, share: f32) -> Self {
         match self {
-            OptimizerKind::Sgd { nesterov, .. } => OptimizerKind::Sgd { momentum: share, nesterov },
+            OptimizerKind::Sgd { nesterov, decoupled, .. } => {
+                OptimizerKind::Sgd { momentum: share, nesterov, decoupled }
+            }
             OptimizerKind::AdamW { beta2, eps, .. } => OptimizerKind::AdamW { beta1: share, beta2, eps },
         }
     }
@@ -73,7 +79,7 @@ impl OptimizerKind {
     /// The rule of step `step`, counted from 1.
     fn rule(self, step: u32) -> Rule {
         match self {
-            OptimizerKind::Sgd { momentum, nesterov } => Rule::Sgd { momentum, nesterov },
+            OptimizerKind::Sgd { momentum, nesterov, decoupled } => Rule::Sgd { momentum, nesterov, decoupled },
             OptimizerKind::AdamW { beta1, beta2, eps } => Rule::AdamW { beta1, beta2, eps, step },
         }
     }
@@ -90,6 +96,7 @@ pub struct Optimizer {
     kind: OptimizerKind,
     state: BTreeMap<Arc<str>, Vec<Tensor>>,
     steps: u32,
+    wd_bn_bias: bool,
     rates: Option<Rates>,
     table: Table,
 }
@@ -102,7 +109,18 @@ impl Optimizer {
 
     /// An optimizer that has made `steps` steps, still without buffers.
     pub(crate) fn restored(kind: OptimizerKind, steps: u32) -> Self {
-        Self { kind, state: BTreeMap::new(), steps, rates: None, table: Table::default() }
+        Self { kind, state: BTreeMap::new(), steps, wd_bn_bias: true, rates: None, table: Table::default() }
+    }
+
+    /// Whether weight decay is for batchnorms and biases too, or for the weights of convolutions and linear layers
+    /// alone (fastai 2's `wd_bn_bias`). Default true.
+    pub fn wd_bn_bias(self, on: bool) -> Self {
+        Self { wd_bn_bias: on, ..self }
+    }
+
+    /// What of `weight_decay` is for batchnorms and biases.
+    pub(crate) fn vector_decay(&self, weight_decay: f32) -> f32 {
+        if self.wd_bn_bias { weight_decay } else { 0.0 }
     }
 
     /// The update rule.
@@ -221,8 +239,11 @@ impl Optimizer {
             let message = format!("{} and {} given for {groups} layer groups", lrs.len(), weight_decays.len());
             return Err(Error::setting("learning rates and weight decays", message));
         }
-        let rates = lrs.iter().zip(weight_decays).map(|(&lr, &weight_decay)| Rate { lr, weight_decay });
-        let (rates, rule) = (rates.collect::<Vec<_>>(), self.next_rule(0, momentum));
+        // Two for each group: for weights, and for the rest.
+        let decays = |weight_decay: f32| [weight_decay, self.vector_decay(weight_decay)];
+        let both = |(&lr, &decay): (&f32, &f32)| decays(decay).map(|weight_decay| Rate { lr, weight_decay });
+        let rates: Vec<Rate> = lrs.iter().zip(weight_decays).flat_map(both).collect();
+        let rule = self.next_rule(0, momentum);
         match &mut self.rates {
             Some(found) => found.set(rule, &rates, model.device())?,
             none => *none = Some(Rates::new(rule, &rates, model.device())?),
@@ -252,6 +273,7 @@ impl Optimizer {
         let mut items = Vec::with_capacity(found.len());
         for (parameter, grad) in found {
             let group = grouping.group(arch, crate::nn::Unit::of(parameter.name()));
+            let group = 2 * group + usize::from(!parameter.role().is_weight());
             if let Some(buffers) = state.remove(&**parameter.name()) {
                 let packed = parameter.packed.as_mut();
                 items.push(Item { parameter: &mut parameter.value, grad, buffers, packed, group });

@@ -67,6 +67,12 @@ pub fn learner_of(arch: Arch, data: ImageData, device: &Device) -> Learner {
     learner.device(device.clone()).and_then(|learner| learner.seed(1)).unwrap()
 }
 
+/// A random network with a linear head.
+pub fn linear_head(arch: Arch, data: ImageData, device: &Device) -> Learner {
+    let learner = Learner::with_head(Weights::random(arch), data, HeadSpec::Linear).unwrap();
+    learner.device(device.clone()).and_then(|learner| learner.seed(1)).unwrap()
+}
+
 /// The bits of every parameter and statistic, by name.
 pub fn bits(model: &Model) -> BTreeMap<String, Vec<u32>> {
     let mut bits = BTreeMap::new();

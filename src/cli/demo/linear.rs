@@ -16,7 +16,7 @@ const WEIGHT_DECAYS: [f32; 4] = [0.0, 0.03, 0.3, 3.0];
 /// Steps on the whole training set. Neighbouring pixels are so alike that a higher rate would diverge.
 const STEPS: usize = 500;
 const LR: f32 = 5e-4;
-const RULE: Rule = Rule::Sgd { momentum: 0.9, nesterov: false };
+const RULE: Rule = Rule::Sgd { momentum: 0.9, nesterov: false, decoupled: false };
 /// Steps between two looks at the validation set.
 const INTERVAL: usize = 10;
 

@@ -26,6 +26,7 @@ use super::{
     options::{Arithmetic, Compute, Mode, absolute},
     progress::Progress,
     run::{self, Config},
+    step_flags::Learning,
 };
 
 /// What is transferred: a ResNet-20 that this program trained on the photographs of CIFAR-10 (see weights/README.md).
@@ -271,6 +272,7 @@ impl Demo {
             strict: false,
             head: HeadSpec::default(),
             snapshots: false,
+            learning: Learning::default(),
             transforms: Transforms::new(SIDE as usize).augment(Augment::SideOn).max_zoom(1.1),
             recipe: Recipe {
                 epochs: plan.head_epochs,

@@ -49,10 +49,12 @@ kernel_params! {
         classes: u32,
         steps: u32,
         weight_decay: f32,
+        bias_decay: f32,
         smoothing: f32,
         beta2: f32,
         eps: f32,
         nesterov: u32,
+        decoupled: u32,
     }
 }
 
@@ -81,7 +83,7 @@ pub fn train(
     if let Some(weights) = &options.class_weights {
         expect_shape("head trainer", "class weights", weights, [classes])?;
     }
-    let Steps { batches, lrs, weight_decay, rules } = steps;
+    let Steps { batches, lrs, weight_decays: [weight_decay, bias_decay], rules } = steps;
     if lrs.len() != batches.len() || rules.len() != batches.len() {
         let message = format!("{} rates and {} rules for {} steps", lrs.len(), rules.len(), batches.len());
         return Err(Error::shape("head trainer", message));
@@ -107,9 +109,9 @@ pub fn train(
     let lrs = Tensor::new(lrs.to_vec(), [lrs.len()], device)?;
     let moving: Vec<f32> = rules.iter().flat_map(|rule| rule.moving()).collect();
     let moving = Tensor::new(moving, [batches.len(), 4], device)?;
-    let (beta2, eps, nesterov) = match rule {
-        Rule::Sgd { nesterov, .. } => (0.0, 0.0, nesterov),
-        Rule::AdamW { beta2, eps, .. } => (beta2, eps, false),
+    let (beta2, eps, nesterov, decoupled) = match rule {
+        Rule::Sgd { nesterov, decoupled, .. } => (0.0, 0.0, nesterov, decoupled),
+        Rule::AdamW { beta2, eps, .. } => (beta2, eps, false, true),
     };
     let segments = width.div_ceil(SEGMENT);
     let parts = Tensor::uninit::<f32>([segments, most, classes], cuda)?;
@@ -142,10 +144,12 @@ pub fn train(
         classes: small("head trainer", classes)?,
         steps: small("head trainer", batches.len())?,
         weight_decay,
+        bias_decay,
         smoothing: options.label_smoothing,
         beta2,
         eps,
         nesterov: nesterov.into(),
+        decoupled: decoupled.into(),
     };
     let kernel = usize::from(classes > FEW);
     let [[rows, cols], [of_classes, of_features]] = TILES[kernel];

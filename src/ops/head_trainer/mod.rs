@@ -39,8 +39,8 @@ pub struct Steps<'a> {
     pub batches: &'a [Vec<u32>],
     /// One per step.
     pub lrs: &'a [f32],
-    /// Of weight and bias.
-    pub weight_decay: f32,
+    /// Of the weight, and of the bias.
+    pub weight_decays: [f32; 2],
     /// One per step, which differ in the momentum, or β₁ and the number of the step, alone.
     pub rules: &'a [Rule],
 }

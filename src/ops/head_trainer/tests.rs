@@ -17,7 +17,7 @@ use crate::{
     },
 };
 
-const WEIGHT_DECAY: f32 = 1e-2;
+const WEIGHT_DECAYS: [f32; 2] = [1e-2, 3e-3];
 
 /// A classifier with its optimizer's buffers.
 #[derive(Clone)]
@@ -63,15 +63,17 @@ impl State {
             drop((weight, bias));
             let grads = tape.backward(&loss)?;
             let mut items: Vec<Item> = (self.parameters.iter_mut().zip(&mut self.buffers).zip(["weight", "bias"]))
-                .map(|((parameter, buffers), name)| Item {
+                .enumerate()
+                .map(|(group, ((parameter, buffers), name))| Item {
                     parameter,
                     grad: &grads[name],
                     buffers,
                     packed: None,
-                    group: 0,
+                    group,
                 })
                 .collect();
-            let rates = Rates::new(*rule, &[Rate { lr: *lr, weight_decay: steps.weight_decay }], &device)?;
+            let rates = steps.weight_decays.map(|weight_decay| Rate { lr: *lr, weight_decay });
+            let rates = Rates::new(*rule, &rates, &device)?;
             optimizer::step(&rates, &mut items, &mut Table::default())?;
         }
         Ok(losses)
@@ -86,7 +88,11 @@ fn batches(sizes: &[usize], count: usize) -> Vec<Vec<u32>> {
 
 fn rules() -> impl Strategy<Value = Rule> {
     prop_oneof![
-        (0f32..1.0, any::<bool>()).prop_map(|(momentum, nesterov)| Rule::Sgd { momentum, nesterov }),
+        (0f32..1.0, any::<bool>(), any::<bool>()).prop_map(|(momentum, nesterov, decoupled)| Rule::Sgd {
+            momentum,
+            nesterov,
+            decoupled
+        }),
         Just(Rule::AdamW { beta1: 0.9, beta2: 0.99, eps: 1e-5, step: 3 }),
     ]
 }
@@ -95,7 +101,7 @@ fn rules() -> impl Strategy<Value = Rule> {
 fn moved(rule: Rule, steps: usize) -> Rule {
     let less = 1.0 / (steps + 1) as f32;
     match rule {
-        Rule::Sgd { momentum, nesterov } => Rule::Sgd { momentum: momentum * less, nesterov },
+        Rule::Sgd { momentum, nesterov, decoupled } => Rule::Sgd { momentum: momentum * less, nesterov, decoupled },
         Rule::AdamW { beta1, beta2, eps, step } => {
             Rule::AdamW { beta1: beta1 * less, beta2, eps, step: step + steps as u32 }
         }
@@ -123,7 +129,7 @@ proptest! {
             let batches = batches(&sizes, count);
             let lrs: Vec<f32> = (0..sizes.len()).map(|step| 0.1 / (step + 1) as f32).collect();
             let rules: Vec<Rule> = (0..sizes.len()).map(|step| moved(rule, step)).collect();
-            let steps = Steps { batches: &batches, lrs: &lrs, weight_decay: WEIGHT_DECAY, rules: &rules };
+            let steps = Steps { batches: &batches, lrs: &lrs, weight_decays: WEIGHT_DECAYS, rules: &rules };
             let weights = (0..classes).map(|i| 0.5 + i as f32 % 3.0).collect();
             let weights = Tensor::new(weights, [classes], &device)?;
             let options = CrossEntropy { label_smoothing: smoothing, class_weights: weighted.then_some(weights) };
@@ -141,12 +147,12 @@ proptest! {
 fn small(settings: Settings) -> Option<Result<Vec<Vec<u32>>>> {
     let (device, _) = emulated(settings)?;
     let run = || {
-        let rule = Rule::Sgd { momentum: 0.9, nesterov: false };
+        let rule = Rule::Sgd { momentum: 0.9, nesterov: false, decoupled: false };
         let labels = Tensor::new((0..20).map(|i| i % 3).collect::<Vec<u32>>(), [20], &device)?;
         let features = normal(0, "features", [20, 300], &device);
         let samples = Samples { features: &features, labels: &labels };
         let batches = batches(&[70, 5], 20);
-        let steps = Steps { batches: &batches, lrs: &[0.1, 0.05], weight_decay: WEIGHT_DECAY, rules: &[rule; 2] };
+        let steps = Steps { batches: &batches, lrs: &[0.1, 0.05], weight_decays: WEIGHT_DECAYS, rules: &[rule; 2] };
         let mut state = State::new(3, 300, rule, &device)?;
         let losses = state.trained(samples, steps, &CrossEntropy::default())?;
         Ok(state.bits().into_iter().chain([bits(&losses)]).collect())
@@ -167,10 +173,10 @@ fn the_order_of_blocks_changes_nothing() -> Result<()> {
 
 #[test]
 fn a_processor_makes_its_steps_one_by_one() -> Result<()> {
-    let (device, rule) = (Device::cpu(1)?, Rule::Sgd { momentum: 0.9, nesterov: false });
+    let (device, rule) = (Device::cpu(1)?, Rule::Sgd { momentum: 0.9, nesterov: false, decoupled: false });
     let labels = Tensor::new(vec![0u32, 1], [2], &device)?;
     let features = normal(0, "features", [2, 4], &device);
-    let steps = Steps { batches: &[vec![0]], lrs: &[0.1], weight_decay: 0.0, rules: &[rule] };
+    let steps = Steps { batches: &[vec![0]], lrs: &[0.1], weight_decays: [0.0; 2], rules: &[rule] };
     let samples = Samples { features: &features, labels: &labels };
     let outcome = State::new(2, 4, rule, &device)?.trained(samples, steps, &CrossEntropy::default());
     assert!(outcome.unwrap_err().to_string().contains("GPU"));
@@ -180,7 +186,7 @@ fn a_processor_makes_its_steps_one_by_one() -> Result<()> {
 #[test]
 fn what_does_not_fit_is_an_error_and_moves_nothing() -> Result<()> {
     let Some(device) = gpu() else { return Ok(()) };
-    let rule = Rule::Sgd { momentum: 0.9, nesterov: false };
+    let rule = Rule::Sgd { momentum: 0.9, nesterov: false, decoupled: false };
     let labels = Tensor::new(vec![0u32, 1], [2], &device)?;
     let features = normal(0, "features", [2, 4], &device);
     let samples = Samples { features: &features, labels: &labels };
@@ -189,14 +195,14 @@ fn what_does_not_fit_is_an_error_and_moves_nothing() -> Result<()> {
     for (batch, lrs, message) in
         [(vec![0, 2], vec![0.1], "beyond"), (vec![], vec![0.1], "empty"), (vec![0], vec![], "rates")]
     {
-        let steps = Steps { batches: &[batch], lrs: &lrs, weight_decay: 0.0, rules: &[rule] };
+        let steps = Steps { batches: &[batch], lrs: &lrs, weight_decays: [0.0; 2], rules: &[rule] };
         let error = state.trained(samples, steps, &CrossEntropy::default()).unwrap_err();
         assert!(matches!(error, Error::Shape { .. }) && error.to_string().contains(message), "{error}");
     }
     let adamw = Steps {
         batches: &[vec![0]],
         lrs: &[0.1],
-        weight_decay: 0.0,
+        weight_decays: [0.0; 2],
         rules: &[Rule::AdamW { beta1: 0.9, beta2: 0.9, eps: 0.1, step: 1 }],
     };
     assert!(state.trained(samples, adamw, &CrossEntropy::default()).unwrap_err().to_string().contains("buffers"));

@@ -10,13 +10,18 @@ pub fn step(cpu: &CpuDevice, rule: Rule, rate: Rate, item: &mut Item) -> Result<
     let Item { parameter, grad, buffers, .. } = item;
     let (p, g) = (parameter.as_slice_mut::<f32>()?, grad.as_slice::<f32>()?);
     match (rule, &mut **buffers) {
-        (Rule::Sgd { momentum, nesterov }, [buffer]) => {
+        (Rule::Sgd { momentum, nesterov, decoupled }, [buffer]) => {
             let b = buffer.as_slice_mut::<f32>()?;
             cpu.install(|| {
                 let chunks = p.par_chunks_mut(CHUNK).zip(b.par_chunks_mut(CHUNK)).zip(g.par_chunks(CHUNK));
                 chunks.for_each(|((p, b), g)| {
                     for ((p, b), g) in p.iter_mut().zip(b).zip(g) {
-                        let g = g + weight_decay * *p;
+                        let g = if decoupled {
+                            *p -= lr * weight_decay * *p;
+                            *g
+                        } else {
+                            g + weight_decay * *p
+                        };
                         *b = momentum * *b + g;
                         *p -= lr * if nesterov { g + momentum * *b } else { *b };
                     }

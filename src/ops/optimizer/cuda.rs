@@ -52,6 +52,7 @@ kernel_params! {
         rates: u64,
         count: u32,
         nesterov: u32,
+        decoupled: u32,
     }
 }
 
@@ -117,8 +118,9 @@ pub fn step(cuda: &Arc<CudaDevice>, rates: &Rates, items: &mut [Item], table: &m
     let rates_of_groups = moving + size_of::<[f32; 4]>() as u64;
     let grid = [blocks, 1, 1];
     match rates.rule {
-        Rule::Sgd { nesterov, .. } => {
-            let params = SgdParams { segments, moving, rates: rates_of_groups, count, nesterov: nesterov.into() };
+        Rule::Sgd { nesterov, decoupled, .. } => {
+            let [nesterov, decoupled] = [nesterov, decoupled].map(u32::from);
+            let params = SgdParams { segments, moving, rates: rates_of_groups, count, nesterov, decoupled };
             cuda.launch(&SGD, grid, 0, &params)
         }
         Rule::AdamW { beta2, eps, .. } => {

@@ -15,12 +15,15 @@ use crate::{Device, Error, Result, Tensor, autograd::Packed};
 #[non_exhaustive]
 pub enum Rule {
     /// `g += weight_decay · p; b = momentum · b + g; p −= lr · (nesterov ? g + momentum · b : b)`, as in PyTorch and
-    /// fastai 0.7. With a buffer of zeros the first step is PyTorch's (`b = g`).
+    /// fastai 0.7. With a buffer of zeros the first step is PyTorch's (`b = g`). Decoupled, `p −= lr · weight_decay · p`
+    /// comes first instead, and `g` stays (Loshchilov & Hutter 2017; fastai 0.7's `use_wd_sched`).
     Sgd {
         /// Share of the last update that is kept.
         momentum: f32,
         /// Nesterov's look-ahead.
         nesterov: bool,
+        /// Whether weight decay is kept out of the gradient.
+        decoupled: bool,
     },
     /// AdamW (Loshchilov & Hutter 2017): `p −= lr · weight_decay · p`, then Adam with bias correction.
     AdamW {
@@ -83,7 +86,7 @@ pub struct Item<'a> {
 pub struct Rate {
     /// Learning rate.
     pub lr: f32,
-    /// Weight decay: with SGD an L2 penalty added to the gradient, with AdamW decoupled from it.
+    /// Weight decay: with plain SGD an L2 penalty added to the gradient, else decoupled from it.
     pub weight_decay: f32,
 }
 

@@ -25,10 +25,11 @@ proptest! {
         momentum in prop_oneof![Just(0f32), 0f32..1.0],
         weight_decay in prop_oneof![Just(0f32), 0f32..0.1],
         nesterov: bool,
+        decoupled: bool,
     ) {
         for device in devices() {
             let mut p = normal(len as u64, "p", [len], &device);
-            let rule = Rule::Sgd { momentum, nesterov };
+            let rule = Rule::Sgd { momentum, nesterov, decoupled };
             let mut buffers = fresh(rule, &p);
             let mut exact = wide(&p);
             // PyTorch's buffer starts as the first gradient.
@@ -39,12 +40,14 @@ proptest! {
                 let rates = Rates::new(rule, &[Rate { lr, weight_decay }], &device)?;
                 step(&rates, &mut [item], &mut Table::default())?;
                 let [lr, momentum, weight_decay] = [lr, momentum, weight_decay].map(f64::from);
-                let decayed: Vec<f64> = wide(&grad).iter().zip(&exact).map(|(g, p)| g + weight_decay * p).collect();
+                let penalty = if decoupled { 0.0 } else { weight_decay };
+                let decayed: Vec<f64> = wide(&grad).iter().zip(&exact).map(|(g, p)| g + penalty * p).collect();
                 let new: Vec<f64> = match &velocity {
                     None => decayed.clone(),
                     Some(old) => old.iter().zip(&decayed).map(|(old, g)| momentum * old + g).collect(),
                 };
                 for ((p, g), v) in exact.iter_mut().zip(&decayed).zip(&new) {
+                    *p *= if decoupled { 1.0 - lr * weight_decay } else { 1.0 };
                     *p -= lr * if nesterov { g + momentum * v } else { *v };
                 }
                 // Where steps undo one another the parameter may be small: at least 1 is what it began with.
@@ -92,8 +95,8 @@ proptest! {
 }
 
 const RULES: [Rule; 3] = [
-    Rule::Sgd { momentum: 0.9, nesterov: true },
-    Rule::Sgd { momentum: 0.9, nesterov: false },
+    Rule::Sgd { momentum: 0.9, nesterov: true, decoupled: true },
+    Rule::Sgd { momentum: 0.9, nesterov: false, decoupled: false },
     Rule::AdamW { beta1: 0.9, beta2: 0.99, eps: 1e-5, step: 3 },
 ];
 

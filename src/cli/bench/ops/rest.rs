@@ -21,7 +21,7 @@ use crate::cli::bench::cell::CLASSES;
 const WORD: f64 = 4.0;
 
 /// What moves weights, too slowly to matter.
-const RULE: Rule = Rule::Sgd { momentum: 0.9, nesterov: false };
+const RULE: Rule = Rule::Sgd { momentum: 0.9, nesterov: false, decoupled: false };
 const LR: f32 = 1e-6;
 const WD: f32 = 1e-4;
 
@@ -113,7 +113,7 @@ impl Bench<'_> {
                 bias_buffers: &mut bias_buffers,
             };
             let samples = Samples { features: &features, labels: &labels };
-            let steps = Steps { batches: &batches, lrs: &[LR; STEPS], weight_decay: WD, rules: &[RULE; STEPS] };
+            let steps = Steps { batches: &batches, lrs: &[LR; STEPS], weight_decays: [WD; 2], rules: &[RULE; STEPS] };
             head_trainer::train(&mut head, samples, steps, &CrossEntropy::default()).map(drop)
         })
     }

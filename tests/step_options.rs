@@ -1,0 +1,240 @@
+//! Options of a training step, against steps made by hand.
+
+mod common;
+
+use std::{collections::BTreeMap, fs};
+
+use common::{
+    emulator::gpu,
+    learning::{Told, bits, cats_and_dogs, data, folders, learner_of, listened},
+    program::unfreeze,
+};
+use unfreeze::{
+    Device, Precision, Tensor,
+    autograd::{Parameters, Role, Var},
+    data::{Batch, ImageData, LoaderOptions, Split, Transforms},
+    learner::{ClassWeights, Fit, Learner, StepOptions},
+    nn::{Arch, Model, Pass},
+    ops::loss::{CrossEntropy, Target, cross_entropy},
+    optim::OptimizerKind,
+};
+
+/// SGD in f64 on the gradients of the tape, with the learner's batches, views and dropout (of seed 1).
+struct Naive {
+    lr: f64,
+    momentum: f64,
+    weight_decay: f64,
+    wd_bn_bias: bool,
+    decoupled: bool,
+    loss: CrossEntropy,
+}
+
+impl Default for Naive {
+    fn default() -> Self {
+        Self {
+            lr: 0.05,
+            momentum: 0.9,
+            weight_decay: 0.0,
+            wd_bn_bias: true,
+            decoupled: false,
+            loss: CrossEntropy::default(),
+        }
+    }
+}
+
+type Values = BTreeMap<String, Vec<f64>>;
+
+fn values(model: &Model) -> Values {
+    let mut values = Values::new();
+    model.visit(&mut |parameter| {
+        let all = parameter.value.to_vec::<f32>().unwrap();
+        values.insert(parameter.name().to_string(), all.into_iter().map(f64::from).collect());
+    });
+    values
+}
+
+impl Naive {
+    /// Loss and gradients of a batch; batchnorm statistics move.
+    fn pass(&self, model: &mut Model, data: &ImageData, batch: &Batch, number: u64) -> (f64, Values) {
+        let device = model.device().clone();
+        let images = batch.upload(&data.transforms, &device, Precision::F32).unwrap();
+        let mut pass = Pass::training(1, number);
+        let logits = model.forward(&mut pass, &Var::constant(images)).unwrap();
+        let target = Target::labels(batch.labels.clone(), data.classes().len(), &device).unwrap();
+        let loss = cross_entropy(&mut pass.tape, &logits, &target, &self.loss).unwrap();
+        let statistics = pass.take_statistics();
+        let value = f64::from(loss.value().scalar().unwrap());
+        let gradients = pass.tape.backward(&loss).unwrap();
+        model.update_statistics(statistics).unwrap();
+        let wide = |tensor: &Tensor| tensor.to_vec::<f32>().unwrap().into_iter().map(f64::from).collect();
+        (value, gradients.iter().map(|(name, gradient)| (name.to_string(), wide(gradient))).collect())
+    }
+
+    /// The losses of so many epochs.
+    fn fit(&self, model: &mut Model, data: &ImageData, epochs: u64) -> Vec<f64> {
+        let (mut losses, mut velocities) = (Vec::new(), Values::new());
+        for epoch in 0..epochs {
+            let loader = data.loader(Split::Train, &LoaderOptions::training(1, epoch)).unwrap();
+            for batch in loader {
+                let (loss, gradients) = self.pass(model, data, &batch.unwrap(), losses.len() as u64);
+                losses.push(loss);
+                self.step(model, &gradients, &mut velocities);
+            }
+        }
+        losses
+    }
+
+    fn step(&self, model: &mut Model, gradients: &Values, velocities: &mut Values) {
+        model.visit_mut(&mut |parameter| {
+            let Some(gradient) = gradients.get(&**parameter.name()) else { return };
+            let vector = !matches!(parameter.role(), Role::ConvWeight | Role::LinearWeight);
+            let decay = if vector && !self.wd_bn_bias { 0.0 } else { self.weight_decay };
+            let velocity = velocities.entry(parameter.name().to_string()).or_insert(vec![0.0; gradient.len()]);
+            let mut moved = Vec::new();
+            for ((p, g), v) in parameter.value.to_vec::<f32>().unwrap().iter().zip(gradient).zip(velocity) {
+                let mut p = f64::from(*p);
+                if self.decoupled {
+                    p -= self.lr * decay * p;
+                    *v = self.momentum * *v + g;
+                } else {
+                    *v = self.momentum * *v + (g + decay * p);
+                }
+                moved.push((p - self.lr * *v) as f32);
+            }
+            parameter.set_value(Tensor::new(moved, parameter.value.shape(), parameter.value.device()).unwrap());
+        });
+    }
+}
+
+/// Twelve images of two classes, of one three times as many; batches of four, the last of them smaller.
+fn uneven() -> (tempfile::TempDir, ImageData) {
+    let root = folders(&["cat", "dog"], 8, 2, 0);
+    for n in 3..8 {
+        fs::remove_file(root.path().join(format!("train/dog/{n}.png"))).unwrap();
+    }
+    let images = data(&root).transforms(Transforms::new(16));
+    (root, images)
+}
+
+fn learner(data: &ImageData) -> Learner {
+    let mut learner = learner_of(Arch::ResNet8, data.clone(), &Device::cpu(2).unwrap());
+    learner.unfreeze();
+    learner
+}
+
+fn losses(told: &[Told]) -> Vec<f64> {
+    let loss = |told: &Told| match told {
+        Told::Step { loss, .. } => Some(f64::from(*loss)),
+        _ => None,
+    };
+    told.iter().filter_map(loss).collect()
+}
+
+/// Two epochs of `fit`, a learner's, which must come to what `naive` comes to.
+#[track_caller]
+fn check(learner: Learner, fit: Fit, naive: &Naive) {
+    let (data, mut model) = (learner.data().clone(), learner.model().clone());
+    let (mut learner, told) = listened(learner);
+    learner.fit(fit).unwrap();
+    let expected = naive.fit(&mut model, &data, 2);
+    let found = losses(&told.lock().unwrap());
+    assert_eq!(found.len(), expected.len());
+    for (found, expected) in found.iter().zip(&expected) {
+        assert!((found / expected - 1.0).abs() < 1e-4, "losses {found} {expected}");
+    }
+    let (found, expected) = (values(learner.model()), values(&model));
+    for (name, expected) in &expected {
+        let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>().sqrt();
+        let apart = norm(&mut found[name].iter().zip(expected).map(|(a, b)| a - b));
+        let whole = norm(&mut expected.iter().copied());
+        assert!(apart <= 1e-4 * whole.max(1e-2), "{name}: {apart:e} of {whole:e}");
+    }
+}
+
+#[test]
+fn weights_and_smoothing_reach_the_loss() {
+    let (_root, data) = uneven();
+    let weighted = |weights: ClassWeights| {
+        let loss = CrossEntropy { label_smoothing: 0.2, ..CrossEntropy::default() };
+        learner(&data).loss(loss).class_weights(&weights).unwrap()
+    };
+    // 11 images, 2 classes: 11 / (2 · 8) and 11 / (2 · 3).
+    let weights = Tensor::new(vec![11.0f32 / 16.0, 11.0 / 6.0], [2], &Device::cpu(1).unwrap()).unwrap();
+    let naive = Naive { loss: CrossEntropy { label_smoothing: 0.2, class_weights: Some(weights) }, ..Naive::default() };
+    check(weighted(ClassWeights::Balanced), Fit::epochs(2).lr(0.05), &naive);
+    let wrong = learner(&data).class_weights(&ClassWeights::Each(vec![1.0; 3])).err().unwrap().to_string();
+    assert!(wrong.contains("3 weights given for 2 classes: cat, dog"), "{wrong}");
+}
+
+#[test]
+fn weight_decay_is_what_was_asked_for() {
+    let (_root, data) = uneven();
+    for (decoupled, wd_bn_bias) in [(false, false), (true, true), (true, false)] {
+        let naive = Naive { weight_decay: 0.1, decoupled, wd_bn_bias, ..Naive::default() };
+        let kind = OptimizerKind::Sgd { momentum: 0.9, nesterov: false, decoupled };
+        let fit = Fit::epochs(2).lr(0.05).wd(0.1).optimizer(kind).wd_bn_bias(wd_bn_bias);
+        check(learner(&data), fit, &naive);
+    }
+}
+
+/// Steps on a GPU, as graphs and launch by launch, are those of the processor; those of a linear head on cached
+/// activations, many to a launch, too.
+#[test]
+fn options_mean_the_same_on_a_gpu() {
+    let Some(gpu) = gpu() else { return };
+    let (_root, data) = uneven();
+    let kind = OptimizerKind::Sgd { momentum: 0.8, nesterov: true, decoupled: true };
+    let options = [StepOptions { optimizer: kind, wd_bn_bias: false }];
+    for options in options {
+        let run = |device: &Device, graphs: bool, linear: bool| {
+            let (learner, told) = listened(match linear {
+                true => common::learning::linear_head(Arch::ResNet8, data.clone(), device),
+                false => learner_of(Arch::ResNet8, data.clone(), device),
+            });
+            let mut learner = learner.graphs(graphs);
+            match linear {
+                true => learner.precompute(true),
+                false => learner.unfreeze(),
+            }
+            learner.fit(Fit::epochs(3).lr(0.02).wd(0.1).options(options.clone())).unwrap();
+            let told = losses(&told.lock().unwrap());
+            (bits(learner.model()), told)
+        };
+        for linear in [false, true] {
+            let replayed = run(&gpu, true, linear);
+            assert!(replayed == run(&gpu, false, linear), "graphs show, linear {linear}: {options:?}");
+            let expected = run(&Device::cpu(2).unwrap(), true, linear).1;
+            for (found, expected) in replayed.1.iter().zip(&expected) {
+                assert!((found / expected - 1.0).abs() < 1e-4, "{options:?}: losses {found} {expected}");
+            }
+        }
+    }
+}
+
+const TRAIN: &str = "train {} --out {} --weights random --arch resnet20 --size 16 --hidden 8 --batch-size 4 --epochs 1 \
+                     --recipe head --quiet";
+
+#[test]
+fn flags_are_kept_in_the_run_and_odd_ones_are_refused() {
+    let folder = cats_and_dogs();
+    let (root, run) = (folder.path(), folder.path().join("run"));
+    let flags = "--class-weights balanced --label-smoothing 0.1 --optimizer sgd --momentum 0.8 --nesterov --decouple-wd \
+                 --wd 0.01 --wd-bn-bias off";
+    unfreeze(&format!("{TRAIN} {flags}"), &[root, &run]).succeeded();
+    let config: toml::Table = fs::read_to_string(run.join("config.toml")).unwrap().parse().unwrap();
+    assert_eq!(config["learning"]["class_weights"].as_str(), Some("balanced"));
+    let options: StepOptions = config["recipe"]["options"].clone().try_into().unwrap();
+    let optimizer = OptimizerKind::Sgd { momentum: 0.8, nesterov: true, decoupled: true };
+    assert_eq!(options, StepOptions { optimizer, wd_bn_bias: false });
+    for (flags, named) in [
+        ("--class-weights 1,2,3", "--class-weights: 3 weights given for 2 classes: cat, dog"),
+        ("--class-weights even", "balanced"),
+        ("--label-smoothing 1", "from 0 to below 1"),
+        ("--momentum -1", "--momentum"),
+        ("--optimizer adamw --nesterov", "--optimizer: adamw has no Nesterov step"),
+    ] {
+        let refused = unfreeze(&format!("{TRAIN} {flags}"), &[root, &root.join("refused")]);
+        assert!(refused.code == 2 && refused.err.contains(named), "{flags}: {}", refused.err);
+        assert!(!root.join("refused").exists());
+    }
+}
