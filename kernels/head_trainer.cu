@@ -25,7 +25,7 @@ struct HeadTrainerParams {
     const u32* order;       // row numbers, those of a step one after another
     const u32* starts;      // [steps + 1]: where in `order` the rows of each step begin
     const float* lrs;       // [steps]
-    const float* moving;    // [steps, 4]: momentum or beta1, AdamW's corrections, one of no use
+    const float* moving;    // [steps, 4]: momentum or beta1, AdamW's corrections, 1
     const float* class_weights;  // [classes] or null
     float* weight;          // [classes, width]
     float* bias;            // [classes]

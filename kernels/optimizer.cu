@@ -6,10 +6,12 @@
 // One rounding per operation, in the processor's order: its bits (update.cuh). Copies are as conv_pack.cu makes them,
 // whose zeros stay. Bound by memory: SGD reads three arrays and writes two, AdamW reads four and writes three, and either
 // writes two copies; a tile's rows are turned in 4.1 KB of shared memory, so that both copies are written in rows of 32
-// neighbours. A block's search reads log2(segments) numbers.
+// neighbours. A block's search reads log2(segments) numbers. Where the norm of all gradients is bounded, two launches
+// before find what they are multiplied by: one sums squares per block, the other adds those up.
 #include "extents.cuh"
 #include "pack.cuh"
 #include "ptx.cuh"
+#include "sums.cuh"
 #include "update.cuh"
 
 constexpr u32 THREADS = 256;
@@ -36,21 +38,21 @@ struct Segment {
 struct Moving {
     float momentum;  // or beta1
     float correction1, correction2;  // see AdamWRule
-    float unused;
+    float factor;  // of every gradient
 };
 
 struct Rates {
     float lr, weight_decay;
 };
 
-// The last segment whose first block is not after this one.
-__device__ inline const Segment& own_segment(const Segment* segments, u32 count) {
+// The number of the last segment whose first block is not after this one.
+__device__ inline u32 own_segment(const Segment* segments, u32 count) {
     u32 low = 0, high = count;
     while (high - low > 1) {
         const u32 middle = (low + high) / 2;
         (segments[middle].first_block <= blockIdx.x ? low : high) = middle;
     }
-    return segments[low];
+    return low;
 }
 
 // Calls `update(at, V)` for this thread's elements of its segment: on four neighbours, or one by one at the end.
@@ -112,6 +114,7 @@ struct SgdParams {
     const Segment* segments;
     const Moving* moving;
     const Rates* rates;
+    const float* scale;  // of every gradient
     u32 count;
     u32 nesterov;
     u32 decoupled;
@@ -121,13 +124,17 @@ struct Sgd {
     const Segment& segment;
     SgdRule rule;
     Rates rates;
+    float scale;
 
     template <u32 V>
     __device__ Pack<float, V> at(u64 at) const {
         Pack<float, V> p = load<V>(segment.value + at), b = load<V>(segment.first + at);
         const Pack<float, V> grad = load<V>(segment.grad + at);
 #pragma unroll
-        for (u32 j = 0; j < V; ++j) rule(p.at[j], b.at[j], grad.at[j], rates.lr, rates.weight_decay);
+        for (u32 j = 0; j < V; ++j) {
+            const float g = __fmul_rn(scale, grad.at[j]);
+            rule(p.at[j], b.at[j], g, rates.lr, rates.weight_decay);
+        }
         store(segment.value + at, p);
         store(segment.first + at, b);
         return p;
@@ -135,14 +142,16 @@ struct Sgd {
 };
 
 extern "C" __global__ void __launch_bounds__(THREADS) sgd(const SgdParams p) {
-    const Segment segment = own_segment(p.segments, p.count);
-    step(segment, Sgd{segment, {p.moving->momentum, p.nesterov != 0, p.decoupled != 0}, p.rates[segment.group]});
+    const Segment segment = p.segments[own_segment(p.segments, p.count)];
+    const SgdRule rule{p.moving->momentum, p.nesterov != 0, p.decoupled != 0};
+    step(segment, Sgd{segment, rule, p.rates[segment.group], *p.scale});
 }
 
 struct AdamWParams {
     const Segment* segments;
     const Moving* moving;
     const Rates* rates;
+    const float* scale;  // of every gradient
     u32 count;
     float beta2;
     float eps;
@@ -152,6 +161,7 @@ struct AdamW {
     const Segment& segment;
     AdamWRule rule;
     Rates rates;
+    float scale;
 
     template <u32 V>
     __device__ Pack<float, V> at(u64 at) const {
@@ -159,7 +169,10 @@ struct AdamW {
         Pack<float, V> m = load<V>(segment.first + at), v = load<V>(segment.second + at);
         const Pack<float, V> grad = load<V>(segment.grad + at);
 #pragma unroll
-        for (u32 j = 0; j < V; ++j) rule(p.at[j], m.at[j], v.at[j], grad.at[j], rates.lr, rates.weight_decay);
+        for (u32 j = 0; j < V; ++j) {
+            const float g = __fmul_rn(scale, grad.at[j]);
+            rule(p.at[j], m.at[j], v.at[j], g, rates.lr, rates.weight_decay);
+        }
         store(segment.value + at, p);
         store(segment.first + at, m);
         store(segment.second + at, v);
@@ -168,7 +181,49 @@ struct AdamW {
 };
 
 extern "C" __global__ void __launch_bounds__(THREADS) adamw(const AdamWParams p) {
-    const Segment segment = own_segment(p.segments, p.count);
+    const Segment segment = p.segments[own_segment(p.segments, p.count)];
     const AdamWRule rule{p.moving->momentum, p.beta2, p.eps, p.moving->correction1, p.moving->correction2};
-    step(segment, AdamW{segment, rule, p.rates[segment.group]});
+    step(segment, AdamW{segment, rule, p.rates[segment.group], *p.scale});
+}
+
+struct SquaresParams {
+    const Segment* segments;
+    float* parts;  // a sum per block
+    u32 count;
+};
+
+// Squares of the gradients: the blocks of a segment take its elements in turn.
+extern "C" __global__ void __launch_bounds__(THREADS) gradient_squares(const SquaresParams p) {
+    const u32 own = own_segment(p.segments, p.count);
+    const Segment& segment = p.segments[own];
+    const u32 end = own + 1 < p.count ? p.segments[own + 1].first_block : gridDim.x;
+    const u64 stride = 4ull * THREADS * (end - segment.first_block);
+    float sum = 0.0f;
+    for (u64 at = 4 * (u64(blockIdx.x - segment.first_block) * THREADS + threadIdx.x); at < segment.count; at += stride) {
+        if (at + 4 <= segment.count) {
+            const Pack<float, 4> grad = load<4>(segment.grad + at);
+#pragma unroll
+            for (u32 j = 0; j < 4; ++j) sum += grad.at[j] * grad.at[j];
+        } else {
+            for (u64 last = at; last < segment.count; ++last) sum += segment.grad[last] * segment.grad[last];
+        }
+    }
+    sum = block_sum<THREADS / 32>(THREADS, [&](u32) { return sum; });
+    if (threadIdx.x == 0) p.parts[blockIdx.x] = sum;
+}
+
+struct ClipParams {
+    const float* parts;
+    const float* factor;
+    float* scale;
+    u32 count;
+    float most;  // that the norm may be
+};
+
+// What gradients are multiplied by: factor * min(1, most / (norm + 1e-6)), the norm after the factor.
+extern "C" __global__ void __launch_bounds__(THREADS) clip_scale(const ClipParams p) {
+    const float squares = block_sum<THREADS / 32>(p.count, [&](u32 i) { return p.parts[i]; });
+    if (threadIdx.x > 0) return;
+    const float factor = *p.factor, norm = factor * sqrtf(squares);
+    *p.scale = factor * fminf(p.most / (norm + 1e-6f), 1.0f);
 }

@@ -26,6 +26,7 @@ struct Naive {
     weight_decay: f64,
     wd_bn_bias: bool,
     decoupled: bool,
+    clip: f64,
     loss: CrossEntropy,
 }
 
@@ -37,6 +38,7 @@ impl Default for Naive {
             weight_decay: 0.0,
             wd_bn_bias: true,
             decoupled: false,
+            clip: f64::INFINITY,
             loss: CrossEntropy::default(),
         }
     }
@@ -85,6 +87,8 @@ impl Naive {
     }
 
     fn step(&self, model: &mut Model, gradients: &Values, velocities: &mut Values) {
+        let norm = gradients.values().flatten().map(|g| g * g).sum::<f64>().sqrt();
+        let scale = (self.clip / (norm + 1e-6)).min(1.0);
         model.visit_mut(&mut |parameter| {
             let Some(gradient) = gradients.get(&**parameter.name()) else { return };
             let vector = !matches!(parameter.role(), Role::ConvWeight | Role::LinearWeight);
@@ -92,7 +96,7 @@ impl Naive {
             let velocity = velocities.entry(parameter.name().to_string()).or_insert(vec![0.0; gradient.len()]);
             let mut moved = Vec::new();
             for ((p, g), v) in parameter.value.to_vec::<f32>().unwrap().iter().zip(gradient).zip(velocity) {
-                let mut p = f64::from(*p);
+                let (mut p, g) = (f64::from(*p), scale * g);
                 if self.decoupled {
                     p -= self.lr * decay * p;
                     *v = self.momentum * *v + g;
@@ -177,6 +181,18 @@ fn weight_decay_is_what_was_asked_for() {
     }
 }
 
+#[test]
+fn the_norm_of_the_gradients_is_bounded() {
+    let (_root, data) = uneven();
+    let naive = Naive { clip: 0.5, ..Naive::default() };
+    check(learner(&data), Fit::epochs(2).lr(0.05).clip_grad(0.5), &naive);
+    let (model, told) = listened(learner(&data));
+    let (mut bounded, mut free) = (model, learner(&data));
+    bounded.fit(Fit::epochs(1).clip_grad(1e9)).unwrap();
+    free.fit(Fit::epochs(1)).unwrap();
+    assert!(bits(bounded.model()) == bits(free.model()) && losses(&told.lock().unwrap()).len() == 3);
+}
+
 /// Steps on a GPU, as graphs and launch by launch, are those of the processor; those of a linear head on cached
 /// activations, many to a launch, too.
 #[test]
@@ -184,7 +200,10 @@ fn options_mean_the_same_on_a_gpu() {
     let Some(gpu) = gpu() else { return };
     let (_root, data) = uneven();
     let kind = OptimizerKind::Sgd { momentum: 0.8, nesterov: true, decoupled: true };
-    let options = [StepOptions { optimizer: kind, wd_bn_bias: false }];
+    let options = [
+        StepOptions { optimizer: kind, wd_bn_bias: false, ..StepOptions::default() },
+        StepOptions { clip_grad: Some(0.5), ..StepOptions::default() },
+    ];
     for options in options {
         let run = |device: &Device, graphs: bool, linear: bool| {
             let (learner, told) = listened(match linear {
@@ -219,17 +238,18 @@ fn flags_are_kept_in_the_run_and_odd_ones_are_refused() {
     let folder = cats_and_dogs();
     let (root, run) = (folder.path(), folder.path().join("run"));
     let flags = "--class-weights balanced --label-smoothing 0.1 --optimizer sgd --momentum 0.8 --nesterov --decouple-wd \
-                 --wd 0.01 --wd-bn-bias off";
+                 --wd 0.01 --wd-bn-bias off --clip-grad 3.5";
     unfreeze(&format!("{TRAIN} {flags}"), &[root, &run]).succeeded();
     let config: toml::Table = fs::read_to_string(run.join("config.toml")).unwrap().parse().unwrap();
     assert_eq!(config["learning"]["class_weights"].as_str(), Some("balanced"));
     let options: StepOptions = config["recipe"]["options"].clone().try_into().unwrap();
     let optimizer = OptimizerKind::Sgd { momentum: 0.8, nesterov: true, decoupled: true };
-    assert_eq!(options, StepOptions { optimizer, wd_bn_bias: false });
+    assert_eq!(options, StepOptions { optimizer, wd_bn_bias: false, clip_grad: Some(3.5) });
     for (flags, named) in [
         ("--class-weights 1,2,3", "--class-weights: 3 weights given for 2 classes: cat, dog"),
         ("--class-weights even", "balanced"),
         ("--label-smoothing 1", "from 0 to below 1"),
+        ("--clip-grad 0", "--clip-grad: 0 is no norm"),
         ("--momentum -1", "--momentum"),
         ("--optimizer adamw --nesterov", "--optimizer: adamw has no Nesterov step"),
     ] {

@@ -118,6 +118,7 @@ fn in_flags(error: &Error) -> String {
         "batch_size",
         "bn_freeze",
         "class_weights",
+        "clip_grad",
         "cycles",
         "end",
         "epochs",

@@ -29,6 +29,9 @@ pub struct StepFlags {
     /// Weight decay for batchnorms and biases too, or for the weights of convolutions and linear layers alone
     #[arg(long, value_enum, default_value_t = Switch::On)]
     wd_bn_bias: Switch,
+    /// Shorten the gradients where the norm of all of them together is larger than this
+    #[arg(long, value_name = "NORM")]
+    clip_grad: Option<f32>,
     #[command(flatten)]
     pub learning: Learning,
 }
@@ -79,7 +82,7 @@ impl StepFlags {
             }
             Rule::Adamw => OptimizerKind::adamw().with_momentum(self.momentum),
         };
-        Ok(StepOptions { optimizer, wd_bn_bias: self.wd_bn_bias == Switch::On })
+        Ok(StepOptions { optimizer, wd_bn_bias: self.wd_bn_bias == Switch::On, clip_grad: self.clip_grad })
     }
 }
 

@@ -50,7 +50,8 @@ impl HeadSteps<'_> {
         let most = batches.iter().map(Vec::len).max().unwrap_or_default();
         let labels = batches.iter().flatten().filter_map(|row| activations.labels().get(*row as usize)).copied();
         check_labels(&labels.collect::<Vec<u32>>(), model.head.classes())?;
-        let possible = Self::are_possible(model, activations, most);
+        // The norm of the gradients is known when all of them are.
+        let possible = Self::are_possible(model, activations, most) && !optimizer.clips();
         let samples = activations.resident().map(|(features, labels)| Samples { features, labels });
         let rules = momenta.iter().enumerate().map(|(ahead, momentum)| optimizer.next_rule(ahead, *momentum));
         let rules: Vec<Rule> = rules.collect();
@@ -61,8 +62,8 @@ impl HeadSteps<'_> {
             _ => Err(Error::Device {
                 device: model.device().to_string(),
                 message: format!(
-                    "many steps go into one launch for a linear head, activations that a GPU holds and batches of at most \
-                     {EXACT_ROWS}; make them one by one"
+                    "many steps go into one launch for a linear head, activations that a GPU holds, batches of at most \
+                     {EXACT_ROWS} and gradients of any norm; make them one by one"
                 ),
             }),
         }

@@ -112,6 +112,7 @@ impl Recipe {
     /// [`Error::Setting`](crate::Error::Setting) naming the value that makes no sense.
     pub fn validate(&self, learner: &Learner) -> Result<()> {
         learner.check_batch_size()?;
+        self.options.validate()?;
         let mut state = learner.freeze_state().clone();
         self.lr.resolve("lr", &state)?;
         self.wd.resolve("wd", &state)?;

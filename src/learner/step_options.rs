@@ -3,7 +3,10 @@
 use serde::{Deserialize, Serialize};
 
 use super::Fit;
-use crate::optim::{Optimizer, OptimizerKind};
+use crate::{
+    Error, Result,
+    optim::{Optimizer, OptimizerKind},
+};
 
 /// What a fit does in each step beside following its learning rate.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -13,18 +16,35 @@ pub struct StepOptions {
     pub optimizer: OptimizerKind,
     /// Whether weight decay is for batchnorms and biases too. Default true.
     pub wd_bn_bias: bool,
+    /// The most that the norm of all gradients together may be; larger ones are shortened to it. Default: any.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub clip_grad: Option<f32>,
 }
 
 impl Default for StepOptions {
     fn default() -> Self {
-        Self { optimizer: OptimizerKind::default(), wd_bn_bias: true }
+        Self { optimizer: OptimizerKind::default(), wd_bn_bias: true, clip_grad: None }
     }
 }
 
 impl StepOptions {
     /// `optimizer` as these options want it.
     pub(super) fn equip(&self, optimizer: Optimizer) -> Optimizer {
-        optimizer.wd_bn_bias(self.wd_bn_bias)
+        optimizer.wd_bn_bias(self.wd_bn_bias).clip_grad(self.clip_grad)
+    }
+
+    /// # Errors
+    /// [`Error::Setting`] naming a value that makes no sense.
+    pub(super) fn validate(&self) -> Result<()> {
+        match self.clip_grad.filter(|norm| !(norm.is_finite() && *norm > 0.0)) {
+            Some(norm) => Err(Error::setting("clip_grad", format!("{norm} is no norm; give a finite value above 0"))),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether its steps may go many to a launch.
+    pub(super) fn are_plain(&self) -> bool {
+        self.clip_grad.is_none()
     }
 }
 
@@ -45,6 +65,12 @@ impl Fit {
     /// alone: fastai 2's option of this name. Default true, as in fastai 0.7.
     pub fn wd_bn_bias(mut self, on: bool) -> Self {
         self.options.wd_bn_bias = on;
+        self
+    }
+    /// Bounds the norm of all gradients together, which are shortened to it where it is larger: PyTorch's
+    /// `clip_grad_norm_`, fastai's `clip`. Default: any norm.
+    pub fn clip_grad(mut self, norm: f32) -> Self {
+        self.options.clip_grad = Some(norm);
         self
     }
 }

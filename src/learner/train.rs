@@ -8,7 +8,7 @@ use std::{
 };
 
 use super::{
-    EpochRecord, Event, Fit, HeadSteps, Input, Learner, Step,
+    EpochRecord, Event, Fit, HeadSteps, Input, Learner, Step, StepOptions,
     diverged::Place,
     ensemble::snapshot,
     feed::{Fed, Feed},
@@ -34,6 +34,7 @@ struct State {
     lrs: Vec<f32>,
     weight_decays: Vec<f32>,
     optimizer: Optimizer,
+    options: StepOptions,
     /// Steps of an epoch in which every image can be decoded.
     steps_per_epoch: usize,
 }
@@ -83,6 +84,7 @@ impl Learner {
     /// All epochs of `fit`, as numbered in the history.
     fn epochs(&mut self, fit: Fit) -> Result<Range<usize>> {
         let epochs = fit.total_epochs()?;
+        fit.options.validate()?;
         self.check_batch_size()?;
         let steps = batches(self.samples(Split::Train), self.data.batch_size).len();
         let mut lrs = fit.lr.resolve("lr", &self.state)?;
@@ -97,7 +99,8 @@ impl Learner {
             self.check_memory(self.data.batch_size.min(self.samples(Split::Train)), true)?;
         }
         let schedule = fit.schedule(steps);
-        let mut state = State { schedule, lrs, weight_decays, optimizer, steps_per_epoch: steps };
+        let options = fit.options.clone();
+        let mut state = State { schedule, lrs, weight_decays, optimizer, options, steps_per_epoch: steps };
         let first = self.history.len() - start;
         if self.precompute && !self.uses_cache() {
             self.note("precompute is on, but the backbone is trainable: activations are computed anew".into())?;
@@ -209,7 +212,8 @@ impl Learner {
         number: usize,
     ) -> Result<Option<VecDeque<Option<Made>>>> {
         let Source::Cache { activations, batches } = source else { return Ok(None) };
-        if !self.stepper.graphs() || !HeadSteps::are_possible(&self.model, activations, self.data.batch_size) {
+        let plain = self.stepper.graphs() && state.options.are_plain();
+        if !plain || !HeadSteps::are_possible(&self.model, activations, self.data.batch_size) {
             return Ok(None);
         }
         self.place_class_weights()?;

@@ -15,7 +15,7 @@ use crate::{
     ops::{
         head_trainer::{self, Head, Samples, Steps},
         loss::CrossEntropy,
-        optimizer::{self, Item, Rate, Rates, Rule, Table},
+        optimizer::{self, Item, Rate, Rates, Rule, Scaling, Table},
     },
 };
 
@@ -97,6 +97,7 @@ pub struct Optimizer {
     state: BTreeMap<Arc<str>, Vec<Tensor>>,
     steps: u32,
     wd_bn_bias: bool,
+    scaling: Scaling,
     rates: Option<Rates>,
     table: Table,
 }
@@ -109,13 +110,24 @@ impl Optimizer {
 
     /// An optimizer that has made `steps` steps, still without buffers.
     pub(crate) fn restored(kind: OptimizerKind, steps: u32) -> Self {
-        Self { kind, state: BTreeMap::new(), steps, wd_bn_bias: true, rates: None, table: Table::default() }
+        Self { kind, state: BTreeMap::new(), steps, wd_bn_bias: true, scaling: Scaling::default(), rates: None, table: Table::default() }
     }
 
     /// Whether weight decay is for batchnorms and biases too, or for the weights of convolutions and linear layers
     /// alone (fastai 2's `wd_bn_bias`). Default true.
     pub fn wd_bn_bias(self, on: bool) -> Self {
         Self { wd_bn_bias: on, ..self }
+    }
+
+    /// The most that the norm of all gradients together may be: see [`Scaling::clip`]. Default: any.
+    pub fn clip_grad(mut self, norm: Option<f32>) -> Self {
+        self.scaling.clip = norm;
+        self
+    }
+
+    /// Whether it bounds the norm of the gradients.
+    pub(crate) fn clips(&self) -> bool {
+        self.scaling.clip.is_some()
     }
 
     /// What of `weight_decay` is for batchnorms and biases.
@@ -216,11 +228,12 @@ impl Optimizer {
         losses
     }
 
-    /// Where its rates and buffers lie on `cuda`, unshared.
+    /// Where its rates and buffers lie on `cuda`, unshared, and what else of it decides what a step launches.
     pub(crate) fn fingerprint(&mut self, cuda: &CudaDevice) -> Result<Vec<u64>> {
         let rates = self.rates.iter().filter_map(Rates::resident).map(|rates| rates.pointer::<f32>(cuda));
         let buffers = self.state.values_mut().flatten().map(|buffer| buffer.pointer_mut::<f32>(cuda));
-        rates.chain(buffers).collect()
+        let clip = self.scaling.clip.map_or(0, |norm| u64::from(norm.to_bits()));
+        rates.chain(buffers).chain([Ok(clip)]).collect()
     }
 
     /// Takes back what [`Optimizer::prepare`] counted: the step was not made.
@@ -245,8 +258,8 @@ impl Optimizer {
         let rates: Vec<Rate> = lrs.iter().zip(weight_decays).flat_map(both).collect();
         let rule = self.next_rule(0, momentum);
         match &mut self.rates {
-            Some(found) => found.set(rule, &rates, model.device())?,
-            none => *none = Some(Rates::new(rule, &rates, model.device())?),
+            Some(found) => found.set(rule, &rates, self.scaling, model.device())?,
+            none => none.insert(Rates::new(rule, &[], model.device())?).set(rule, &rates, self.scaling, model.device())?,
         }
         self.steps += 1;
         Ok(())

@@ -43,6 +43,7 @@ pub const HEADERS: &[(&str, &str)] = &[
     ("ptx_sm90.cuh", include_str!("../../../kernels/include/ptx_sm90.cuh")),
     ("random.cuh", include_str!("../../../kernels/include/random.cuh")),
     ("softmax.cuh", include_str!("../../../kernels/include/softmax.cuh")),
+    ("sums.cuh", include_str!("../../../kernels/include/sums.cuh")),
     ("update.cuh", include_str!("../../../kernels/include/update.cuh")),
 ];
 

@@ -2,10 +2,25 @@
 
 use rayon::prelude::*;
 
-use super::{Item, Rate, Rule};
+use super::{Item, Rate, Rule, Scaling};
 use crate::{Error, Result, device::CpuDevice, ops::CHUNK};
 
-pub fn step(cpu: &CpuDevice, rule: Rule, rate: Rate, item: &mut Item) -> Result<()> {
+/// What the gradients of `items` are multiplied by.
+pub fn scale(cpu: &CpuDevice, scaling: Scaling, items: &[Item]) -> Result<f32> {
+    let Scaling { factor, clip: Some(most) } = scaling else { return Ok(scaling.factor) };
+    let mut squares = 0.0;
+    for item in items {
+        let grad = item.grad.as_slice::<f32>()?;
+        let square = |grad: &f32| f64::from(*grad) * f64::from(*grad);
+        let parts: Vec<f64> =
+            cpu.install(|| grad.par_chunks(CHUNK).map(|grad| grad.iter().map(square).sum()).collect());
+        squares += parts.iter().sum::<f64>();
+    }
+    let factor = f64::from(factor);
+    Ok((factor * (f64::from(most) / (factor * squares.sqrt() + 1e-6)).min(1.0)) as f32)
+}
+
+pub fn step(cpu: &CpuDevice, rule: Rule, rate: Rate, scale: f32, item: &mut Item) -> Result<()> {
     let Rate { lr, weight_decay } = rate;
     let Item { parameter, grad, buffers, .. } = item;
     let (p, g) = (parameter.as_slice_mut::<f32>()?, grad.as_slice::<f32>()?);
@@ -16,9 +31,10 @@ pub fn step(cpu: &CpuDevice, rule: Rule, rate: Rate, item: &mut Item) -> Result<
                 let chunks = p.par_chunks_mut(CHUNK).zip(b.par_chunks_mut(CHUNK)).zip(g.par_chunks(CHUNK));
                 chunks.for_each(|((p, b), g)| {
                     for ((p, b), g) in p.iter_mut().zip(b).zip(g) {
+                        let g = scale * g;
                         let g = if decoupled {
                             *p -= lr * weight_decay * *p;
-                            *g
+                            g
                         } else {
                             g + weight_decay * *p
                         };
@@ -35,6 +51,7 @@ pub fn step(cpu: &CpuDevice, rule: Rule, rate: Rate, item: &mut Item) -> Result<
                 let state = m.par_chunks_mut(CHUNK).zip(v.par_chunks_mut(CHUNK));
                 p.par_chunks_mut(CHUNK).zip(state).zip(g.par_chunks(CHUNK)).for_each(|((p, (m, v)), g)| {
                     for ((p, (m, v)), g) in p.iter_mut().zip(m.iter_mut().zip(v)).zip(g) {
+                        let g = scale * g;
                         *p -= lr * weight_decay * *p;
                         *m = beta1 * *m + (1.0 - beta1) * g;
                         *v = beta2 * *v + (1.0 - beta2) * g * g;

@@ -50,6 +50,7 @@ kernel_params! {
         segments: u64,
         moving: u64,
         rates: u64,
+        scale: u64,
         count: u32,
         nesterov: u32,
         decoupled: u32,
@@ -61,9 +62,28 @@ kernel_params! {
         segments: u64,
         moving: u64,
         rates: u64,
+        scale: u64,
         count: u32,
         beta2: f32,
         eps: f32,
+    }
+}
+
+kernel_params! {
+    struct SquaresParams {
+        segments: u64,
+        parts: u64,
+        count: u32,
+    }
+}
+
+kernel_params! {
+    struct ClipParams {
+        parts: u64,
+        factor: u64,
+        scale: u64,
+        count: u32,
+        most: f32,
     }
 }
 
@@ -71,12 +91,20 @@ pub static SOURCE: Source = Source {
     name: "optimizer",
     text: include_str!("../../../kernels/optimizer.cu"),
     archs: F32_ARCHS,
-    entries: &["sgd", "adamw"],
-    layouts: &[Segment::LAYOUT, SgdParams::LAYOUT, AdamWParams::LAYOUT],
+    entries: &["sgd", "adamw", "gradient_squares", "clip_scale"],
+    layouts: &[
+        Segment::LAYOUT,
+        SgdParams::LAYOUT,
+        AdamWParams::LAYOUT,
+        SquaresParams::LAYOUT,
+        ClipParams::LAYOUT,
+    ],
 };
 
 static SGD: Kernel<SgdParams> = Kernel::new(&SOURCE, "sgd", THREADS);
 static ADAMW: Kernel<AdamWParams> = Kernel::new(&SOURCE, "adamw", THREADS);
+static SQUARES: Kernel<SquaresParams> = Kernel::new(&SOURCE, "gradient_squares", THREADS);
+static CLIP: Kernel<ClipParams> = Kernel::new(&SOURCE, "clip_scale", THREADS);
 
 pub fn step(cuda: &Arc<CudaDevice>, rates: &Rates, items: &mut [Item], table: &mut Table) -> Result<()> {
     let (mut bytes, mut blocks) = (Vec::new(), 0);
@@ -115,19 +143,41 @@ pub fn step(cuda: &Arc<CudaDevice>, rates: &Rates, items: &mut [Item], table: &m
     let count = small("optimizer", items.len())?;
     let resident = rates.resident().ok_or_else(|| cuda.error("the rates of this step are not on the GPU"))?;
     let moving = resident.pointer::<f32>(cuda)?;
+    let factor = moving + size_of::<[f32; 3]>() as u64;
     let rates_of_groups = moving + size_of::<[f32; 4]>() as u64;
     let grid = [blocks, 1, 1];
+    let clipped = rates.scaling.clip.map(|most| clip(cuda, segments, count, blocks, factor, most)).transpose()?;
+    let scale = clipped.as_ref().map_or(Ok(factor), |scale| scale.pointer::<f32>(cuda))?;
     match rates.rule {
         Rule::Sgd { nesterov, decoupled, .. } => {
             let [nesterov, decoupled] = [nesterov, decoupled].map(u32::from);
-            let params = SgdParams { segments, moving, rates: rates_of_groups, count, nesterov, decoupled };
+            let rates = rates_of_groups;
+            let params = SgdParams { segments, moving, rates, scale, count, nesterov, decoupled };
             cuda.launch(&SGD, grid, 0, &params)
         }
         Rule::AdamW { beta2, eps, .. } => {
-            let params = AdamWParams { segments, moving, rates: rates_of_groups, count, beta2, eps };
+            let params = AdamWParams { segments, moving, rates: rates_of_groups, scale, count, beta2, eps };
             cuda.launch(&ADAMW, grid, 0, &params)
         }
     }
+}
+
+/// What the gradients of `count` segments are multiplied by, where their norm after `factor` may be `most`.
+fn clip(
+    cuda: &Arc<CudaDevice>,
+    segments: u64,
+    count: u32,
+    blocks: usize,
+    factor: u64,
+    most: f32,
+) -> Result<Tensor> {
+    let (parts, scale) = (Tensor::uninit::<f32>([blocks], cuda)?, Tensor::uninit::<f32>([], cuda)?);
+    let addresses = [parts.pointer::<f32>(cuda)?, scale.pointer::<f32>(cuda)?];
+    let [parts, scale_at] = addresses;
+    cuda.launch(&SQUARES, [blocks, 1, 1], 0, &SquaresParams { segments, parts, count })?;
+    let params = ClipParams { parts, factor, scale: scale_at, count: small("optimizer", blocks)?, most };
+    cuda.launch(&CLIP, [1, 1, 1], 0, &params)?;
+    Ok(scale)
 }
 
 /// Where the copies of a weight lie, and its extents, as kernels take them (see `kernels/conv_pack.cu`).

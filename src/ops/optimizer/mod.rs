@@ -15,8 +15,9 @@ use crate::{Device, Error, Result, Tensor, autograd::Packed};
 #[non_exhaustive]
 pub enum Rule {
     /// `g += weight_decay · p; b = momentum · b + g; p −= lr · (nesterov ? g + momentum · b : b)`, as in PyTorch and
-    /// fastai 0.7. With a buffer of zeros the first step is PyTorch's (`b = g`). Decoupled, `p −= lr · weight_decay · p`
-    /// comes first instead, and `g` stays (Loshchilov & Hutter 2017; fastai 0.7's `use_wd_sched`).
+    /// fastai 0.7. With a buffer of zeros the first step is PyTorch's (`b = g`). Decoupled,
+    /// `p −= lr · weight_decay · p` comes first instead, and `g` stays (Loshchilov & Hutter 2017; fastai 0.7's
+    /// `use_wd_sched`).
     Sgd {
         /// Share of the last update that is kept.
         momentum: f32,
@@ -48,13 +49,14 @@ impl Rule {
         }
     }
 
-    /// What of it may move from step to step, as kernels take it: momentum or β₁, AdamW's corrections, one of no use.
+    /// What of it may move from step to step, as kernels take it: momentum or β₁, AdamW's corrections; last a factor of
+    /// gradients, none.
     pub(super) fn moving(self) -> [f32; 4] {
         match self {
-            Rule::Sgd { momentum, .. } => [momentum, 1.0, 1.0, 0.0],
+            Rule::Sgd { momentum, .. } => [momentum, 1.0, 1.0, 1.0],
             Rule::AdamW { beta1, beta2, step, .. } => {
                 let [correction1, correction2] = Self::corrections(beta1, beta2, step);
-                [beta1, correction1, correction2, 0.0]
+                [beta1, correction1, correction2, 1.0]
             }
         }
     }
@@ -90,12 +92,29 @@ pub struct Rate {
     pub weight_decay: f32,
 }
 
-/// What is new in each step: the rates of each group, the momentum, and of AdamW the number of the step. On a GPU they lie
-/// in its memory, where a step that was captured finds them.
+/// What all gradients are multiplied by before they move anything.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Scaling {
+    /// A factor. Default 1.
+    pub factor: f32,
+    /// The most that their norm may be, that of all of them together after the factor: beyond it they are multiplied by
+    /// `clip / (norm + 1e-6)` too, as by PyTorch's `clip_grad_norm_`. Default: any.
+    pub clip: Option<f32>,
+}
+
+impl Default for Scaling {
+    fn default() -> Self {
+        Self { factor: 1.0, clip: None }
+    }
+}
+
+/// What is new in each step: the rates of each group, the momentum, and of AdamW the number of the step. On a GPU they
+/// lie in its memory, where a step that was captured finds them.
 #[derive(Debug)]
 pub struct Rates {
     rule: Rule,
     groups: Vec<Rate>,
+    scaling: Scaling,
     resident: Option<Tensor>,
 }
 
@@ -105,8 +124,8 @@ impl Rates {
     /// # Errors
     /// [`Error::Setting`] for a step 0 of AdamW, whose correction would divide by zero; [`Error::OutOfMemory`].
     pub fn new(rule: Rule, groups: &[Rate], device: &Device) -> Result<Self> {
-        let mut rates = Self { rule, groups: Vec::new(), resident: None };
-        rates.set(rule, groups, device)?;
+        let mut rates = Self { rule, groups: Vec::new(), scaling: Scaling::default(), resident: None };
+        rates.set(rule, groups, Scaling::default(), device)?;
         Ok(rates)
     }
 
@@ -115,20 +134,22 @@ impl Rates {
         self.resident.as_ref()
     }
 
-    /// Sets those of the next step; in place where there are as many.
+    /// Sets those of the next step, and what its gradients are multiplied by; in place where there are as many.
     ///
     /// # Errors
     /// As of [`Rates::new`].
-    pub fn set(&mut self, rule: Rule, groups: &[Rate], device: &Device) -> Result<()> {
+    pub fn set(&mut self, rule: Rule, groups: &[Rate], scaling: Scaling, device: &Device) -> Result<()> {
         if let Rule::AdamW { step: 0, .. } = rule {
             return Err(Error::setting("adamw step", "steps are numbered from 1"));
         }
-        (self.rule, self.groups) = (rule, groups.to_vec());
+        (self.rule, self.groups, self.scaling) = (rule, groups.to_vec(), scaling);
         if let Device::Cpu(_) = device {
             return Ok(());
         }
         let rates = groups.iter().flat_map(|rate| [rate.lr, rate.weight_decay]);
-        let values: Vec<f32> = rule.moving().into_iter().chain(rates).collect();
+        let [momentum, correction1, correction2, _] = rule.moving();
+        let moving = [momentum, correction1, correction2, scaling.factor];
+        let values: Vec<f32> = moving.into_iter().chain(rates).collect();
         match &mut self.resident {
             Some(resident) if resident.device().is(device) && resident.dims() == [values.len()] => {
                 resident.overwrite(&values)
@@ -145,7 +166,7 @@ impl Rates {
 impl Clone for Rates {
     /// Without what lies on a GPU, whose place is one owner's.
     fn clone(&self) -> Self {
-        Self { rule: self.rule, groups: self.groups.clone(), resident: None }
+        Self { groups: self.groups.clone(), resident: None, ..*self }
     }
 }
 
@@ -173,7 +194,9 @@ pub fn step(rates: &Rates, items: &mut [Item], table: &mut Table) -> Result<()> 
         None => Ok(()),
         Some(Device::Cuda(device)) => cuda::step(&device, rates, items, table),
         Some(Device::Cpu(device)) => {
-            items.iter_mut().try_for_each(|item| cpu::step(&device, rates.rule, rates.groups[item.group], item))
+            let scale = cpu::scale(&device, rates.scaling, items)?;
+            let step = |item: &mut Item| cpu::step(&device, rates.rule, rates.groups[item.group], scale, item);
+            items.iter_mut().try_for_each(step)
         }
     }
 }

@@ -1,8 +1,8 @@
 use proptest::prelude::*;
 
-use super::{Item, Rate, Rates, Rule, Table, step};
+use super::{Item, Rate, Rates, Rule, Scaling, Table, step};
 use crate::{
-    DType, Device, Precision, Result, Tensor,
+    DType, Device, Precision, Result, Shape, Tensor,
     autograd::Packed,
     ops::conv::mma::pack,
     ops::testing::{F32, assert_close, assert_close_to, bits, cases, cpu, devices, norm, normal, on, wide},
@@ -109,7 +109,7 @@ fn moved(rule: Rule, lengths: &[usize], device: &Device) -> Result<Vec<Vec<u32>>
     for number in 0..3 {
         let grads: Vec<Tensor> = (0..lengths.len()).map(|at| named(&format!("grad {number}"), at)).collect();
         let rate = |at: usize| Rate { lr: 0.1 / (at + number + 1) as f32, weight_decay: 0.01 * at as f32 };
-        rates.set(rule, &(0..lengths.len()).map(rate).collect::<Vec<_>>(), device)?;
+        rates.set(rule, &(0..lengths.len()).map(rate).collect::<Vec<_>>(), Scaling::default(), device)?;
         let all = parameters.iter_mut().zip(&mut buffers).zip(&grads).enumerate();
         let mut items: Vec<Item> = all
             .map(|(group, ((parameter, buffers), grad))| Item { parameter, grad, buffers, packed: None, group })
@@ -216,6 +216,41 @@ fn copies_for_tensor_cores_follow_their_master() -> Result<()> {
                     copies.map(|copy| copy.cast(DType::F32).map(|copy| bits(&copy))).collect::<Result<Vec<_>>>()
                 };
                 assert!(all(&packed)? == all(&expected)?, "{k} {r} {group_c} {groups} {precision} {rule:?}");
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Gradients of which only a GPU's third has copies for tensor cores, whose blocks are others.
+#[test]
+fn the_norm_of_all_gradients_is_bounded() -> Result<()> {
+    let shapes: [Shape; 5] = [[5].into(), [9000].into(), [70, 3, 3, 40].into(), [0].into(), [1030].into()];
+    let rule = Rule::Sgd { momentum: 0.0, nesterov: false, decoupled: false };
+    for device in devices() {
+        for (factor, clip) in [(1.0, Some(0.5)), (0.25, Some(20.0)), (0.25, None), (2.0, Some(1e6))] {
+            let made = |name: &str| -> Vec<Tensor> {
+                shapes.iter().map(|shape| normal(shape.elements() as u64, name, *shape, &device)).collect()
+            };
+            let (mut parameters, grads) = (made("p"), made("grad"));
+            let exact: Vec<f64> = grads.iter().flat_map(wide).map(|g| f64::from(factor) * g).collect();
+            let share = clip.map_or(1.0, |most| (f64::from(most) / (norm(&exact) + 1e-6)).min(1.0));
+            assert_eq!(share < 1.0, clip.is_some_and(|most| most < 100.0), "both cases are met");
+            let mut expected = parameters.iter().flat_map(wide).zip(&exact).map(|(p, g)| p - 0.5 * share * g);
+            let expected: Vec<Vec<f64>> = parameters.iter().map(|p| expected.by_ref().take(wide(p).len()).collect()).collect();
+            let mut buffers: Vec<Vec<Tensor>> = parameters.iter().map(|parameter| fresh(rule, parameter)).collect();
+            let on_gpu = matches!(device, Device::Cuda(_));
+            let mut packed = on_gpu.then(|| pack(&parameters[2], 1, Precision::Bf16, true)).transpose()?;
+            let mut rates = Rates::new(rule, &[], &device)?;
+            rates.set(rule, &[Rate { lr: 0.5, weight_decay: 0.0 }], Scaling { factor, clip }, &device)?;
+            let all = parameters.iter_mut().zip(&mut buffers).zip(&grads);
+            let mut items: Vec<Item> = all
+                .map(|((parameter, buffers), grad)| Item { parameter, grad, buffers, packed: None, group: 0 })
+                .collect();
+            items[2].packed = packed.as_mut();
+            step(&rates, &mut items, &mut Table::default())?;
+            for (parameter, expected) in parameters.iter().zip(&expected) {
+                assert_close(&format!("{factor} {clip:?}"), parameter, expected, F32);
             }
         }
     }
