@@ -16,7 +16,7 @@ use unfreeze::{
     learner::{ClassWeights, Fit, Learner, StepOptions},
     nn::{Arch, Model, Pass},
     ops::loss::{CrossEntropy, Target, cross_entropy},
-    optim::OptimizerKind,
+    optim::{OptimizerKind, Schedule},
 };
 
 /// SGD in f64 on the gradients of the tape, with the learner's batches, views and dropout (of seed 1).
@@ -27,6 +27,7 @@ struct Naive {
     wd_bn_bias: bool,
     decoupled: bool,
     clip: f64,
+    accumulate: usize,
     loss: CrossEntropy,
 }
 
@@ -39,6 +40,7 @@ impl Default for Naive {
             wd_bn_bias: true,
             decoupled: false,
             clip: f64::INFINITY,
+            accumulate: 1,
             loss: CrossEntropy::default(),
         }
     }
@@ -77,8 +79,20 @@ impl Naive {
         let (mut losses, mut velocities) = (Vec::new(), Values::new());
         for epoch in 0..epochs {
             let loader = data.loader(Split::Train, &LoaderOptions::training(1, epoch)).unwrap();
-            for batch in loader {
-                let (loss, gradients) = self.pass(model, data, &batch.unwrap(), losses.len() as u64);
+            let batches: Vec<Batch> = loader.map(Result::unwrap).collect();
+            for together in batches.chunks(self.accumulate) {
+                let samples = together.iter().map(Batch::len).sum::<usize>() as f64;
+                let (mut loss, mut gradients) = (0.0, Values::new());
+                for (part, batch) in together.iter().enumerate() {
+                    let share = batch.len() as f64 / samples;
+                    let number = losses.len() as u64 + ((part as u64) << 48);
+                    let (of_batch, own) = self.pass(model, data, batch, number);
+                    loss += share * of_batch;
+                    for (name, own) in own {
+                        let sums = gradients.entry(name).or_insert(vec![0.0; own.len()]);
+                        sums.iter_mut().zip(own).for_each(|(sum, own)| *sum += share * own);
+                    }
+                }
                 losses.push(loss);
                 self.step(model, &gradients, &mut velocities);
             }
@@ -193,6 +207,32 @@ fn the_norm_of_the_gradients_is_bounded() {
     assert!(bits(bounded.model()) == bits(free.model()) && losses(&told.lock().unwrap()).len() == 3);
 }
 
+#[test]
+fn a_step_takes_the_gradients_of_several_batches() {
+    let (_root, data) = uneven();
+    // Batches of 4, 4 and 3: steps of two and of one.
+    let naive = Naive { accumulate: 2, clip: 1.0, ..Naive::default() };
+    check(learner(&data), Fit::epochs(2).lr(0.05).accumulate(2).clip_grad(1.0), &naive);
+    let (mut learner, told) = listened(learner(&data));
+    learner.fit(Fit::cycles(1).lr(0.05).accumulate(2)).unwrap();
+    let halved = Schedule::Restarts { cycle_steps: 2, cycle_mult: 1, cycles: 1 };
+    let rates: Vec<f64> = told.lock().unwrap().iter().filter_map(rate).collect();
+    assert_eq!(rates.len(), 2);
+    for (step, lr) in rates.iter().enumerate() {
+        assert!((lr - 0.05 * halved.at(step).lr).abs() < 1e-8, "the schedule counts steps: {rates:?}");
+    }
+    let error = learner.fit(Fit::epochs(1).accumulate(0)).unwrap_err().to_string();
+    assert!(error.contains("accumulate"), "{error}");
+}
+
+/// The last group's rate.
+fn rate(told: &Told) -> Option<f64> {
+    match told {
+        Told::Step { lrs, .. } => lrs.last().map(|lr| f64::from(*lr)),
+        _ => None,
+    }
+}
+
 /// Steps on a GPU, as graphs and launch by launch, are those of the processor; those of a linear head on cached
 /// activations, many to a launch, too.
 #[test]
@@ -203,6 +243,7 @@ fn options_mean_the_same_on_a_gpu() {
     let options = [
         StepOptions { optimizer: kind, wd_bn_bias: false, ..StepOptions::default() },
         StepOptions { clip_grad: Some(0.5), ..StepOptions::default() },
+        StepOptions { clip_grad: Some(0.5), accumulate: 2, ..StepOptions::default() },
     ];
     for options in options {
         let run = |device: &Device, graphs: bool, linear: bool| {
@@ -238,13 +279,13 @@ fn flags_are_kept_in_the_run_and_odd_ones_are_refused() {
     let folder = cats_and_dogs();
     let (root, run) = (folder.path(), folder.path().join("run"));
     let flags = "--class-weights balanced --label-smoothing 0.1 --optimizer sgd --momentum 0.8 --nesterov --decouple-wd \
-                 --wd 0.01 --wd-bn-bias off --clip-grad 3.5";
+                 --wd 0.01 --wd-bn-bias off --clip-grad 3.5 --accumulate 2";
     unfreeze(&format!("{TRAIN} {flags}"), &[root, &run]).succeeded();
     let config: toml::Table = fs::read_to_string(run.join("config.toml")).unwrap().parse().unwrap();
     assert_eq!(config["learning"]["class_weights"].as_str(), Some("balanced"));
     let options: StepOptions = config["recipe"]["options"].clone().try_into().unwrap();
     let optimizer = OptimizerKind::Sgd { momentum: 0.8, nesterov: true, decoupled: true };
-    assert_eq!(options, StepOptions { optimizer, wd_bn_bias: false, clip_grad: Some(3.5) });
+    assert_eq!(options, StepOptions { optimizer, wd_bn_bias: false, clip_grad: Some(3.5), accumulate: 2 });
     for (flags, named) in [
         ("--class-weights 1,2,3", "--class-weights: 3 weights given for 2 classes: cat, dog"),
         ("--class-weights even", "balanced"),

@@ -9,7 +9,7 @@ use unfreeze::{
     optim::OptimizerKind,
 };
 
-use super::options::Switch;
+use super::options::{Switch, count};
 
 /// The training step.
 #[derive(Args, Clone)]
@@ -32,6 +32,10 @@ pub struct StepFlags {
     /// Shorten the gradients where the norm of all of them together is larger than this
     #[arg(long, value_name = "NORM")]
     clip_grad: Option<f32>,
+    /// Make a step of the averaged gradients of N batches, for a larger batch than fits into memory (on a GPU without
+    /// graphs); schedule and records count steps
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = count)]
+    accumulate: usize,
     #[command(flatten)]
     pub learning: Learning,
 }
@@ -82,7 +86,12 @@ impl StepFlags {
             }
             Rule::Adamw => OptimizerKind::adamw().with_momentum(self.momentum),
         };
-        Ok(StepOptions { optimizer, wd_bn_bias: self.wd_bn_bias == Switch::On, clip_grad: self.clip_grad })
+        Ok(StepOptions {
+            optimizer,
+            wd_bn_bias: self.wd_bn_bias == Switch::On,
+            clip_grad: self.clip_grad,
+            accumulate: self.accumulate,
+        })
     }
 }
 

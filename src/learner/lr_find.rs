@@ -247,7 +247,7 @@ impl Learner {
             let smoothed = average.add(loss);
             if !smoothed.is_finite() {
                 if step == 0 {
-                    let cause = self.cause(&input)?.unwrap_or("look at weights and images".into());
+                    let cause = self.cause(&input, self.steps - 1)?.unwrap_or("look at weights and images".into());
                     return Err(Error::Diverged(format!("the loss is {loss} before any training: {cause}")));
                 }
                 break;

@@ -1,6 +1,7 @@
 //! The recipe: a pretrained backbone with a new head, trained head first on cached activations, then unfrozen with a
 //! learning rate per layer group.
 
+mod accumulation;
 mod class_weights;
 mod classifier;
 mod control;

@@ -240,7 +240,8 @@ impl Recorded {
         let mut loss = Tensor::zeros([], &device)?;
         let (graph, ()) = cuda.capture(|| {
             let mut pass = Pass::captured(step.seed, number.clone());
-            let of_batch = step.loss(&mut pass, &input, &Target::Labels(labels.clone()))?;
+            let target = Target::Labels(labels.clone());
+            let of_batch = self::loss(step.model, &mut pass, &input, &target, step.loss)?;
             loss.assign(of_batch.value(), cuda)?;
             let statistics = pass.take_statistics();
             let gradients = pass.tape.backward(&of_batch)?;
@@ -276,7 +277,7 @@ impl Step<'_> {
         let device = self.model.device().clone();
         let target = Target::labels(labels, self.model.head.classes(), &device)?;
         let mut pass = Pass::training(self.seed, self.number);
-        let loss = self.loss(&mut pass, input, &target)?;
+        let loss = loss(self.model, &mut pass, input, &target, self.loss)?;
         let value = loss.value().clone();
         // To ask a GPU would be to wait for it.
         if matches!(device, Device::Cpu(_)) && !value.scalar()?.is_finite() {
@@ -289,12 +290,19 @@ impl Step<'_> {
         self.model.update_statistics(statistics)?;
         Ok(value)
     }
+}
 
-    fn loss(&self, pass: &mut Pass, input: &Input, target: &Target) -> Result<Var> {
-        let logits = match input {
-            Input::Images(images) => self.model.forward(pass, &Var::constant(images.clone()))?,
-            Input::Features(features) => self.model.head.classify(pass, &Var::constant(features.clone()))?,
-        };
-        cross_entropy(&mut pass.tape, &logits, target, self.loss)
-    }
+/// The loss of a batch, a scalar.
+pub(super) fn loss(
+    model: &Model,
+    pass: &mut Pass,
+    input: &Input,
+    target: &Target,
+    options: &CrossEntropy,
+) -> Result<Var> {
+    let logits = match input {
+        Input::Images(images) => model.forward(pass, &Var::constant(images.clone()))?,
+        Input::Features(features) => model.head.classify(pass, &Var::constant(features.clone()))?,
+    };
+    cross_entropy(&mut pass.tape, &logits, target, options)
 }

@@ -19,11 +19,15 @@ pub struct StepOptions {
     /// The most that the norm of all gradients together may be; larger ones are shortened to it. Default: any.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub clip_grad: Option<f32>,
+    /// Batches of a step, at least 1. Their gradients are averaged over all their samples, as one large batch's would
+    /// be, but each batch has batchnorm statistics (and with class weights a mean) of its own. The batches left at the
+    /// end of an epoch make a smaller step. Steps are what schedules and records count. Default 1.
+    pub accumulate: usize,
 }
 
 impl Default for StepOptions {
     fn default() -> Self {
-        Self { optimizer: OptimizerKind::default(), wd_bn_bias: true, clip_grad: None }
+        Self { optimizer: OptimizerKind::default(), wd_bn_bias: true, clip_grad: None, accumulate: 1 }
     }
 }
 
@@ -36,15 +40,23 @@ impl StepOptions {
     /// # Errors
     /// [`Error::Setting`] naming a value that makes no sense.
     pub(super) fn validate(&self) -> Result<()> {
-        match self.clip_grad.filter(|norm| !(norm.is_finite() && *norm > 0.0)) {
-            Some(norm) => Err(Error::setting("clip_grad", format!("{norm} is no norm; give a finite value above 0"))),
-            None => Ok(()),
+        if let Some(norm) = self.clip_grad.filter(|norm| !(norm.is_finite() && *norm > 0.0)) {
+            return Err(Error::setting("clip_grad", format!("{norm} is no norm; give a finite value above 0")));
         }
+        if self.accumulate == 0 {
+            return Err(Error::setting("accumulate", "0 batches make no step; give at least 1"));
+        }
+        Ok(())
     }
 
     /// Whether its steps may go many to a launch.
     pub(super) fn are_plain(&self) -> bool {
-        self.clip_grad.is_none()
+        self.clip_grad.is_none() && self.accumulate == 1
+    }
+
+    /// Steps that so many batches make.
+    pub(super) fn steps(&self, batches: usize) -> usize {
+        batches.div_ceil(self.accumulate.max(1))
     }
 }
 
@@ -71,6 +83,12 @@ impl Fit {
     /// `clip_grad_norm_`, fastai's `clip`. Default: any norm.
     pub fn clip_grad(mut self, norm: f32) -> Self {
         self.options.clip_grad = Some(norm);
+        self
+    }
+    /// Makes a step of the gradients of so many batches: see [`StepOptions::accumulate`]. On a GPU such steps are
+    /// launched one operation after another. Default 1.
+    pub fn accumulate(mut self, batches: usize) -> Self {
+        self.options.accumulate = batches;
         self
     }
 }

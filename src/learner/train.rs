@@ -29,23 +29,23 @@ pub(super) enum Source {
 }
 
 /// What a fit keeps from step to step.
-struct State {
+pub(super) struct State {
     schedule: Schedule,
     lrs: Vec<f32>,
-    weight_decays: Vec<f32>,
-    optimizer: Optimizer,
-    options: StepOptions,
+    pub weight_decays: Vec<f32>,
+    pub optimizer: Optimizer,
+    pub options: StepOptions,
     /// Steps of an epoch in which every image can be decoded.
     steps_per_epoch: usize,
 }
 
 /// A step that was made.
-struct Made {
-    loss: f32,
-    samples: usize,
-    moves: Moves,
+pub(super) struct Made {
+    pub loss: f32,
+    pub samples: usize,
+    pub moves: Moves,
     /// Why the loss is not finite, where that is known.
-    cause: Option<String>,
+    pub cause: Option<String>,
 }
 
 /// How fast a step moves parameters.
@@ -58,7 +58,7 @@ pub(super) struct Moves {
 
 impl State {
     /// How step `number` of the fit moves.
-    fn moves(&self, number: usize) -> Moves {
+    pub fn moves(&self, number: usize) -> Moves {
         let Point { lr: factor, momentum, .. } = self.schedule.at(number);
         Moves {
             lrs: self.lrs.iter().map(|lr| (f64::from(*lr) * factor) as f32).collect(),
@@ -86,7 +86,7 @@ impl Learner {
         let epochs = fit.total_epochs()?;
         fit.options.validate()?;
         self.check_batch_size()?;
-        let steps = batches(self.samples(Split::Train), self.data.batch_size).len();
+        let steps = fit.options.steps(batches(self.samples(Split::Train), self.data.batch_size).len());
         let mut lrs = fit.lr.resolve("lr", &self.state)?;
         // A frozen group has no rate, and is recorded with none.
         lrs.iter_mut().enumerate().filter(|(group, _)| !self.state.is_trainable(*group)).for_each(|(_, lr)| *lr = 0.0);
@@ -140,7 +140,7 @@ impl Learner {
         // Epochs are numbered through all fits, so that no two see the same order or views.
         let mut source = self.source(self.history.len() as u64)?;
         let training = Instant::now();
-        let steps = source.len();
+        let steps = state.options.steps(source.len());
         // Images that cannot be decoded may leave an epoch steps short; the next one starts where it should.
         let first_step = epoch * state.steps_per_epoch;
         let (mut loss_sum, mut seen, mut stop) = (0f64, 0usize, false);
@@ -195,12 +195,15 @@ impl Learner {
         if let Some(made) = self.make_many(source, state, number)? {
             return Ok(made);
         }
+        if state.options.accumulate > 1 {
+            return Ok([self.make_accumulated(source, state, number)?].into());
+        }
         let Some((input, labels)) = self.next_batch(source)? else { return Ok([None].into()) };
         let (moves, samples) = (state.moves(number), labels.len());
         let loss = self.step(&input, labels, &moves, &state.weight_decays, &mut state.optimizer)?;
         source.prefetch();
         let loss = loss.scalar()?;
-        let cause = if loss.is_finite() { None } else { self.cause(&input)? };
+        let cause = if loss.is_finite() { None } else { self.cause(&input, self.steps - 1)? };
         Ok([Some(Made { loss, samples, moves, cause })].into())
     }
 
@@ -273,16 +276,16 @@ impl Learner {
         }
     }
 
-    /// Why the loss of the last step, on `input`, is not finite.
-    pub(super) fn cause(&self, input: &Input) -> Result<Option<String>> {
+    /// Why the loss of the last step, on `input`, is not finite; `number` decided what it dropped.
+    pub(super) fn cause(&self, input: &Input, number: u64) -> Result<Option<String>> {
         if let Device::Cuda(_) = self.device {
             // That step has changed the parameters: they no longer tell.
             return Ok(None);
         }
         match (self.not_finite()?, input) {
             (None, Input::Images(images)) => {
-                // As in that step: it changed nothing but the counter.
-                self.not_finite_layer(Pass::training(self.seed, self.steps - 1), images)
+                // As in that step, which changed nothing of the network.
+                self.not_finite_layer(Pass::training(self.seed, number), images)
             }
             (None, Input::Features(_)) => Ok(Some("the output of head is not finite".into())),
             (found, _) => Ok(found),
@@ -298,13 +301,7 @@ impl Learner {
         weight_decays: &[f32],
         optimizer: &mut Optimizer,
     ) -> Result<Tensor> {
-        let number = self.steps;
-        self.steps += 1;
-        if !self.state.is_head_only() {
-            self.backbone_key = None;
-            self.progress.backbone_changed();
-        }
-        self.place_class_weights()?;
+        let number = self.begin_step()?;
         let (model, loss, seed) = (&mut self.model, &self.loss, self.seed);
         let Moves { ref lrs, momentum } = *moves;
         let step = Step { model, optimizer, loss, lrs, weight_decays, momentum, seed, number };
@@ -313,6 +310,17 @@ impl Learner {
             self.note(format!("steps are launched one by one, for a graph of them was refused: {error}"))?;
         }
         Ok(loss)
+    }
+
+    /// Counts a step, which is about to change the network; its number.
+    pub(super) fn begin_step(&mut self) -> Result<u64> {
+        let number = self.steps;
+        self.steps += 1;
+        if !self.state.is_head_only() {
+            self.backbone_key = None;
+            self.progress.backbone_changed();
+        }
+        self.place_class_weights().map(|()| number)
     }
 
     /// Brings them to the network's device: set before that was, they may still lie elsewhere.

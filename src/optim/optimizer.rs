@@ -193,6 +193,22 @@ impl Optimizer {
         self.apply(model, gradients).inspect_err(|_| self.withdraw())
     }
 
+    /// As [`Optimizer::step_with`], where gradients count times `factor`.
+    pub(crate) fn step_scaled(
+        &mut self,
+        model: &mut Model,
+        gradients: &ParameterGradients,
+        lrs: &[f32],
+        weight_decays: &[f32],
+        momentum: f32,
+        factor: f32,
+    ) -> Result<()> {
+        self.scaling.factor = factor;
+        let outcome = self.step_with(model, gradients, lrs, weight_decays, momentum);
+        self.scaling.factor = 1.0;
+        outcome
+    }
+
     /// The rule of the step after `ahead` more, with this momentum.
     pub(crate) fn next_rule(&self, ahead: usize, momentum: f32) -> Rule {
         self.kind.with_momentum(momentum).rule(self.steps.saturating_add(ahead as u32 + 1))
