@@ -13,9 +13,12 @@ use unfreeze::{
     Device, Precision, Tensor,
     autograd::{Parameters, Role, Var},
     data::{Batch, ImageData, LoaderOptions, Split, Transforms},
-    learner::{ClassWeights, Fit, Learner, StepOptions},
+    learner::{ClassWeights, Fit, Learner, Mixing, StepOptions},
     nn::{Arch, Model, Pass},
-    ops::loss::{CrossEntropy, Target, cross_entropy},
+    ops::{
+        loss::{CrossEntropy, Target, cross_entropy},
+        mix::Mix,
+    },
     optim::{OptimizerKind, Schedule},
 };
 
@@ -28,6 +31,7 @@ struct Naive {
     decoupled: bool,
     clip: f64,
     accumulate: usize,
+    mixing: StepOptions,
     loss: CrossEntropy,
 }
 
@@ -41,6 +45,7 @@ impl Default for Naive {
             decoupled: false,
             clip: f64::INFINITY,
             accumulate: 1,
+            mixing: StepOptions::default(),
             loss: CrossEntropy::default(),
         }
     }
@@ -64,7 +69,7 @@ impl Naive {
         let images = batch.upload(&data.transforms, &device, Precision::F32).unwrap();
         let mut pass = Pass::training(1, number);
         let logits = model.forward(&mut pass, &Var::constant(images)).unwrap();
-        let target = Target::labels(batch.labels.clone(), data.classes().len(), &device).unwrap();
+        let (images, target) = self.mixed(images, &batch.labels, data.classes().len(), number);
         let loss = cross_entropy(&mut pass.tape, &logits, &target, &self.loss).unwrap();
         let statistics = pass.take_statistics();
         let value = f64::from(loss.value().scalar().unwrap());
@@ -72,6 +77,33 @@ impl Naive {
         model.update_statistics(statistics).unwrap();
         let wide = |tensor: &Tensor| tensor.to_vec::<f32>().unwrap().into_iter().map(f64::from).collect();
         (value, gradients.iter().map(|(name, gradient)| (name.to_string(), wide(gradient))).collect())
+    }
+
+    /// A batch of f32 images and its targets, mixed by plain loops.
+    fn mixed(&self, images: Tensor, labels: &[u32], classes: usize, number: u64) -> (Tensor, Target) {
+        let (device, &[n, h, w, c]) = (images.device().clone(), images.dims()) else { panic!("no images") };
+        let Some(mixing) = Mixing::draw(&self.mixing, 1, number, n, Some([h, w])) else {
+            return (images, Target::labels(labels.to_vec(), classes, &device).unwrap());
+        };
+        let values = images.to_vec::<f32>().unwrap();
+        let (mut mixed, mut targets) = (values.clone(), vec![0.0; n * classes]);
+        for (at, value) in mixed.iter_mut().enumerate() {
+            let (sample, pixel) = (at / (h * w * c), at % (h * w * c) / c);
+            let other = values[mixing.partners[sample] as usize * h * w * c + at % (h * w * c)];
+            match &mixing.mix {
+                Mix::Shares(shares) => *value = shares[sample] * *value + (1.0 - shares[sample]) * other,
+                Mix::Box([rows, columns]) if rows.contains(&(pixel / w)) && columns.contains(&(pixel % w)) => {
+                    *value = other;
+                }
+                Mix::Box(_) => {}
+            }
+        }
+        for (sample, share) in mixing.shares.iter().enumerate() {
+            targets[sample * classes + labels[sample] as usize] += share;
+            targets[sample * classes + labels[mixing.partners[sample] as usize] as usize] += 1.0 - share;
+        }
+        let target = Tensor::new(targets, [n, classes], &device).unwrap();
+        (Tensor::new(mixed, [n, h, w, c], &device).unwrap(), Target::Soft(target))
     }
 
     /// The losses of so many epochs.
@@ -225,6 +257,30 @@ fn a_step_takes_the_gradients_of_several_batches() {
     assert!(error.contains("accumulate"), "{error}");
 }
 
+#[test]
+fn samples_and_labels_are_mixed() {
+    let (_root, data) = uneven();
+    let options = |mixup, cutmix| StepOptions { mixup, cutmix, ..StepOptions::default() };
+    for mixing in [options(Some(0.4), None), options(None, Some(1.0)), options(Some(0.4), Some(1.0))] {
+        let naive = Naive { mixing: mixing.clone(), ..Naive::default() };
+        check(learner(&data), Fit::epochs(2).lr(0.05).options(mixing), &naive);
+    }
+    // Of cached activations there is MixUp alone.
+    let cached = |fit: Fit| {
+        let (mut learner, told) = listened(learner(&data));
+        learner.freeze();
+        learner.precompute(true);
+        learner.fit(fit).unwrap();
+        let notes = told.lock().unwrap().iter().filter(|told| matches!(told, Told::Note(_))).count();
+        (bits(learner.model()), notes)
+    };
+    let [plain, cut, mixed] = [Fit::epochs(1), Fit::epochs(1).cutmix(1.0), Fit::epochs(1).mixup(0.4)].map(cached);
+    assert!(cut.0 == plain.0 && (plain.1, cut.1, mixed.1) == (0, 1, 0) && mixed.0 != plain.0);
+    for fit in [Fit::epochs(1).mixup(0.0), Fit::epochs(1).cutmix(f32::NAN)] {
+        assert!(learner(&data).fit(fit).unwrap_err().to_string().contains("is no alpha"));
+    }
+}
+
 /// The last group's rate.
 fn rate(told: &Told) -> Option<f64> {
     match told {
@@ -244,6 +300,7 @@ fn options_mean_the_same_on_a_gpu() {
         StepOptions { optimizer: kind, wd_bn_bias: false, ..StepOptions::default() },
         StepOptions { clip_grad: Some(0.5), ..StepOptions::default() },
         StepOptions { clip_grad: Some(0.5), accumulate: 2, ..StepOptions::default() },
+        StepOptions { mixup: Some(0.4), cutmix: Some(1.0), ..StepOptions::default() },
     ];
     for options in options {
         let run = |device: &Device, graphs: bool, linear: bool| {
@@ -279,18 +336,21 @@ fn flags_are_kept_in_the_run_and_odd_ones_are_refused() {
     let folder = cats_and_dogs();
     let (root, run) = (folder.path(), folder.path().join("run"));
     let flags = "--class-weights balanced --label-smoothing 0.1 --optimizer sgd --momentum 0.8 --nesterov --decouple-wd \
-                 --wd 0.01 --wd-bn-bias off --clip-grad 3.5 --accumulate 2";
+                 --wd 0.01 --wd-bn-bias off --clip-grad 3.5 --accumulate 2 --mixup 0.4 --cutmix 1";
     unfreeze(&format!("{TRAIN} {flags}"), &[root, &run]).succeeded();
     let config: toml::Table = fs::read_to_string(run.join("config.toml")).unwrap().parse().unwrap();
     assert_eq!(config["learning"]["class_weights"].as_str(), Some("balanced"));
     let options: StepOptions = config["recipe"]["options"].clone().try_into().unwrap();
     let optimizer = OptimizerKind::Sgd { momentum: 0.8, nesterov: true, decoupled: true };
-    assert_eq!(options, StepOptions { optimizer, wd_bn_bias: false, clip_grad: Some(3.5), accumulate: 2 });
+    let clip_grad = Some(3.5);
+    let (mixup, cutmix) = (Some(0.4), Some(1.0));
+    assert_eq!(options, StepOptions { optimizer, wd_bn_bias: false, clip_grad, accumulate: 2, mixup, cutmix });
     for (flags, named) in [
         ("--class-weights 1,2,3", "--class-weights: 3 weights given for 2 classes: cat, dog"),
         ("--class-weights even", "balanced"),
         ("--label-smoothing 1", "from 0 to below 1"),
         ("--clip-grad 0", "--clip-grad: 0 is no norm"),
+        ("--mixup 0", "--mixup: 0 is no alpha"),
         ("--momentum -1", "--momentum"),
         ("--optimizer adamw --nesterov", "--optimizer: adamw has no Nesterov step"),
     ] {

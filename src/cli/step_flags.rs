@@ -36,6 +36,13 @@ pub struct StepFlags {
     /// graphs); schedule and records count steps
     #[arg(long, default_value_t = 1, value_name = "N", value_parser = count)]
     accumulate: usize,
+    /// Mix pairs of training samples and their labels, in shares drawn from Beta(ALPHA, ALPHA); 0.4 is usual
+    #[arg(long, value_name = "ALPHA")]
+    mixup: Option<f32>,
+    /// Paste a box of another image into each training image, and mix the labels by its area; 1 is usual. With --mixup
+    /// each batch gets one of the two. Without effect on cached activations
+    #[arg(long, value_name = "ALPHA")]
+    cutmix: Option<f32>,
     #[command(flatten)]
     pub learning: Learning,
 }
@@ -91,6 +98,8 @@ impl StepFlags {
             wd_bn_bias: self.wd_bn_bias == Switch::On,
             clip_grad: self.clip_grad,
             accumulate: self.accumulate,
+            mixup: self.mixup,
+            cutmix: self.cutmix,
         })
     }
 }

@@ -3,16 +3,11 @@
 use std::{collections::btree_map::Entry, sync::Arc};
 
 use super::{
-    Input, Learner,
+    Input, Labels, Learner,
     step::loss,
     train::{Made, Source, State},
 };
-use crate::{
-    Device, Result, Tensor,
-    autograd::ParameterGradients,
-    nn::Pass,
-    ops::{batchnorm::Moments, loss::Target},
-};
+use crate::{Device, Result, Tensor, autograd::ParameterGradients, nn::Pass, ops::batchnorm::Moments};
 
 /// Where the number of a batch within its step begins, in the number that decides what is dropped.
 const PART: u32 = 48;
@@ -45,7 +40,8 @@ impl Learner {
                 None => *first.insert(self.begin_step()?),
             };
             let (number, samples) = (first | part << PART, labels.len());
-            let not_finite = self.add_up(&input, labels, number, &mut sums)?;
+            let (input, labels) = self.mixed(input, labels, &state.options, number)?;
+            let not_finite = self.add_up(&input, labels, samples, number, &mut sums)?;
             source.prefetch();
             if let Some(loss) = not_finite {
                 let cause = self.cause(&input, number)?;
@@ -69,9 +65,15 @@ impl Learner {
 
     /// Adds a batch to `sums`; its loss if that is not finite, as far as that is known: to ask a GPU would be to wait for
     /// it.
-    fn add_up(&self, input: &Input, labels: Vec<u32>, number: u64, sums: &mut Sums) -> Result<Option<f32>> {
-        let samples = labels.len();
-        let target = Target::labels(labels, self.model.head.classes(), &self.device)?;
+    fn add_up(
+        &self,
+        input: &Input,
+        labels: Labels,
+        samples: usize,
+        number: u64,
+        sums: &mut Sums,
+    ) -> Result<Option<f32>> {
+        let target = labels.target(self.model.head.classes(), &self.device)?;
         let mut pass = Pass::training(self.seed, number);
         let loss = loss(&self.model, &mut pass, input, &target, &self.loss)?;
         let value = loss.value().clone();

@@ -21,8 +21,48 @@ pub enum Input {
     Features(Tensor),
 }
 
+/// What the samples of a batch should be.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Labels {
+    /// The class of each.
+    Classes(Vec<u32>),
+    /// The share of each class in each sample, `[N, classes]`, row after row.
+    Shares(Vec<f32>),
+}
+
+impl From<Vec<u32>> for Labels {
+    fn from(labels: Vec<u32>) -> Self {
+        Labels::Classes(labels)
+    }
+}
+
+impl Labels {
+    /// As the loss takes them.
+    pub(super) fn target(self, classes: usize, device: &Device) -> Result<Target> {
+        match self {
+            Labels::Classes(labels) => Target::labels(labels, classes, device),
+            Labels::Shares(shares) => {
+                let shape = [shares.len() / classes.max(1), classes];
+                Ok(Target::Soft(Tensor::new(shares, shape, device)?))
+            }
+        }
+    }
+
+    /// Writes them where `target`, of their kind and number, lies.
+    fn overwrite(&self, target: &mut Target, classes: usize) -> Result<()> {
+        match (self, target) {
+            (Labels::Classes(labels), Target::Labels(place)) => {
+                check_labels(labels, classes)?;
+                place.overwrite(labels)
+            }
+            (Labels::Shares(shares), Target::Soft(place)) => place.overwrite(shares),
+            (_, target) => Err(Error::shape("labels", format!("are not of the kind of {target:?}"))),
+        }
+    }
+}
+
 impl Input {
-    fn tensor(&self) -> &Tensor {
+    pub(super) fn tensor(&self) -> &Tensor {
         let (Input::Images(tensor) | Input::Features(tensor)) = self;
         tensor
     }
@@ -86,7 +126,7 @@ struct Recorded {
     kind: Kind,
     graph: Graph,
     input: Input,
-    labels: Tensor,
+    target: Target,
     number: Tensor,
     loss: Tensor,
 }
@@ -104,6 +144,8 @@ struct Rest {
     /// Address of what describes it.
     device: usize,
     input: (bool, DType, Vec<usize>),
+    /// Whether labels are shares.
+    shares: bool,
     arch: Arch,
     head: HeadSpec,
     classes: usize,
@@ -118,13 +160,14 @@ struct Rest {
 }
 
 impl Kind {
-    fn of(step: &mut Step, input: &Input, cuda: &CudaDevice) -> Result<Self> {
+    fn of(step: &mut Step, input: &Input, labels: &Labels, cuda: &CudaDevice) -> Result<Self> {
         let (tensor, images) = (input.tensor(), matches!(input, Input::Images(_)));
         let (batch_size, sample) = tensor.dims().split_first().unwrap_or((&0, &[]));
         let class_weights = step.loss.class_weights.as_ref();
         let rest = Rest {
             device: std::ptr::from_ref(cuda) as usize,
             input: (images, tensor.dtype(), sample.to_vec()),
+            shares: matches!(labels, Labels::Shares(_)),
             arch: step.model.arch(),
             head: step.model.head.spec().clone(),
             classes: step.model.head.classes(),
@@ -170,12 +213,13 @@ impl Stepper {
     /// # Errors
     /// [`Error::OutOfMemory`], [`Error::Device`]; [`Error::Shape`] where input, labels and network do not fit,
     /// [`Error::Setting`] where rates and layer groups do not.
-    pub fn step(&mut self, mut step: Step, input: &Input, labels: Vec<u32>) -> Result<Tensor> {
+    pub fn step(&mut self, mut step: Step, input: &Input, labels: impl Into<Labels>) -> Result<Tensor> {
+        let labels = labels.into();
         let Device::Cuda(cuda) = step.model.device().clone() else { return step.run(input, labels) };
         if !self.graphs {
             return step.run(input, labels);
         }
-        let kind = Kind::of(&mut step, input, &cuda)?;
+        let kind = Kind::of(&mut step, input, &labels, &cuda)?;
         if let Some(loss) = self.replay(&kind, &mut step, input, &labels, &cuda)? {
             return Ok(loss);
         }
@@ -194,7 +238,7 @@ impl Stepper {
         kind: &Kind,
         step: &mut Step,
         input: &Input,
-        labels: &[u32],
+        labels: &Labels,
         cuda: &Arc<CudaDevice>,
     ) -> Result<Option<Tensor>> {
         if self.met.as_ref().is_some_and(|met| met.rest != kind.rest) {
@@ -231,16 +275,15 @@ impl Stepper {
 }
 
 impl Recorded {
-    fn capture(kind: Kind, step: &mut Step, input: &Input, labels: &[u32], cuda: &Arc<CudaDevice>) -> Result<Self> {
+    fn capture(kind: Kind, step: &mut Step, input: &Input, labels: &Labels, cuda: &Arc<CudaDevice>) -> Result<Self> {
         let device = Device::Cuda(cuda.clone());
         let input = input.duplicate(cuda)?;
-        let labels = Tensor::new(labels.to_vec(), [labels.len()], &device)?;
+        let target = labels.clone().target(step.model.head.classes(), &device)?;
         let number = Tensor::new(halves(step.number).to_vec(), [2], &device)?;
         // Beyond the graph's own memory, which it may have to give up, like all that it is fed with.
         let mut loss = Tensor::zeros([], &device)?;
         let (graph, ()) = cuda.capture(|| {
             let mut pass = Pass::captured(step.seed, number.clone());
-            let target = Target::Labels(labels.clone());
             let of_batch = self::loss(step.model, &mut pass, &input, &target, step.loss)?;
             loss.assign(of_batch.value(), cuda)?;
             let statistics = pass.take_statistics();
@@ -248,14 +291,13 @@ impl Recorded {
             step.optimizer.apply(step.model, &gradients)?;
             step.model.update_statistics(statistics)
         })?;
-        Ok(Self { kind, graph, input, labels, number, loss })
+        Ok(Self { kind, graph, input, target, number, loss })
     }
 
     /// Makes `step`; `None` if the graph had to give up its memory.
-    fn replay(&mut self, step: &mut Step, input: &Input, labels: &[u32], cuda: &CudaDevice) -> Result<Option<Tensor>> {
-        check_labels(labels, step.model.head.classes())?;
+    fn replay(&mut self, step: &mut Step, input: &Input, labels: &Labels, cuda: &CudaDevice) -> Result<Option<Tensor>> {
+        labels.overwrite(&mut self.target, step.model.head.classes())?;
         self.input.tensor_mut().assign(input.tensor(), cuda)?;
-        self.labels.overwrite(labels)?;
         self.number.overwrite(&halves(step.number))?;
         step.optimizer.prepare(step.model, step.lrs, step.weight_decays, step.momentum)?;
         let replayed = self.graph.replay();
@@ -273,9 +315,9 @@ fn halves(number: u64) -> [u32; 2] {
 
 impl Step<'_> {
     /// Makes the step launch by launch.
-    fn run(&mut self, input: &Input, labels: Vec<u32>) -> Result<Tensor> {
+    fn run(&mut self, input: &Input, labels: Labels) -> Result<Tensor> {
         let device = self.model.device().clone();
-        let target = Target::labels(labels, self.model.head.classes(), &device)?;
+        let target = labels.target(self.model.head.classes(), &device)?;
         let mut pass = Pass::training(self.seed, self.number);
         let loss = loss(self.model, &mut pass, input, &target, self.loss)?;
         let value = loss.value().clone();

@@ -23,11 +23,26 @@ pub struct StepOptions {
     /// be, but each batch has batchnorm statistics (and with class weights a mean) of its own. The batches left at the
     /// end of an epoch make a smaller step. Steps are what schedules and records count. Default 1.
     pub accumulate: usize,
+    /// The α of MixUp (fastai 2: 0.4): each sample takes in a share of another of its batch, and so does its label. On
+    /// cached activations too. Default: none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mixup: Option<f32>,
+    /// The α of CutMix (fastai 2: 1): each image takes in a box of another's pixels. With MixUp too, half of the batches
+    /// get the one and half the other. Default: none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cutmix: Option<f32>,
 }
 
 impl Default for StepOptions {
     fn default() -> Self {
-        Self { optimizer: OptimizerKind::default(), wd_bn_bias: true, clip_grad: None, accumulate: 1 }
+        Self {
+            optimizer: OptimizerKind::default(),
+            wd_bn_bias: true,
+            clip_grad: None,
+            accumulate: 1,
+            mixup: None,
+            cutmix: None,
+        }
     }
 }
 
@@ -46,12 +61,12 @@ impl StepOptions {
         if self.accumulate == 0 {
             return Err(Error::setting("accumulate", "0 batches make no step; give at least 1"));
         }
-        Ok(())
+        self.validate_mixing()
     }
 
     /// Whether its steps may go many to a launch.
     pub(super) fn are_plain(&self) -> bool {
-        self.clip_grad.is_none() && self.accumulate == 1
+        self.clip_grad.is_none() && self.accumulate == 1 && self.mixup.or(self.cutmix).is_none()
     }
 
     /// Steps that so many batches make.
@@ -89,6 +104,19 @@ impl Fit {
     /// launched one operation after another. Default 1.
     pub fn accumulate(mut self, batches: usize) -> Self {
         self.options.accumulate = batches;
+        self
+    }
+    /// Mixes the samples of each batch by MixUp: see [`StepOptions::mixup`] and [`Mixing`](super::Mixing). The loss of
+    /// the records is that of the mixed batches; validation is of clean ones. Default: none.
+    pub fn mixup(mut self, alpha: f32) -> Self {
+        self.options.mixup = Some(alpha);
+        self
+    }
+
+    /// Mixes the images of each batch by CutMix: see [`StepOptions::cutmix`] and [`Mixing`](super::Mixing). It has no
+    /// effect on cached activations, which a note says. Default: none.
+    pub fn cutmix(mut self, alpha: f32) -> Self {
+        self.options.cutmix = Some(alpha);
         self
     }
 }

@@ -8,7 +8,7 @@ use std::{
 };
 
 use super::{
-    EpochRecord, Event, Fit, HeadSteps, Input, Learner, Step, StepOptions,
+    EpochRecord, Event, Fit, HeadSteps, Input, Labels, Learner, Step, StepOptions,
     diverged::Place,
     ensemble::snapshot,
     feed::{Fed, Feed},
@@ -200,6 +200,7 @@ impl Learner {
         }
         let Some((input, labels)) = self.next_batch(source)? else { return Ok([None].into()) };
         let (moves, samples) = (state.moves(number), labels.len());
+        let (input, labels) = self.mixed(input, labels, &state.options, self.steps)?;
         let loss = self.step(&input, labels, &moves, &state.weight_decays, &mut state.optimizer)?;
         source.prefetch();
         let loss = loss.scalar()?;
@@ -296,7 +297,7 @@ impl Learner {
     pub(super) fn step(
         &mut self,
         input: &Input,
-        labels: Vec<u32>,
+        labels: impl Into<Labels>,
         moves: &Moves,
         weight_decays: &[f32],
         optimizer: &mut Optimizer,

@@ -1,7 +1,7 @@
 //! Every kernel file of the engine, for what compiles or lists them all.
 
 use super::{
-    augment, batchnorm, conv, dropout, elementwise, gather, head_trainer, linear, loss, optimizer, pointwise_loss,
+    augment, batchnorm, conv, dropout, elementwise, gather, head_trainer, linear, loss, mix, optimizer, pointwise_loss,
     pool, reduce, shortcut,
 };
 use crate::{device::cuda::Source, tensor};
@@ -29,6 +29,7 @@ pub const SOURCES: &[&Source] = &[
     &head_trainer::cuda::SOURCE,
     &linear::cuda::SOURCE,
     &loss::cuda::SOURCE,
+    &mix::cuda::SOURCE,
     &optimizer::cuda::SOURCE,
     &pointwise_loss::cuda::SOURCE,
     &pool::cuda::SOURCE,

@@ -11,6 +11,7 @@ pub mod head_trainer;
 pub mod kernels;
 pub mod linear;
 pub mod loss;
+pub mod mix;
 pub mod optimizer;
 pub mod pointwise_loss;
 pub mod pool;

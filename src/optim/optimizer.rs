@@ -110,7 +110,15 @@ impl Optimizer {
 
     /// An optimizer that has made `steps` steps, still without buffers.
     pub(crate) fn restored(kind: OptimizerKind, steps: u32) -> Self {
-        Self { kind, state: BTreeMap::new(), steps, wd_bn_bias: true, scaling: Scaling::default(), rates: None, table: Table::default() }
+        Self {
+            kind,
+            state: BTreeMap::new(),
+            steps,
+            wd_bn_bias: true,
+            scaling: Scaling::default(),
+            rates: None,
+            table: Table::default(),
+        }
     }
 
     /// Whether weight decay is for batchnorms and biases too, or for the weights of convolutions and linear layers
@@ -275,7 +283,9 @@ impl Optimizer {
         let rule = self.next_rule(0, momentum);
         match &mut self.rates {
             Some(found) => found.set(rule, &rates, self.scaling, model.device())?,
-            none => none.insert(Rates::new(rule, &[], model.device())?).set(rule, &rates, self.scaling, model.device())?,
+            none => {
+                none.insert(Rates::new(rule, &[], model.device())?).set(rule, &rates, self.scaling, model.device())?
+            }
         }
         self.steps += 1;
         Ok(())

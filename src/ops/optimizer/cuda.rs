@@ -92,13 +92,7 @@ pub static SOURCE: Source = Source {
     text: include_str!("../../../kernels/optimizer.cu"),
     archs: F32_ARCHS,
     entries: &["sgd", "adamw", "gradient_squares", "clip_scale"],
-    layouts: &[
-        Segment::LAYOUT,
-        SgdParams::LAYOUT,
-        AdamWParams::LAYOUT,
-        SquaresParams::LAYOUT,
-        ClipParams::LAYOUT,
-    ],
+    layouts: &[Segment::LAYOUT, SgdParams::LAYOUT, AdamWParams::LAYOUT, SquaresParams::LAYOUT, ClipParams::LAYOUT],
 };
 
 static SGD: Kernel<SgdParams> = Kernel::new(&SOURCE, "sgd", THREADS);
@@ -163,14 +157,7 @@ pub fn step(cuda: &Arc<CudaDevice>, rates: &Rates, items: &mut [Item], table: &m
 }
 
 /// What the gradients of `count` segments are multiplied by, where their norm after `factor` may be `most`.
-fn clip(
-    cuda: &Arc<CudaDevice>,
-    segments: u64,
-    count: u32,
-    blocks: usize,
-    factor: u64,
-    most: f32,
-) -> Result<Tensor> {
+fn clip(cuda: &Arc<CudaDevice>, segments: u64, count: u32, blocks: usize, factor: u64, most: f32) -> Result<Tensor> {
     let (parts, scale) = (Tensor::uninit::<f32>([blocks], cuda)?, Tensor::uninit::<f32>([], cuda)?);
     let addresses = [parts.pointer::<f32>(cuda)?, scale.pointer::<f32>(cuda)?];
     let [parts, scale_at] = addresses;

@@ -237,7 +237,8 @@ fn the_norm_of_all_gradients_is_bounded() -> Result<()> {
             let share = clip.map_or(1.0, |most| (f64::from(most) / (norm(&exact) + 1e-6)).min(1.0));
             assert_eq!(share < 1.0, clip.is_some_and(|most| most < 100.0), "both cases are met");
             let mut expected = parameters.iter().flat_map(wide).zip(&exact).map(|(p, g)| p - 0.5 * share * g);
-            let expected: Vec<Vec<f64>> = parameters.iter().map(|p| expected.by_ref().take(wide(p).len()).collect()).collect();
+            let expected: Vec<Vec<f64>> =
+                parameters.iter().map(|p| expected.by_ref().take(wide(p).len()).collect()).collect();
             let mut buffers: Vec<Vec<Tensor>> = parameters.iter().map(|parameter| fresh(rule, parameter)).collect();
             let on_gpu = matches!(device, Device::Cuda(_));
             let mut packed = on_gpu.then(|| pack(&parameters[2], 1, Precision::Bf16, true)).transpose()?;
