@@ -12,8 +12,8 @@ use common::{
 use unfreeze::{
     Device, Precision, Tensor,
     autograd::{Parameters, Role, Var},
-    data::{Batch, ImageData, LoaderOptions, Split, Transforms},
-    learner::{ClassWeights, Fit, Learner, Mixing, StepOptions},
+    data::{Augment, Batch, ImageData, LoaderOptions, Split, Transforms, weighted},
+    learner::{ClassWeights, Fit, Learner, Mixing, Sampling, StepOptions},
     nn::{Arch, Model, Pass},
     ops::{
         loss::{CrossEntropy, Target, cross_entropy},
@@ -201,6 +201,35 @@ fn check(learner: Learner, fit: Fit, naive: &Naive) {
     }
 }
 
+/// With replacement, as many as there are; each time with a view of its own; the same on cached activations.
+#[test]
+fn classes_can_be_sampled_alike() {
+    let (_root, data) = uneven();
+    let options = LoaderOptions { weighted: true, ..LoaderOptions::training(1, 0) };
+    let transforms = Transforms::new(16).augment(Augment::SideOn).max_zoom(1.3);
+    let augmented = data.clone().transforms(transforms);
+    let batches: Vec<Batch> = augmented.loader(Split::Train, &options).unwrap().map(Result::unwrap).collect();
+    let indices: Vec<u32> = batches.iter().flat_map(|batch| batch.indices.clone()).collect();
+    let labels: Vec<u32> = data.items(Split::Train).iter().map(|item| item.label).collect();
+    assert_eq!(indices, weighted(&labels, 1, 0));
+    let views: Vec<_> = batches.iter().flat_map(|batch| batch.patches.iter().zip(&batch.lighting)).collect();
+    let again = (0..indices.len()).flat_map(|second| (0..second).map(move |first| (first, second)));
+    let repeated: Vec<_> = again.filter(|(first, second)| indices[*first] == indices[*second]).collect();
+    assert!(!repeated.is_empty() && repeated.into_iter().all(|(first, second)| views[first] != views[second]));
+
+    let run = |precompute: bool, sampling: Sampling| {
+        let (mut learner, told) = listened(learner(&data).sampling(sampling));
+        learner.freeze();
+        learner.precompute(precompute);
+        learner.fit(Fit::epochs(2)).unwrap();
+        let losses = losses(&told.lock().unwrap());
+        (bits(learner.model()), losses)
+    };
+    let anew = run(false, Sampling::Weighted);
+    assert!(anew == run(true, Sampling::Weighted) && anew.1.len() == 6);
+    assert!(anew.0 != run(false, Sampling::Shuffled).0);
+}
+
 #[test]
 fn weights_and_smoothing_reach_the_loss() {
     let (_root, data) = uneven();
@@ -336,10 +365,11 @@ fn flags_are_kept_in_the_run_and_odd_ones_are_refused() {
     let folder = cats_and_dogs();
     let (root, run) = (folder.path(), folder.path().join("run"));
     let flags = "--class-weights balanced --label-smoothing 0.1 --optimizer sgd --momentum 0.8 --nesterov --decouple-wd \
-                 --wd 0.01 --wd-bn-bias off --clip-grad 3.5 --accumulate 2 --mixup 0.4 --cutmix 1";
+                 --wd 0.01 --wd-bn-bias off --clip-grad 3.5 --accumulate 2 --mixup 0.4 --cutmix 1 --sample weighted";
     unfreeze(&format!("{TRAIN} {flags}"), &[root, &run]).succeeded();
     let config: toml::Table = fs::read_to_string(run.join("config.toml")).unwrap().parse().unwrap();
     assert_eq!(config["learning"]["class_weights"].as_str(), Some("balanced"));
+    assert_eq!(config["learning"]["sample"].as_str(), Some("weighted"));
     let options: StepOptions = config["recipe"]["options"].clone().try_into().unwrap();
     let optimizer = OptimizerKind::Sgd { momentum: 0.8, nesterov: true, decoupled: true };
     let clip_grad = Some(3.5);
@@ -351,6 +381,7 @@ fn flags_are_kept_in_the_run_and_odd_ones_are_refused() {
         ("--label-smoothing 1", "from 0 to below 1"),
         ("--clip-grad 0", "--clip-grad: 0 is no norm"),
         ("--mixup 0", "--mixup: 0 is no alpha"),
+        ("--sample even", "neither shuffled nor weighted"),
         ("--momentum -1", "--momentum"),
         ("--optimizer adamw --nesterov", "--optimizer: adamw has no Nesterov step"),
     ] {

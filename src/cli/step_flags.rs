@@ -4,7 +4,7 @@ use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
 use unfreeze::{
     Error, Result,
-    learner::{ClassWeights, Learner, StepOptions},
+    learner::{ClassWeights, Learner, Sampling, StepOptions},
     ops::loss::CrossEntropy,
     optim::OptimizerKind,
 };
@@ -59,13 +59,17 @@ pub struct Learning {
     #[arg(long, value_name = "balanced|V,V")]
     #[serde(skip_serializing_if = "Option::is_none")]
     class_weights: Option<ClassWeights>,
+    /// Which training images an epoch sees: shuffled (each once), or weighted (as many, drawn with replacement, each
+    /// class as often as any other)
+    #[arg(long, default_value_t, value_name = "NAME")]
+    sample: Sampling,
 }
 
 impl Learning {
     /// `learner` as this says.
     pub fn set(&self, learner: Learner) -> Result<Learner> {
         let loss = CrossEntropy { label_smoothing: self.label_smoothing, ..CrossEntropy::default() };
-        let learner = learner.loss(loss);
+        let learner = learner.loss(loss).sampling(self.sample);
         match &self.class_weights {
             Some(weights) => learner.class_weights(weights),
             None => Ok(learner),

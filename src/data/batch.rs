@@ -13,6 +13,9 @@ pub struct LoaderOptions {
     pub epoch: u64,
     /// Samples in random order, not that of the files. Default: false.
     pub shuffle: bool,
+    /// Samples drawn with replacement by [`weighted`](super::weighted), each class as often as any other; goes before
+    /// `shuffle`. Default: false.
+    pub weighted: bool,
     /// Random views, not clean ones. Default: false.
     pub augment: bool,
     /// Threads that decode; 0 stands for one per core. Default: 0.
@@ -31,6 +34,7 @@ impl Default for LoaderOptions {
             seed: 0,
             epoch: 0,
             shuffle: false,
+            weighted: false,
             augment: false,
             workers: 0,
             prefetch: 2,

@@ -33,13 +33,15 @@ pub struct Loader {
     strict: bool,
 }
 
-/// Turns a sample's number and file into its pixels.
-type Load = dyn Fn(u32, &Item) -> Result<Prepared> + Send + Sync;
+/// Turns a sample's number, how often the order had it before, and its file into its pixels.
+type Load = dyn Fn(u32, u32, &Item) -> Result<Prepared> + Send + Sync;
 
 /// What the workers share.
 struct Source {
     items: Arc<[Item]>,
     order: Vec<u32>,
+    /// How often the sample at each position was met at earlier ones.
+    earlier: Vec<u32>,
     load: Box<Load>,
     stop: AtomicBool,
 }
@@ -59,7 +61,7 @@ impl Source {
             }
             let outcome = catch_unwind(AssertUnwindSafe(|| {
                 let (index, item) = self.item(position);
-                (self.load)(index, item)
+                (self.load)(index, self.earlier[position], item)
             }));
             if outcomes.send((position, outcome)).is_err() {
                 return;
@@ -70,7 +72,8 @@ impl Source {
 
 impl Loader {
     /// Goes through the samples of `items` numbered in `order`, `batch_size` at a time (see [`batches`]).
-    /// `options.shuffle` has no effect here: `order` decides.
+    /// A sample that is there several times gets a random view each time. `options.shuffle` and `options.weighted` have no
+    /// effect here: `order` decides.
     ///
     /// # Errors
     /// [`Error::Setting`] for transforms that make no sense, a batch size of 0, or a number in `order` that is not
@@ -85,9 +88,12 @@ impl Loader {
         transforms.validate()?;
         let (transforms, patches) = (transforms.clone(), options.patches);
         let augment = options.augment.then_some((options.seed, options.epoch));
-        let load = move |index: u32, item: &Item| {
+        let load = move |index: u32, earlier: u32, item: &Item| {
             let view = match augment {
-                Some((seed, epoch)) => View::Random(Random::stream(seed, "augment", &[epoch, u64::from(index)])),
+                Some((seed, epoch)) => {
+                    let first = Random::stream(seed, "augment", &[epoch, u64::from(index)]);
+                    View::Random(if earlier == 0 { first } else { first.numbered(u64::from(earlier)) })
+                }
                 None => View::Clean,
             };
             let prepared = transforms.prepare(&decode(&item.path)?, view)?;
@@ -109,6 +115,13 @@ impl Loader {
         if let Some(index) = order.iter().find(|&&index| index as usize >= items.len()) {
             return Err(Error::setting("order", format!("there is no sample {index} among {}", items.len())));
         }
+        let mut met = HashMap::new();
+        let before = |index: &u32| {
+            let times = met.entry(*index).or_insert(0);
+            *times += 1;
+            *times - 1
+        };
+        let earlier = order.iter().map(before).collect();
         let plan = batches(order.len(), batch_size).into_iter();
         let cores = thread::available_parallelism().map_or(1, |n| n.get());
         let count = if options.workers == 0 { cores } else { options.workers }.clamp(1, order.len().max(1));
@@ -117,7 +130,7 @@ impl Loader {
         let (finished, outcomes) = mpsc::channel();
         let waiting = Arc::new(Mutex::new(waiting));
         let mut loader = Self {
-            source: Arc::new(Source { items, order, load, stop: AtomicBool::new(false) }),
+            source: Arc::new(Source { items, order, earlier, load, stop: AtomicBool::new(false) }),
             plan,
             jobs: Some(jobs),
             issued: VecDeque::new(),
@@ -236,7 +249,7 @@ mod tests {
     #[test]
     fn a_panic_is_an_error_that_ends_the_iteration() {
         let mut loader =
-            start(20, 2, Box::new(|index, _| if index == 9 { panic!("as asked") } else { Ok(sample(index)) }));
+            start(20, 2, Box::new(|index, _, _| if index == 9 { panic!("as asked") } else { Ok(sample(index)) }));
         let results: Vec<_> = loader.by_ref().collect();
         assert_eq!(results.iter().map(Result::is_ok).collect::<Vec<_>>(), [true, true, false]);
         assert!(results[2].as_ref().unwrap_err().to_string().contains("9.png"));
@@ -247,7 +260,7 @@ mod tests {
     fn no_more_than_the_prefetch_is_decoded_ahead() {
         let decoded = Arc::new(AtomicUsize::new(0));
         let counter = decoded.clone();
-        let count = move |index, _: &Item| {
+        let count = move |index, _: u32, _: &Item| {
             counter.fetch_add(1, Ordering::SeqCst);
             Ok(sample(index))
         };
@@ -262,7 +275,7 @@ mod tests {
 
     #[test]
     fn order_holds_when_early_samples_are_slow() {
-        let slow_start = |index: u32, _: &Item| {
+        let slow_start = |index: u32, _: u32, _: &Item| {
             thread::sleep(std::time::Duration::from_millis(if index.is_multiple_of(4) { 8 } else { 0 }));
             Ok(sample(index))
         };

@@ -28,7 +28,7 @@ pub use decode::{decode, decode_bytes, save_png};
 pub use folders::{Found, Labelled, find_images, find_labelled};
 pub use image::RgbImage;
 pub use loader::Loader;
-pub use order::{batches, shuffled};
+pub use order::{batches, shuffled, weighted};
 pub use resize::{resize, short_side};
 pub use split::Holdout;
 pub use transforms::{Lighting, Prepared, Sample, Transforms, View};
@@ -257,7 +257,14 @@ impl ImageData {
         let items = self.items(split);
         let len = u32::try_from(items.len())
             .map_err(|_| Error::data(&self.root, format!("{} files are more than can be numbered", items.len())))?;
-        let order = if options.shuffle { shuffled(len, options.seed, options.epoch) } else { (0..len).collect() };
+        let (seed, epoch) = (options.seed, options.epoch);
+        let order = if options.weighted {
+            weighted(&items.iter().map(|item| item.label).collect::<Vec<_>>(), seed, epoch)
+        } else if options.shuffle {
+            shuffled(len, seed, epoch)
+        } else {
+            (0..len).collect()
+        };
         let options = LoaderOptions { strict: self.strict || options.strict, ..options.clone() };
         Loader::new(items.clone(), &self.transforms, order, self.batch_size, &options)
     }

@@ -1,8 +1,11 @@
 //! In which order samples are seen, and how they are cut into batches.
 
-use std::ops::Range;
+use std::{collections::HashMap, ops::Range};
 
-use rand::seq::SliceRandom;
+use rand::{
+    distr::{Distribution, weighted::WeightedIndex},
+    seq::SliceRandom,
+};
 
 use crate::random::Random;
 
@@ -30,6 +33,19 @@ pub fn shuffled(len: u32, seed: u64, epoch: u64) -> Vec<u32> {
     order
 }
 
+/// As many numbers of samples with `labels` as there are, drawn with replacement, each with a probability inverse to how
+/// often its label occurs, so that classes are met equally often. They depend on `seed` and `epoch` alone.
+pub fn weighted(labels: &[u32], seed: u64, epoch: u64) -> Vec<u32> {
+    let mut counts = HashMap::new();
+    labels.iter().for_each(|label| *counts.entry(label).or_insert(0u32) += 1);
+    // There are no weights of no samples.
+    let Ok(index) = WeightedIndex::new(labels.iter().map(|label| 1.0 / f64::from(counts[label]))) else {
+        return Vec::new();
+    };
+    let random = Random::stream(seed, "sample", &[epoch]);
+    index.sample_iter(random).take(labels.len()).map(|number| number as u32).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -54,5 +70,20 @@ mod tests {
         let mut sorted = first;
         sorted.sort_unstable();
         assert!(sorted.into_iter().eq(0..100));
+    }
+    #[test]
+    fn weighted_samples_are_of_every_class_alike() {
+        let labels: Vec<u32> = (0..1000).map(|at| if at < 900 { 7 } else { 2 }).collect();
+        let first = weighted(&labels, 1, 0);
+        assert_eq!((first.len(), &first), (1000, &weighted(&labels, 1, 0)));
+        assert!(first != weighted(&labels, 1, 1) && first != weighted(&labels, 2, 0));
+        let rare: Vec<u32> = first.iter().copied().filter(|number| *number >= 900).collect();
+        // A deviation of the binomial distribution is 16.
+        assert!((420..580).contains(&rare.len()), "{} of 1000", rare.len());
+        // Of the hundred, nearly all are met, and none much more often than five times on average.
+        let mut counts = [0; 100];
+        rare.iter().for_each(|number| counts[*number as usize - 900] += 1);
+        assert!(counts.iter().filter(|count| **count == 0).count() < 8 && counts.iter().all(|count| *count < 18));
+        assert!(weighted(&[], 1, 0).is_empty());
     }
 }

@@ -20,6 +20,7 @@ mod precompute;
 mod recipe;
 mod resume;
 mod run_folder;
+mod sampling;
 mod step;
 mod step_options;
 mod train;
@@ -38,6 +39,7 @@ pub use mixing::Mixing;
 pub use model_file::ModelFile;
 pub use recipe::{Parts, Recipe};
 pub use run_folder::RunFolder;
+pub use sampling::Sampling;
 pub use step::{Input, Labels, Step, Stepper};
 pub use step_options::StepOptions;
 pub use tta::{Tta, TtaEvaluation};
@@ -84,6 +86,7 @@ pub struct Learner {
     /// Hash of the backbone's values; `None` since they may have changed.
     backbone_key: Option<Key>,
     loss: CrossEntropy,
+    sampling: Sampling,
     history: Vec<EpochRecord>,
     steps: u64,
     stepper: Stepper,
@@ -125,6 +128,7 @@ impl Learner {
             cache: ActivationCache::default(),
             backbone_key: None,
             loss: CrossEntropy::default(),
+            sampling: Sampling::default(),
             history: Vec::new(),
             steps: 0,
             stepper: Stepper::new(true),

@@ -8,7 +8,7 @@ use std::{
 };
 
 use super::{
-    EpochRecord, Event, Fit, HeadSteps, Input, Labels, Learner, Step, StepOptions,
+    EpochRecord, Event, Fit, HeadSteps, Input, Labels, Learner, Sampling, Step, StepOptions,
     diverged::Place,
     ensemble::snapshot,
     feed::{Fed, Feed},
@@ -17,7 +17,7 @@ use super::{
 use crate::{
     Device, Error, Result, Tensor,
     cache::Activations,
-    data::{LoaderOptions, Split, batches, shuffled},
+    data::{LoaderOptions, Split, batches},
     nn::Pass,
     optim::{Optimizer, Point, Schedule},
 };
@@ -250,11 +250,13 @@ impl Learner {
     /// The batches of an epoch, whose number decides their order and views.
     pub(super) fn source(&mut self, epoch: u64) -> Result<Source> {
         if !self.uses_cache() {
-            let feed = self.feed(Split::Train, LoaderOptions::training(self.seed, epoch))?;
+            let weighted = self.sampling == Sampling::Weighted;
+            let options = LoaderOptions { weighted, ..LoaderOptions::training(self.seed, epoch) };
+            let feed = self.feed(Split::Train, options)?;
             return Ok(Source::Images(Box::new(feed)));
         }
         let activations = self.activations(Split::Train)?;
-        let order = shuffled(activations.rows() as u32, self.seed, epoch);
+        let order = self.order(activations.labels(), epoch);
         let batches: Vec<Vec<u32>> =
             batches(order.len(), self.data.batch_size).into_iter().map(|range| order[range].to_vec()).collect();
         Ok(Source::Cache { activations, batches: batches.into_iter() })
