@@ -23,6 +23,7 @@ mod run_folder;
 mod sampling;
 mod step;
 mod step_options;
+mod suggestion;
 mod train;
 mod tta;
 
@@ -41,7 +42,9 @@ pub use recipe::{Parts, Recipe};
 pub use run_folder::RunFolder;
 pub use sampling::Sampling;
 pub use step::{Input, Labels, Step, Stepper};
+pub use step::{Input, Step, Stepper};
 pub use step_options::StepOptions;
+pub use suggestion::Suggestion;
 pub use tta::{Tta, TtaEvaluation};
 
 use std::collections::HashSet;
