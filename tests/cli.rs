@@ -108,6 +108,16 @@ fn snapshots_are_kept_and_averaged() {
     assert!(found["loss"] != alone["loss"]);
     let text = unfreeze("evaluate {} --ensemble last:2", &[&run]).succeeded().out;
     assert!(text.starts_with("a snapshot alone: accuracy ") && text.contains("\nall 2 together:\naccuracy "), "{text}");
+    // What it predicts is the mean of what its members predict.
+    let valid = data.path().join("valid");
+    let probability = |model: &Path, flags: &str| -> Vec<f64> {
+        let ran = unfreeze(&format!("predict {{}} {{}} --json {flags}"), &[model, &valid]).succeeded();
+        ran.objects().iter().map(|object| object["probabilities"]["dog"].as_f64().unwrap()).collect()
+    };
+    let [a, b] = [1, 2].map(|n| probability(&run.join(format!("snapshot-{n}.safetensors")), ""));
+    let together = probability(&run, "--ensemble last:2");
+    assert!(together.len() == 6 && a != b);
+    assert!(together.iter().enumerate().all(|(n, mean)| (mean - (a[n] + b[n]) / 2.0).abs() < 1e-6));
     let few = unfreeze("evaluate {} --ensemble last:3", &[&run]);
     assert!(few.code == 2 && few.err.contains("there are 2 snapshots"), "{}", few.err);
 
@@ -149,6 +159,66 @@ fn predict_answers_alike_from_run_and_model_for_files_and_folders() {
     assert!(mixed.err.contains("notes.txt: could not be read (1 of 2 files"), "{}", mixed.err);
     let alone = unfreeze("predict {} {}", &[run, &text]);
     assert!(alone.code == 1 && alone.out.is_empty() && alone.err.contains("not an image"), "{}", alone.err);
+}
+
+/// The test images of the run's data by name, in a table and as objects; over views as `evaluate` averages them.
+#[test]
+fn predict_makes_a_table_of_a_part_of_the_data() {
+    let (data, run) = trained();
+    let work = tempfile::tempdir().unwrap();
+    let (set, out) = (work.path().join("set"), work.path().join("out.csv"));
+    fs::create_dir_all(set.join("test/more")).unwrap();
+    for (seed, name) in ["b.png", "a, 1.png", "more/c.png"].iter().enumerate() {
+        picture(20, seed % 2, 700 + seed as u64).save(set.join("test").join(name)).unwrap();
+    }
+    fs::write(set.join("test/notes.txt"), "no image").unwrap();
+    let arguments = "predict {} {} --split test --csv {} --json";
+    let ran = unfreeze(arguments, &[&run.join("model.safetensors"), &set, &out]).succeeded();
+    assert!(ran.err.contains("notes.txt") && ran.err.contains("out.csv: predictions for 3 images"), "{}", ran.err);
+    let mut table = csv::Reader::from_path(&out).unwrap();
+    assert_eq!(table.headers().unwrap(), ["file", "class", "probability", "cat", "dog"].as_slice());
+    let rows: Vec<(String, String, f64, f64, f64)> = table.deserialize().map(|row| row.unwrap()).collect();
+    let names: Vec<&str> = rows.iter().map(|row| row.0.as_str()).collect();
+    assert_eq!(names, ["test/a, 1.png", "test/b.png", "test/more/c.png"]);
+    let given = unfreeze("predict {} {} --json", &[run, &set.join("test")]).succeeded().objects();
+    for ((row, object), given) in rows.iter().zip(ran.objects()).zip(given) {
+        assert!(object["file"] == row.0.as_str() && object["class"] == row.1.as_str());
+        let found = [&object["probability"], &object["probabilities"]["cat"], &object["probabilities"]["dog"]];
+        let found = found.map(|value| value.as_f64().unwrap());
+        assert!(found.iter().zip([row.2, row.3, row.4]).all(|(a, b)| (a - b).abs() < 1e-7), "{object} {row:?}");
+        assert!(row.2 == row.3.max(row.4) && object["probabilities"] == given["probabilities"]);
+    }
+    // Without more it is silent; what the run held out is where its records say.
+    let ran = unfreeze("predict {} --split valid --csv {} --tta 2", &[run, &out]).succeeded();
+    assert!(ran.out.is_empty(), "{}", ran.out);
+    let [tta, clean] = ["--tta 2", ""].map(|flags| {
+        unfreeze(&format!("evaluate {{}} --json {flags}"), &[run]).succeeded().objects()[0]["loss"].as_f64().unwrap()
+    });
+    let rows = csv::Reader::from_path(&out).unwrap().into_deserialize().map(|row| row.unwrap()).collect::<Vec<_>>();
+    let loss = |(file, _, _, cat, dog): &(String, String, f64, f64, f64)| {
+        assert!(data.path().join(file).is_file());
+        -(if file.contains("/cat/") { cat } else { dog }).ln()
+    };
+    let loss = rows.iter().map(loss).sum::<f64>() / rows.len() as f64;
+    assert!(rows.len() == 6 && (loss - tta).abs() < 1e-5 && (tta - clean).abs() > 1e-5, "{loss} {tta} {clean}");
+
+    fs::remove_file(&out).unwrap();
+    let (model, folder) = (run.join("model.safetensors"), work.path().join("folder.csv"));
+    fs::create_dir(&folder).unwrap();
+    for (arguments, paths, code, cause) in [
+        ("predict {} --split test", vec![model.as_path()], 1, "give DATA too"),
+        ("predict {} {} {} --split test", vec![run, &set, &set], 2, "2 paths are given"),
+        ("predict {} {} --split valid", vec![run, &set], 1, "set: has no folder `valid` of validation images"),
+        ("predict {} {} --tta 2", vec![&model, &set], 1, "give its run folder"),
+        ("predict {} {} --csv {}", vec![run, &set, &work.path().join("out.txt")], 2, "should end in .csv"),
+        ("predict {} {} --csv {}", vec![run, &set, &work.path().join("no/out.csv")], 1, "no such folder"),
+        ("predict {} {} --csv {}", vec![run, &set, &folder], 1, "folder.csv: is a directory"),
+        ("predict {} {} --tta 2 --ensemble last:2", vec![run, &set], 2, "cannot be used with"),
+    ] {
+        let ran = unfreeze(arguments, &paths);
+        assert!(ran.code == code && ran.err.contains(cause) && ran.out.is_empty(), "{arguments}: {}", ran.err);
+    }
+    assert!(!out.exists());
 }
 
 #[test]

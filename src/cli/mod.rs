@@ -30,6 +30,7 @@ mod samples;
 mod step_flags;
 mod summary;
 mod train;
+mod trained;
 
 use std::{
     fmt,

@@ -314,10 +314,13 @@ pub fn check_output(flag: &str, path: &Path, extension: &str) -> Result<()> {
         let message = format!("'{}' should end in .{extension}, the format written", path.display());
         return Err(Error::setting(flag, message));
     }
-    match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() && !folder.is_dir() => {
-            Err(Error::io(folder, std::io::Error::new(std::io::ErrorKind::NotFound, "there is no such folder")))
-        }
-        _ => Ok(()),
+    if path.is_dir() {
+        return Err(Error::io(path, std::io::ErrorKind::IsADirectory.into()));
     }
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    if !folder.is_dir() {
+        return Err(Error::io(folder, std::io::Error::new(std::io::ErrorKind::NotFound, "there is no such folder")));
+    }
+    // A file without a name, which is gone at once.
+    tempfile::tempfile_in(folder).map(drop).map_err(|error| Error::io(path, error.kind().into()))
 }

@@ -204,16 +204,43 @@ pub fn find_labelled(path: impl AsRef<Path>, classes: &[String], split: Split) -
     if super::is_table(path) {
         return super::table::labelled(path, classes, split);
     }
-    let names: &[&str] = match split {
-        Split::Train => &["train"],
-        Split::Valid => &["valid", "val"],
-        Split::Test => &["test"],
-    };
-    let names = names.iter().filter(|name| !classes.iter().any(|class| class == *name));
+    let names = folder_names(split).iter().filter(|name| !classes.iter().any(|class| class == *name));
     let folder = names.map(|name| path.join(name)).find(|folder| folder.is_dir());
     let mut scan = Scan { classes: classes.to_vec(), ..Scan::default() };
     let items = scan.labelled(folder.as_deref().unwrap_or(path))?;
     Ok(Labelled { items, skipped: scan.skipped })
+}
+
+/// The images of `split` at `path`, whatever their classes: those of a `.csv` table with a column `split`, in its
+/// order, or those in `path/test/`, `path/valid/` and the like, subfolders included, sorted by name.
+///
+/// # Errors
+/// [`Error::Data`] if there are none; [`Error::Io`].
+pub fn find_split(path: impl AsRef<Path>, split: Split) -> Result<Found> {
+    let path = path.as_ref();
+    let found = match super::is_table(path) {
+        true => super::table::images(path, split)?,
+        false => {
+            let names = folder_names(split);
+            let Some(folder) = names.iter().map(|name| path.join(name)).find(|folder| folder.is_dir()) else {
+                return Err(Error::data(path, format!("has no folder `{}` of {split} images", names[0])));
+            };
+            find_images(folder)?
+        }
+    };
+    if found.images.is_empty() {
+        return Err(Error::data(path, format!("has no {split} images that can be read")));
+    }
+    Ok(found)
+}
+
+/// What the folder of a split may be called.
+fn folder_names(split: Split) -> &'static [&'static str] {
+    match split {
+        Split::Train => &["train"],
+        Split::Valid => &["valid", "val"],
+        Split::Test => &["test"],
+    }
 }
 
 /// The class folders of a split, by class name; files beside them are skipped.

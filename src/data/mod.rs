@@ -25,7 +25,7 @@ pub use augment::{Augment, Change};
 pub use batch::{Batch, LoaderOptions};
 pub use crop::Crop;
 pub use decode::{decode, decode_bytes, save_png};
-pub use folders::{Found, Labelled, find_images, find_labelled};
+pub use folders::{Found, Labelled, find_images, find_labelled, find_split};
 pub use image::RgbImage;
 pub use loader::Loader;
 pub use order::{batches, shuffled, weighted};
@@ -213,6 +213,11 @@ impl ImageData {
     /// The folder that it was made from.
     pub fn root(&self) -> &Path {
         &self.root
+    }
+
+    /// A file's name relative to the root, where it lies within.
+    pub fn relative(&self, file: &Path) -> String {
+        file.strip_prefix(&self.root).unwrap_or(file).to_string_lossy().into_owned()
     }
 
     /// Whether an image that cannot be decoded is an error.

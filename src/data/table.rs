@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
 use super::decode::check_start;
-use super::folders::{Labelled, Scan};
+use super::folders::{Found, Labelled, Scan};
 use super::split::{Holdout, describe_leak, hold_out};
 use super::{Item, Skipped, Split};
 use crate::{Error, Result};
@@ -112,6 +112,18 @@ pub(super) fn labelled(path: &Path, classes: &[String], split: Split) -> Result<
     Ok(found)
 }
 
+/// The images of `split` in the table at `path`, in its order.
+pub(super) fn images(path: &Path, split: Split) -> Result<Found> {
+    let mut found = Found::default();
+    for row in rows(path)?.into_iter().filter(|row| row.split == Some(split)) {
+        match check_start(&row.path) {
+            Ok(()) => found.images.push(row.path),
+            Err(reason) => found.skipped.push(Skipped { path: row.path, reason }),
+        }
+    }
+    Ok(found)
+}
+
 fn rows(path: &Path) -> Result<Vec<Row>> {
     let fail = |message: String| Error::data(path, message);
     let broken = |error: csv::Error| match error.into_kind() {
@@ -196,6 +208,9 @@ mod tests {
         assert_eq!(scan.test, [item("c.png", 0)]);
         assert!(!scan.test_labelled);
         assert!(scan.skipped.len() == 1 && scan.skipped[0].path.ends_with("x.png"));
+        let found = images(&path, Split::Train).unwrap();
+        assert_eq!(found.images, ["a.png", "b b.png"].map(|name| folder.path().join(name)), "in the table's order");
+        assert!(found.skipped.len() == 1 && images(&path, Split::Test).unwrap().images.len() == 1);
         assert!(
             read(&path, Some(Holdout { fraction: 0.5, seed: 0 }))
                 .unwrap_err()

@@ -44,6 +44,13 @@ pub struct Prediction {
 }
 
 impl Prediction {
+    /// That of probabilities, one for each of `classes`; of equal ones the first decides.
+    pub fn new(classes: &[String], probabilities: Vec<f32>) -> Self {
+        let best = best(&probabilities);
+        let class = classes.get(best).cloned().unwrap_or_default();
+        Self { class, probability: probabilities.get(best).copied().unwrap_or_default(), probabilities }
+    }
+
     /// Positions of the `k` most probable classes, the most probable first.
     pub fn top(&self, k: usize) -> Vec<usize> {
         let mut order: Vec<usize> = (0..self.probabilities.len()).collect();
@@ -138,10 +145,7 @@ impl Classifier {
         let images = batch.upload(&self.transforms, &self.device, self.model.precision())?;
         let logits = self.model.logits(&images)?;
         let probabilities = softmax(&logits)?.to_vec::<f32>()?;
-        let prediction = |row: &[f32]| {
-            let best = best(row);
-            Prediction { class: self.classes[best].clone(), probability: row[best], probabilities: row.to_vec() }
-        };
+        let prediction = |row: &[f32]| Prediction::new(&self.classes, row.to_vec());
         Ok(probabilities.chunks_exact(self.classes.len()).map(prediction).collect())
     }
 }

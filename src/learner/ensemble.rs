@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{Classifier, Evaluation, Mean, Prediction, evaluation::best};
+use super::{Classifier, Evaluation, Mean, Prediction};
 use crate::{
     Device, Error, Precision, Result,
     data::{Loader, RgbImage, Skipped, Transforms},
@@ -44,8 +44,8 @@ impl Ensemble {
     /// The networks of these model files.
     ///
     /// # Errors
-    /// Those of [`Classifier::load`]; [`Error::Setting`] if there is none, [`Error::Data`] naming a file whose classes are not
-    /// those of the first.
+    /// Those of [`Classifier::load`]; [`Error::Setting`] if there is none, [`Error::Data`] naming a file whose classes
+    /// are not those of the first.
     pub fn load(files: &[impl AsRef<Path>], device: &Device) -> Result<Self> {
         let mut members: Vec<Classifier> = Vec::with_capacity(files.len());
         for file in files {
@@ -105,13 +105,11 @@ impl Ensemble {
             probabilities.resize(found.len(), 0.0);
             probabilities.iter_mut().zip(found).for_each(|(sum, p)| *sum += p / self.members.len() as f32);
         }
-        let best = best(&probabilities);
-        let class = self.members[0].classes()[best].clone();
-        Ok(Prediction { class, probability: probabilities[best], probabilities })
+        Ok(Prediction::new(self.members[0].classes(), probabilities))
     }
 
-    /// Measures it on the images that `loader` makes for the transforms of each member; `failed` is told once of those that
-    /// cannot be decoded.
+    /// Measures it on the images that `loader` makes for the transforms of each member; `failed` is told once of those
+    /// that cannot be decoded.
     ///
     /// # Errors
     /// As of [`Classifier::evaluate`]; [`Error::Shape`] if the loaders are of different samples.

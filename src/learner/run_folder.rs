@@ -26,8 +26,9 @@ const LOCK: &str = ".lock";
 const SNAPSHOT: &str = "snapshot";
 
 /// A run's folder: `config.toml`, `history.jsonl` (a line per epoch), `steps.jsonl` (a line per step),
-/// `predictions.jsonl` (a line per validation image), `model.safetensors`, `snapshot-N.safetensors` and `checkpoint/`. It is locked while this
-/// value lives, so that no two runs write to it; the lock ends with the process, however that ends.
+/// `predictions.jsonl` (a line per validation image), `model.safetensors`, `snapshot-N.safetensors` and `checkpoint/`.
+/// It is locked while this value lives, so that no two runs write to it; the lock ends with the process, however that
+/// ends.
 #[derive(Debug)]
 pub struct RunFolder {
     path: PathBuf,
@@ -178,14 +179,13 @@ impl RunFolder {
             Some(evaluation) => evaluation.clone(),
             None => learner.evaluate(Split::Valid)?,
         };
-        let (items, root) = (learner.data().items(Split::Valid), learner.data().root());
-        let classes = learner.data().classes().len();
+        let (data, items) = (learner.data(), learner.data().items(Split::Valid));
+        let classes = data.classes().len();
         write_atomically(&self.file(PREDICTIONS), |file| {
             let rows = valid.probabilities.chunks_exact(classes.max(1));
             for ((index, label), probabilities) in valid.indices.iter().zip(&valid.labels).zip(rows) {
-                let path = &items[*index as usize].path;
                 let record = PredictionRecord {
-                    file: path.strip_prefix(root).unwrap_or(path).to_string_lossy().into_owned(),
+                    file: data.relative(&items[*index as usize].path),
                     label: *label,
                     probabilities: probabilities.to_vec(),
                 };

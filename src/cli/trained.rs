@@ -1,0 +1,224 @@
+//! A trained model as `evaluate` and `predict` ask it: alone, over augmented views, or with the snapshots before it.
+
+use std::{
+    ops::Range,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use clap::{Args, ValueEnum};
+use unfreeze::{
+    Device, Error, Result,
+    data::{Item, Loader, LoaderOptions, Skipped, Split, Transforms},
+    learner::{Classifier, Ensemble, EnsembleEvaluation, Evaluation, PredictionRecord, RunFolder, Tta, TtaEvaluation},
+    report::Records,
+};
+
+use super::{
+    options::{Arithmetic, Compute, Mode, count, model_file, open_data},
+    run::Config,
+};
+
+const NO_DATA: &str = "which does not say where its images are; give DATA too";
+
+/// The model, and how it is asked.
+#[derive(Args)]
+pub struct Trained {
+    /// Run folder, or model file
+    model: PathBuf,
+    /// Average over N views beside the clean one, augmented as the run's training was (test-time augmentation)
+    #[arg(long, value_name = "N", value_parser = count)]
+    tta: Option<usize>,
+    /// Average over the last snapshots of a run trained with --snapshots, such as last:3
+    #[arg(long, value_name = "last:N", value_parser = last, conflicts_with = "tta")]
+    ensemble: Option<usize>,
+    /// Images per batch
+    #[arg(long, default_value_t = 16, value_name = "N", value_parser = count)]
+    batch_size: usize,
+    #[command(flatten)]
+    compute: Compute,
+    #[command(flatten)]
+    arithmetic: Arithmetic,
+}
+
+fn last(text: &str) -> Result<usize, String> {
+    match text.strip_prefix("last:").and_then(|count| count.parse().ok()) {
+        Some(count) if count > 0 => Ok(count),
+        _ => Err("give for example last:3, the number of snapshots".into()),
+    }
+}
+
+/// A part of a data set.
+#[derive(Clone, Copy, ValueEnum)]
+pub enum Part {
+    Train,
+    Valid,
+    Test,
+}
+
+impl From<Part> for Split {
+    fn from(part: Part) -> Self {
+        match part {
+            Part::Train => Split::Train,
+            Part::Valid => Split::Valid,
+            Part::Test => Split::Test,
+        }
+    }
+}
+
+/// Images of the run's data.
+pub struct RunImages {
+    /// What their names are relative to.
+    pub root: PathBuf,
+    pub items: Vec<Item>,
+    /// Whether their classes are known.
+    pub labelled: bool,
+}
+
+/// A model in memory.
+pub struct Opened<'a> {
+    asked: &'a Trained,
+    networks: Networks,
+}
+
+enum Networks {
+    One {
+        classifier: Box<Classifier>,
+        /// How many augmented views there are to be, and how they are made.
+        views: Option<(usize, Transforms)>,
+    },
+    Several(Ensemble),
+}
+
+/// What a model says of images.
+pub struct Judged {
+    pub evaluation: Evaluation,
+    pub beside: Beside,
+}
+
+/// What an evaluation of several is made of.
+pub enum Beside {
+    Nothing,
+    /// The clean views alone, and how many more there are.
+    Clean(Evaluation, usize),
+    /// Each network.
+    Members(Vec<Evaluation>),
+}
+
+impl Trained {
+    /// Reads the model, and checks that it can be asked so.
+    pub fn open(&self) -> Result<Opened<'_>> {
+        let networks = match self.ensemble {
+            Some(count) => {
+                let prefix = RunFolder::snapshots_of(self.run("and snapshots are in a run folder; give that")?);
+                let ensemble = Ensemble::last(prefix, count, &self.compute.open()?)?;
+                Networks::Several(ensemble.precision(self.arithmetic.dtype)?)
+            }
+            None => {
+                let classifier = Classifier::load(model_file(&self.model), self.compute.open()?)?;
+                let classifier = classifier.precision(self.arithmetic.dtype)?;
+                let views = self.tta.map(|count| Ok::<_, Error>((count, self.augmented(&classifier)?))).transpose()?;
+                Networks::One { classifier: Box::new(classifier), views }
+            }
+        };
+        Ok(Opened { asked: self, networks })
+    }
+
+    /// The run folder; if a model file is given instead, `reason` says why that does not do.
+    fn run(&self, reason: &str) -> Result<&Path> {
+        match self.model.is_dir() {
+            true => Ok(&self.model),
+            false => Err(Error::data(&self.model, format!("is a model file, {reason}"))),
+        }
+    }
+
+    fn config(&self, reason: &str) -> Result<Config> {
+        RunFolder::config(self.run(reason)?)
+    }
+
+    /// The transforms of the run's training, at the model's size.
+    fn augmented(&self, classifier: &Classifier) -> Result<Transforms> {
+        let reason = "which does not say how its training augmented images; give its run folder";
+        let mut transforms = self.config(reason)?.transforms;
+        if transforms == transforms.evaluation() {
+            let message = "the run's training was not augmented, so that every view is the clean one";
+            return Err(Error::setting("--tta", message));
+        }
+        transforms.size = classifier.transforms().size;
+        Ok(transforms)
+    }
+
+    /// Where the run's images are.
+    pub fn data(&self) -> Result<PathBuf> {
+        Ok(self.config(NO_DATA)?.data)
+    }
+
+    /// The images of a part of the run's data.
+    pub fn images(&self, split: Split, classes: &[String]) -> Result<RunImages> {
+        let config = self.config(NO_DATA)?;
+        let records = Records::read(&self.model)?;
+        if split == Split::Valid && !records.predictions.is_empty() {
+            // Those of the run, even if the folder has changed and would be split otherwise now.
+            let root = root(&config.data);
+            let item = |record: PredictionRecord| Item { path: root.join(record.file), label: record.label };
+            let items = records.predictions.into_iter().map(item).collect();
+            return Ok(RunImages { root, items, labelled: true });
+        }
+        let data = open_data(&config.data, config.valid_fraction, config.strict, config.seed, Mode::default())?;
+        if data.classes() != classes {
+            let message = format!("its classes {:?} are not the model's {classes:?}", data.classes());
+            return Err(Error::data(data.root(), message));
+        }
+        let (root, items) = (data.root().to_owned(), data.items(split).to_vec());
+        Ok(RunImages { root, items, labelled: data.is_labelled(split) })
+    }
+}
+
+/// The folder that the names of a data set's images are relative to.
+pub fn root(data: &Path) -> PathBuf {
+    if data.is_file() { data.parent().unwrap_or(Path::new("")).to_owned() } else { data.to_owned() }
+}
+
+impl Opened<'_> {
+    /// Names of the classes.
+    pub fn classes(&self) -> &[String] {
+        self.first().classes()
+    }
+
+    fn first(&self) -> &Classifier {
+        match &self.networks {
+            Networks::One { classifier, .. } => classifier,
+            Networks::Several(ensemble) => &ensemble.members()[0],
+        }
+    }
+
+    fn device(&self) -> &Device {
+        self.first().device()
+    }
+
+    /// What it says of the images of `items` in `range`. What is random about a view depends on an image's place among
+    /// all. `failed` is told once of each that cannot be decoded.
+    pub fn judge(&self, items: &Arc<[Item]>, range: Range<usize>, failed: impl FnMut(&Skipped)) -> Result<Judged> {
+        let Trained { batch_size, compute, .. } = self.asked;
+        let loader = |transforms: &Transforms, options: LoaderOptions| {
+            let order = range.clone().map(|at| at as u32).collect();
+            Loader::new(items.clone(), transforms, order, *batch_size, &options.on(self.device()))
+        };
+        let clean = |transforms: &Transforms| loader(transforms, LoaderOptions::evaluation());
+        let (classifier, views) = match &self.networks {
+            Networks::One { classifier, views } => (classifier, views),
+            Networks::Several(ensemble) => {
+                let EnsembleEvaluation { members, averaged } = ensemble.evaluate(clean, failed)?;
+                return Ok(Judged { evaluation: averaged, beside: Beside::Members(members) });
+            }
+        };
+        let clean = classifier.evaluate(clean(classifier.transforms())?, failed)?;
+        let Some((count, transforms)) = views else {
+            return Ok(Judged { evaluation: clean, beside: Beside::Nothing });
+        };
+        let view = |number| classifier.evaluate(loader(transforms, Tta::loader_options(compute.seed, number))?, |_| ());
+        let views = (0..*count).map(view).collect::<Result<Vec<Evaluation>>>()?;
+        let TtaEvaluation { clean, averaged } = Tta::views(*count).average(clean, &views)?;
+        Ok(Judged { evaluation: averaged, beside: Beside::Clean(clean, *count) })
+    }
+}

@@ -1,0 +1,116 @@
+//! Predictions of many files, and the table of them.
+
+use std::{io, path::Path};
+
+use super::{Learner, Prediction};
+use crate::{Error, Result, data::Split, files::write_atomically};
+
+/// What is predicted of files, in their order.
+///
+/// ```no_run
+/// # use unfreeze::{data::Split, learner::Learner};
+/// # fn with(learner: &mut Learner) -> unfreeze::Result<()> {
+/// learner.predict(Split::Test)?.write_csv("submission.csv")?;
+/// # Ok(()) }
+/// ```
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Predictions {
+    classes: Vec<String>,
+    rows: Vec<(String, Prediction)>,
+}
+
+impl Predictions {
+    /// None so far, for these classes.
+    pub fn new(classes: &[String]) -> Self {
+        Self { classes: classes.to_vec(), rows: Vec::new() }
+    }
+
+    /// Adds what is predicted of a file.
+    pub fn push(&mut self, file: impl Into<String>, prediction: Prediction) {
+        self.rows.push((file.into(), prediction));
+    }
+
+    /// Names of the classes.
+    pub fn classes(&self) -> &[String] {
+        &self.classes
+    }
+
+    /// Files and what is predicted of them.
+    pub fn rows(&self) -> &[(String, Prediction)] {
+        &self.rows
+    }
+
+    /// Number of files.
+    pub fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
+
+    /// Writes a table, whole or not at all: a first line `file,class,probability` with the names of all classes behind,
+    /// then a line per file, with the probability of each class.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if it cannot be written.
+    pub fn write_csv(&self, path: impl AsRef<Path>) -> Result<()> {
+        write_atomically(path.as_ref(), |file| {
+            // The first line is written here, not made from the names of fields.
+            let mut table = csv::WriterBuilder::new().has_headers(false).from_writer(file);
+            let heads = ["file", "class", "probability"].into_iter().chain(self.classes.iter().map(String::as_str));
+            table.write_record(heads).map_err(io::Error::from)?;
+            for (file, Prediction { class, probability, probabilities }) in &self.rows {
+                table.serialize((file, class, probability, probabilities)).map_err(io::Error::from)?;
+            }
+            table.flush()
+        })
+    }
+}
+
+impl Learner {
+    /// Predicts the images of a split, whether their classes are known or not, from cached activations where precompute
+    /// allows. Files are named relative to the data set; those that cannot be decoded are left out.
+    ///
+    /// # Errors
+    /// As of [`Learner::evaluate`]; [`Error::Data`] if the split has no images.
+    pub fn predict(&mut self, split: Split) -> Result<Predictions> {
+        if self.samples(split) == 0 {
+            return Err(Error::data(self.data.root(), format!("has no {split} images")));
+        }
+        let found = self.evaluate(split)?;
+        let (items, classes) = (self.data.items(split), self.data.classes());
+        let mut predictions = Predictions::new(classes);
+        for (index, row) in found.indices.iter().zip(found.probabilities.chunks_exact(classes.len().max(1))) {
+            let file = self.data.relative(&items[*index as usize].path);
+            predictions.push(file, Prediction::new(classes, row.to_vec()));
+        }
+        Ok(predictions)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_table_reads_back_as_it_was() -> Result<()> {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("out.csv");
+        let classes = ["a, or \"b\"", "c"].map(String::from);
+        let mut predictions = Predictions::new(&classes);
+        for (file, p) in [("x/1.png", 0.1f32), ("y,\n2.png", 1e-20), ("z.png", 0.5)] {
+            predictions.push(file, Prediction::new(&classes, vec![p, 1.0 - p]));
+        }
+        predictions.write_csv(&path)?;
+        let mut table = csv::Reader::from_path(&path).expect("a table");
+        assert_eq!(table.headers().expect("heads"), ["file", "class", "probability", "a, or \"b\"", "c"].as_slice());
+        let rows: Vec<(String, String, f32, f32, f32)> = table.deserialize().map(|row| row.expect("a row")).collect();
+        assert_eq!(rows[0], ("x/1.png".into(), "c".into(), 0.9, 0.1, 0.9));
+        assert_eq!(rows[1], ("y,\n2.png".into(), "c".into(), 1.0, 1e-20, 1.0));
+        assert_eq!((rows[2].1.as_str(), rows.len()), (classes[0].as_str(), 3), "of equals the first");
+        assert!(predictions.write_csv(folder.path().join("no/out.csv")).is_err());
+        Ok(())
+    }
+}
