@@ -48,7 +48,8 @@ fn checkpoint(folder: &Path) -> PathBuf {
 fn train_writes_a_run_and_prints_an_object_per_epoch() {
     let data = cats_and_dogs();
     let run = data.path().join("runs/full");
-    let ran = unfreeze(&format!("{TRAIN} --cycles 1 --lr 1e-3 --json"), &[data.path(), &run]).succeeded();
+    let train = format!("{TRAIN} --cycles 1 --lr 1e-3 --json --metrics f0.5,auc");
+    let ran = unfreeze(&train, &[data.path(), &run]).succeeded();
     let printed: Vec<EpochRecord> = ran.objects().into_iter().map(|o| serde_json::from_value(o).unwrap()).collect();
     let phases: Vec<_> = printed.iter().map(|record| (record.phase.as_str(), record.epoch, record.cached)).collect();
     assert_eq!(phases, [("head", 0, true), ("finetune", 0, false)]);
@@ -61,12 +62,24 @@ fn train_writes_a_run_and_prints_an_object_per_epoch() {
     let again = unfreeze("evaluate {} --json", &[&run]).succeeded().objects().remove(0);
     assert!((again["loss"].as_f64().unwrap() - f64::from(printed[1].valid_loss)).abs() < 1e-5, "{again}");
     assert_eq!(again["accuracy"].as_f64().map(|a| a as f32), Some(printed[1].accuracy()));
+    let names_of = |metrics: &Value| metrics.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
+    assert_eq!(names_of(&again["metrics"]), ["auc", "f1", "precision", "recall"]);
+    let asked = unfreeze("evaluate {} --metrics f0.5,log_loss,auc --top-k 1 --json", &[&run]).succeeded().objects();
+    assert_eq!(names_of(&asked[0]["metrics"]), ["auc", "f0.5", "log_loss", "top1"]);
+    assert_eq!(printed[1].metrics.keys().collect::<Vec<_>>(), ["accuracy", "auc", "f0.5"]);
+    for name in ["auc", "f0.5"] {
+        let found = asked[0]["metrics"][name].as_f64().unwrap();
+        assert!((found - f64::from(printed[1].metrics[name])).abs() < 1e-6, "{name}: {found} {printed:?}");
+    }
+    let single = |value: &Value| value.as_f64().map(|value| value as f32);
+    assert_eq!(single(&asked[0]["metrics"]["top1"]), single(&again["accuracy"]));
+    assert_eq!(again["metrics"]["auc"], again["classes"][0]["auc"]);
     let whole = unfreeze("evaluate {} {} --json", &[&run, &data.path().join("train")]).succeeded().objects().remove(0);
     assert_eq!(whole["images"], 10);
     // Those of the run, though the folder has changed.
     picture(20, 0, 900).save(data.path().join("valid/cat/new.png")).unwrap();
     let table = unfreeze("evaluate {}", &[&run]).succeeded().out;
-    assert!(table.contains("of 6 images") && table.contains("precision"), "{table}");
+    assert!(table.contains("of 6 images") && table.contains("\nprecision ") && table.contains(", auc "), "{table}");
     let csv = data.path().join("labels.csv");
     fs::write(&csv, "path,label\nvalid/cat/new.png,cat\nvalid/dog/0.png,dog\n").unwrap();
     let table = unfreeze("evaluate {} {}", &[&run.join("model.safetensors"), &csv]).succeeded().out;
@@ -81,10 +94,12 @@ fn train_writes_a_run_and_prints_an_object_per_epoch() {
     assert_eq!(config["arch"].as_str(), Some("resnet20"));
     assert!(ran.err.contains("10 training and 6 validation images in 2 classes"), "{}", ran.err);
 
-    let table = unfreeze(&format!("{TRAIN} --recipe head"), &[data.path(), &data.path().join("head")]).succeeded();
+    let train = format!("{TRAIN} --recipe head --metrics recall,precision-micro");
+    let table = unfreeze(&train, &[data.path(), &data.path().join("head")]).succeeded();
     let lines: Vec<_> = table.out.lines().collect();
     assert!(lines.len() == 3 && lines[0] == "head, on cached activations", "{}", table.out);
-    assert!(lines[1].starts_with("epoch      trn_loss   val_loss   accuracy"), "{}", table.out);
+    let heads = "epoch      trn_loss   val_loss   accuracy   precision-micro   recall     ";
+    assert!(lines[1].starts_with(heads) && lines[2].split_whitespace().count() == 9, "{}", table.out);
     let quiet = format!("{TRAIN} --recipe head --quiet");
     let quiet = unfreeze(&quiet, &[data.path(), &data.path().join("quiet")]).succeeded();
     assert_eq!((quiet.out.as_str(), quiet.err.as_str()), ("", ""));
@@ -349,6 +364,8 @@ fn mistakes_in_training_are_named_and_leave_nothing() {
         (right, format!("{random} --recipe head --freeze-to 99"), 2, "--freeze-to: group 99 does not exist"),
         (right, format!("{random} --lr -1"), 2, "--lr: -1 is not a rate"),
         (right, format!("{random} --linear-head --hidden 64"), 2, "cannot be used with"),
+        (right, format!("{random} --metrics f1,top2"), 2, "--metrics: top2 of 2 classes says nothing"),
+        (right, format!("{random} --metrics speed"), 2, "'speed' is unknown; there are accuracy, topK"),
     ] {
         let run = at("run");
         let ran = unfreeze(&format!("train {{}} --out {{}} {flags}"), &[data, &run]);
@@ -401,6 +418,7 @@ fn mistakes_elsewhere_are_named() {
         ("evaluate {} --ensemble last:2", vec![&weights], 1, "snapshots are in a run folder"),
         ("evaluate {} {} --tta 2", vec![&run.join("model.safetensors"), data.path()], 1, "give its run folder"),
         ("evaluate {} --tta 0", vec![run], 2, "--tta"),
+        ("evaluate {} --top-k 2", vec![run], 2, "--top-k: of 2 classes says nothing"),
         ("summary --arch resnet20 --size 0", vec![], 2, "--size"),
         ("summary --arch resnet20 --size 9999999999", vec![], 2, "from 1 to 8192"),
         ("summary --arch resnet20 --classes 99999999999999", vec![], 2, "from 1 to 65536"),

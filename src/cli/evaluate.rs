@@ -3,16 +3,15 @@
 use std::{path::PathBuf, sync::Arc};
 
 use clap::Args;
-use serde_json::json;
+use serde_json::{Map, Value, json};
 use unfreeze::{
     Error, Result,
     data::{Item, Split, find_labelled},
-    learner::{Evaluation, PredictionRecord},
-    report::Confusion,
+    learner::{Confusion, Evaluation, Metric},
 };
 
 use super::{
-    options::report_skipped,
+    options::{count, report_skipped},
     trained::{Beside, Judged, Part, Trained},
 };
 
@@ -30,9 +29,17 @@ pub struct Evaluate {
     /// Which part, where there are several
     #[arg(long, value_enum, default_value_t = Part::Valid)]
     split: Part,
-    /// Print one JSON object: images, loss, accuracy, with --tta clean (loss and accuracy without), with --ensemble
-    /// members (loss and accuracy of each), classes (class, images, precision, recall, f1; null where there is nothing
-    /// to divide), confusion (a row per true class, a column per predicted one)
+    /// Share of images whose class is among their K most probable ones
+    #[arg(long, value_name = "K", value_parser = count)]
+    top_k: Option<usize>,
+    /// What to measure beside loss and accuracy: topK, precision, recall, fBETA (means over classes; precision-micro
+    /// and so on: over all images), auc (of each class against the rest), log_loss (of the probabilities)
+    #[arg(long, value_delimiter = ',', default_value = "precision,recall,f1,auc", value_name = "NAME,NAME")]
+    metrics: Vec<Metric>,
+    /// Print one JSON object: images, loss, accuracy, metrics (by name; null where not defined), with --tta clean (loss
+    /// and accuracy without), with --ensemble members (loss and accuracy of each), classes (class, images, precision,
+    /// recall, f1, auc; null where there is nothing to divide), confusion (a row per true class, a column per predicted
+    /// one)
     #[arg(long)]
     json: bool,
 }
@@ -40,10 +47,10 @@ pub struct Evaluate {
 impl Evaluate {
     pub fn run(self) -> Result<()> {
         let opened = self.trained.open()?;
+        let metrics = self.metrics(opened.classes().len())?;
         let items: Arc<[Item]> = self.items(opened.classes())?.into();
-        let Judged { evaluation, beside } =
-            opened.judge(&items, 0..items.len(), |failed| errln!("skipped {failed}"))?;
-        self.print(&evaluation, beside, opened.classes());
+        let judged = opened.judge(&items, 0..items.len(), |failed| errln!("skipped {failed}"))?;
+        self.print(&judged, &metrics, opened.classes());
         Ok(())
     }
 
@@ -62,36 +69,27 @@ impl Evaluate {
         Ok(found.items)
     }
 
+    /// The metrics asked for.
+    fn metrics(&self, classes: usize) -> Result<Vec<Metric>> {
+        let top_k = self.top_k.map(Metric::TopK);
+        if let Some(metric) = top_k
+            && metric.check(classes).is_err()
+        {
+            let message = format!("of {classes} classes says nothing; give 1 to {}", classes.max(2) - 1);
+            return Err(Error::setting("--top-k", message));
+        }
+        self.metrics.iter().try_for_each(|metric| metric.check(classes))?;
+        Ok(self.metrics.iter().copied().chain(top_k).collect())
+    }
+
     /// Prints an evaluation, and what it is made of.
-    fn print(&self, evaluation: &Evaluation, beside: Beside, classes: &[String]) {
-        let rows = evaluation.probabilities.chunks_exact(classes.len()).zip(&evaluation.labels);
-        let records: Vec<PredictionRecord> = rows
-            .map(|(row, label)| PredictionRecord { file: String::new(), label: *label, probabilities: row.to_vec() })
-            .collect();
-        let confusion = Confusion::new(classes.len(), &records);
+    fn print(&self, judged: &Judged, metrics: &[Metric], classes: &[String]) {
+        let Judged { evaluation, beside } = judged;
+        let confusion = evaluation.confusion();
+        let measured: Vec<_> = metrics.iter().map(|metric| (metric.to_string(), evaluation.metric(*metric))).collect();
         let (loss, accuracy) = (evaluation.loss, evaluation.accuracy);
         if self.json {
-            let rows: Vec<_> = classes
-                .iter()
-                .enumerate()
-                .map(|(class, name)| {
-                    let of = confusion.metrics(class);
-                    let (images, precision, recall, f1) = (of.support, of.precision, of.recall, of.f1);
-                    json!({ "class": name, "images": images, "precision": precision, "recall": recall, "f1": f1 })
-                })
-                .collect();
-            let counts = |label| (0..classes.len()).map(|predicted| confusion.count(label, predicted)).collect();
-            let matrix: Vec<Vec<usize>> = (0..classes.len()).map(counts).collect();
-            let images = confusion.samples();
-            let mut all =
-                json!({ "images": images, "loss": loss, "accuracy": accuracy, "classes": rows, "confusion": matrix });
-            let scores = |of: &Evaluation| json!({ "loss": of.loss, "accuracy": of.accuracy });
-            match beside {
-                Beside::Nothing => {}
-                Beside::Clean(clean, _) => all["clean"] = scores(&clean),
-                Beside::Members(members) => all["members"] = members.iter().map(scores).collect(),
-            }
-            return outln!("{all}");
+            return outln!("{}", object(judged, &confusion, measured, classes));
         }
         match beside {
             Beside::Nothing => {}
@@ -99,24 +97,58 @@ impl Evaluate {
                 outln!("clean views alone: accuracy {:.4}, loss {:.4}; with {views} more:", clean.accuracy, clean.loss);
             }
             Beside::Members(members) => {
-                for Evaluation { accuracy, loss, .. } in &members {
+                for Evaluation { accuracy, loss, .. } in members {
                     outln!("a snapshot alone: accuracy {accuracy:.4}, loss {loss:.4}");
                 }
                 outln!("all {} together:", members.len());
             }
         }
         outln!("accuracy {accuracy:.4} ({} of {} images), loss {loss:.4}", confusion.correct(), confusion.samples());
-        let width = classes.iter().map(|class| class.chars().count()).max().unwrap_or(0).max(5);
-        outln!("\n{:<width$} {:>7} {:>9} {:>7} {:>7}", "class", "images", "precision", "recall", "f1");
         let show = |value: Option<f64>| value.map_or("-".to_string(), |value| format!("{value:.4}"));
-        for (class, name) in classes.iter().enumerate() {
-            let of = confusion.metrics(class);
-            let (precision, recall, f1) = (show(of.precision), show(of.recall), show(of.f1));
-            outln!("{name:<width$} {:>7} {precision:>9} {recall:>7} {f1:>7}", of.support);
+        let measured: Vec<String> =
+            measured.into_iter().map(|(name, value)| format!("{name} {}", show(value))).collect();
+        if !measured.is_empty() {
+            outln!("{}", measured.join(", "));
         }
-        for (number, (label, predicted, count)) in confusion.most_confused().into_iter().take(10).enumerate() {
+        let width = classes.iter().map(|class| class.chars().count()).max().unwrap_or(0).max(5);
+        outln!("\n{:<width$} {:>7} {:>9} {:>7} {:>7} {:>7}", "class", "images", "precision", "recall", "f1", "auc");
+        for (class, name) in classes.iter().enumerate() {
+            let counts = confusion.class(class);
+            let numbers = [counts.precision(), counts.recall(), counts.f_beta(1.0), evaluation.auc(class)];
+            let [precision, recall, f1, auc] = numbers.map(show);
+            outln!("{name:<width$} {:>7} {precision:>9} {recall:>7} {f1:>7} {auc:>7}", counts.support);
+        }
+        for (number, (label, predicted, count)) in confusion.most_confused(1).into_iter().take(10).enumerate() {
             let lead = if number == 0 { "\nmost confused:\n" } else { "" };
             outln!("{lead}  {} taken for {}: {count}", classes[label], classes[predicted]);
         }
     }
+}
+
+/// What is printed as JSON.
+fn object(judged: &Judged, confusion: &Confusion, measured: Vec<(String, Option<f64>)>, classes: &[String]) -> Value {
+    let Judged { evaluation, beside } = judged;
+    let row = |(class, name): (usize, &String)| {
+        let counts = confusion.class(class);
+        let (precision, recall, f1) = (counts.precision(), counts.recall(), counts.f_beta(1.0));
+        json!({
+            "class": name, "images": counts.support, "precision": precision, "recall": recall, "f1": f1,
+            "auc": evaluation.auc(class),
+        })
+    };
+    let rows: Vec<Value> = classes.iter().enumerate().map(row).collect();
+    let counts = |label| (0..classes.len()).map(|predicted| confusion.count(label, predicted)).collect();
+    let matrix: Vec<Vec<usize>> = (0..classes.len()).map(counts).collect();
+    let scores = |of: &Evaluation| json!({ "loss": of.loss, "accuracy": of.accuracy });
+    let mut all = scores(evaluation);
+    all["images"] = json!(confusion.samples());
+    all["metrics"] = measured.into_iter().map(|(name, value)| (name, json!(value))).collect::<Map<_, _>>().into();
+    all["classes"] = rows.into();
+    all["confusion"] = json!(matrix);
+    match beside {
+        Beside::Nothing => {}
+        Beside::Clean(clean, _) => all["clean"] = scores(clean),
+        Beside::Members(members) => all["members"] = members.iter().map(scores).collect(),
+    }
+    all
 }

@@ -130,6 +130,7 @@ fn in_flags(error: &Error) -> String {
         "max_zoom",
         "mixup",
         "optimizer",
+        "metrics",
         "pad",
         "resize",
         "resume",

@@ -15,6 +15,8 @@ pub struct Progress {
     task: String,
     mode: Mode,
     phase: Option<String>,
+    /// Metrics that have a column beside the accuracy.
+    metrics: Vec<String>,
 }
 
 impl Progress {
@@ -24,7 +26,7 @@ impl Progress {
         let bar = if mode.quiet { ProgressBar::hidden() } else { ProgressBar::new(0) };
         let style = "{msg:24} {wide_bar} {pos}/{len} {eta:>5}";
         bar.set_style(ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar()));
-        Self { bar, task: String::new(), mode, phase: None }
+        Self { bar, task: String::new(), mode, phase: None, metrics: Vec::new() }
     }
 
     fn show(&mut self, task: String, done: usize, total: usize) {
@@ -53,13 +55,20 @@ impl Progress {
                 if record.cached { ", on cached activations" } else { "" },
             );
             outln!("{lead}{}{cached}", record.phase);
-            outln!("epoch      trn_loss   val_loss   accuracy   seconds  images/s  lr");
+            self.metrics = record.other_metrics().map(|(name, _)| name.to_string()).collect();
+            let heads: String = self.metrics.iter().map(|name| format!("   {name:<8}")).collect();
+            outln!("epoch      trn_loss   val_loss   accuracy{heads}   seconds  images/s  lr");
             self.phase = Some(record.phase.clone());
         }
         let mut lrs: Vec<String> = record.lrs.iter().filter(|lr| **lr > 0.0).map(|lr| format!("{lr:.1e}")).collect();
         lrs.dedup();
+        let metric = |name: &String| match record.metrics.get(name) {
+            Some(value) => format!("   {value:<width$.6}", width = name.len().max(8)),
+            None => format!("   {:<width$}", "-", width = name.len().max(8)),
+        };
+        let metrics: String = self.metrics.iter().map(metric).collect();
         outln!(
-            "{:>5}      {:<8.6}   {:<8.6}   {:<8.6}  {:>8.1}  {:>8.0}  {}",
+            "{:>5}      {:<8.6}   {:<8.6}   {:<8.6}{metrics}  {:>8.1}  {:>8.0}  {}",
             record.epoch,
             record.train_loss,
             record.valid_loss,

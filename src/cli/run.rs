@@ -7,7 +7,7 @@ use unfreeze::{
     Error, Precision, Result,
     checkpoint::Weights,
     data::{Split, Transforms},
-    learner::{Learner, Recipe, RunFolder},
+    learner::{Learner, Metric, Recipe, RunFolder},
     nn::{Arch, HeadSpec},
     report,
 };
@@ -41,6 +41,8 @@ pub struct Config {
     pub snapshots: bool,
     #[serde(default)]
     pub learning: Learning,
+    #[serde(default)]
+    pub metrics: Vec<Metric>,
     pub transforms: Transforms,
     pub recipe: Recipe,
 }
@@ -71,7 +73,8 @@ impl Config {
         let learner = Learner::with_head(weights, data, self.head.clone())?
             .device(device)?
             .precision(self.dtype)?
-            .seed(self.seed)?;
+            .seed(self.seed)?
+            .metrics(self.metrics.iter().copied())?;
         let learner = self.learning.set(learner)?;
         self.recipe.validate(&learner)?;
         Ok(learner.callback(Progress::new(mode)))

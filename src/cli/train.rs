@@ -6,7 +6,7 @@ use clap::{Args, ValueEnum};
 use unfreeze::{
     Error, Result,
     data::Transforms,
-    learner::{Learner, Parts, Recipe, RunFolder},
+    learner::{Learner, Metric, Parts, Recipe, RunFolder},
     optim::PerGroup,
 };
 
@@ -85,6 +85,10 @@ pub struct Train {
     /// trained on a pretrained backbone]; `off` suits large batches of images unlike those of the pretraining
     #[arg(long, value_enum)]
     bn_freeze: Option<Switch>,
+    /// Measure these on the validation set too, after each epoch: topK, precision, recall, fBETA (means over classes;
+    /// precision-micro and so on: over all images), auc, log_loss
+    #[arg(long, value_delimiter = ',', value_name = "NAME,NAME")]
+    metrics: Vec<Metric>,
     /// On a GPU, capture the steps as CUDA graphs and replay them: the same result, for fewer calls of the driver
     #[arg(long, value_enum, default_value_t = Switch::On)]
     graphs: Switch,
@@ -156,6 +160,7 @@ impl Train {
             head,
             snapshots: self.snapshots,
             learning: self.step.learning.clone(),
+            metrics: self.metrics.clone(),
             transforms,
             recipe: self.recipe()?,
         };

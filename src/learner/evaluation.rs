@@ -58,8 +58,7 @@ impl Evaluation {
         let mut average =
             Evaluation { labels: first.labels.clone(), indices: first.indices.clone(), ..Self::default() };
         let classes = first.probabilities.len() / first.labels.len().max(1);
-        let (mut loss, mut correct) = (0f64, 0usize);
-        for (row, label) in first.labels.iter().enumerate() {
+        for row in 0..first.labels.len() {
             let of = |at: usize| shares.iter().map(|(share, other)| share * term(other.probabilities[at])).sum::<f64>();
             let mut values: Vec<f64> = (row * classes..(row + 1) * classes).map(of).collect();
             if mean == Mean::Logits {
@@ -68,14 +67,9 @@ impl Evaluation {
                 let sum: f64 = values.iter().sum();
                 values.iter_mut().for_each(|value| *value /= sum);
             }
-            let own = values.get(*label as usize).copied().unwrap_or_default();
-            loss -= own.max(f64::from(f32::MIN_POSITIVE)).ln();
-            let values: Vec<f32> = values.into_iter().map(|value| value as f32).collect();
-            correct += usize::from(best(&values) == *label as usize);
-            average.probabilities.extend(values);
+            average.probabilities.extend(values.into_iter().map(|value| value as f32));
         }
-        let count = first.labels.len().max(1) as f64;
-        (average.loss, average.accuracy) = ((loss / count) as f32, (correct as f64 / count) as f32);
+        (average.loss, average.accuracy) = (average.log_loss() as f32, average.top_k(1) as f32);
         Ok(average)
     }
 }
@@ -130,7 +124,6 @@ impl Learner {
 pub(super) struct Tally {
     evaluation: Evaluation,
     loss: f64,
-    correct: usize,
 }
 
 impl Tally {
@@ -140,9 +133,6 @@ impl Tally {
         // Validation is measured without label smoothing or class weights, so that fits can be compared.
         let loss = cross_entropy(&mut Tape::inference(), &Var::constant(logits), &target, &CrossEntropy::default())?;
         self.loss += f64::from(loss.value().scalar()?) * labels.len() as f64;
-        let classes = probabilities.len() / labels.len().max(1);
-        let rows = probabilities.chunks_exact(classes.max(1)).zip(&labels);
-        self.correct += rows.filter(|(row, label)| best(row) == **label as usize).count();
         self.evaluation.probabilities.extend(probabilities);
         self.evaluation.labels.extend(labels);
         self.evaluation.indices.extend(indices);
@@ -156,7 +146,7 @@ impl Tally {
         }
         let count = self.evaluation.labels.len().max(1) as f64;
         self.evaluation.loss = (self.loss / count) as f32;
-        self.evaluation.accuracy = (self.correct as f64 / count) as f32;
+        self.evaluation.accuracy = self.evaluation.top_k(1) as f32;
         Ok(self.evaluation)
     }
 }

@@ -37,6 +37,11 @@ impl EpochRecord {
         serde_json::to_string(self).unwrap_or_default()
     }
 
+    /// What was measured on the validation set beside the accuracy, by name.
+    pub fn other_metrics(&self) -> impl Iterator<Item = (&str, f32)> {
+        self.metrics.iter().map(|(name, value)| (name.as_str(), *value)).filter(|(name, _)| *name != "accuracy")
+    }
+
     /// The accuracy on the validation set.
     pub fn accuracy(&self) -> f32 {
         self.metrics.get("accuracy").copied().unwrap_or(f32::NAN)
@@ -84,6 +89,16 @@ impl PredictionRecord {
     pub fn to_json(&self) -> String {
         // A struct of numbers, strings and lists always has a JSON form.
         serde_json::to_string(self).unwrap_or_default()
+    }
+
+    /// The probability of a class; 0 of one that there is not.
+    pub fn probability(&self, class: usize) -> f32 {
+        self.probabilities.get(class).copied().unwrap_or_default()
+    }
+
+    /// Its part of the cross entropy, the probability being taken for no less than the smallest normal f32.
+    pub fn loss(&self) -> f32 {
+        -self.probability(self.label as usize).max(f32::MIN_POSITIVE).ln()
     }
 
     /// Position of the most probable class, the first of equals.

@@ -12,8 +12,10 @@ mod feed;
 mod fit;
 mod head;
 mod history;
+mod interpretation;
 mod lr_find;
 mod memory;
+mod metrics;
 mod mixing;
 mod model_file;
 mod precompute;
@@ -36,7 +38,9 @@ pub use evaluation::{Evaluation, Mean};
 pub use fit::Fit;
 pub use head::HeadSteps;
 pub use history::{EpochRecord, PredictionRecord, StepRecord};
+pub use interpretation::Interpretation;
 pub use lr_find::{LrFind, LrFound};
+pub use metrics::{Average, Confusion, Counts, Metric};
 pub use mixing::Mixing;
 pub use model_file::ModelFile;
 pub use predictions::Predictions;
@@ -91,6 +95,7 @@ pub struct Learner {
     backbone_key: Option<Key>,
     loss: CrossEntropy,
     sampling: Sampling,
+    metrics: Vec<Metric>,
     history: Vec<EpochRecord>,
     steps: u64,
     stepper: Stepper,
@@ -133,6 +138,7 @@ impl Learner {
             backbone_key: None,
             loss: CrossEntropy::default(),
             sampling: Sampling::default(),
+            metrics: Vec::new(),
             history: Vec::new(),
             steps: 0,
             stepper: Stepper::new(true),

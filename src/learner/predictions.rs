@@ -80,11 +80,10 @@ impl Learner {
             return Err(Error::data(self.data.root(), format!("has no {split} images")));
         }
         let found = self.evaluate(split)?;
-        let (items, classes) = (self.data.items(split), self.data.classes());
+        let classes = self.data.classes();
         let mut predictions = Predictions::new(classes);
-        for (index, row) in found.indices.iter().zip(found.probabilities.chunks_exact(classes.len().max(1))) {
-            let file = self.data.relative(&items[*index as usize].path);
-            predictions.push(file, Prediction::new(classes, row.to_vec()));
+        for record in self.records(split, &found) {
+            predictions.push(record.file, Prediction::new(classes, record.probabilities));
         }
         Ok(predictions)
     }

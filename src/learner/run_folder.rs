@@ -9,7 +9,7 @@ use std::{
 
 use serde::{Serialize, de::DeserializeOwned};
 
-use super::{Callback, EpochRecord, Event, Flow, Learner, PredictionRecord, StepRecord};
+use super::{Callback, EpochRecord, Event, Flow, Learner, StepRecord};
 use crate::{
     Error, Result,
     data::Split,
@@ -179,19 +179,9 @@ impl RunFolder {
             Some(evaluation) => evaluation.clone(),
             None => learner.evaluate(Split::Valid)?,
         };
-        let (data, items) = (learner.data(), learner.data().items(Split::Valid));
-        let classes = data.classes().len();
+        let records = learner.records(Split::Valid, &valid);
         write_atomically(&self.file(PREDICTIONS), |file| {
-            let rows = valid.probabilities.chunks_exact(classes.max(1));
-            for ((index, label), probabilities) in valid.indices.iter().zip(&valid.labels).zip(rows) {
-                let record = PredictionRecord {
-                    file: data.relative(&items[*index as usize].path),
-                    label: *label,
-                    probabilities: probabilities.to_vec(),
-                };
-                writeln!(file, "{}", record.to_json())?;
-            }
-            Ok(())
+            records.iter().try_for_each(|record| writeln!(file, "{}", record.to_json()))
         })
     }
 

@@ -1,11 +1,6 @@
 //! The training loop.
 
-use std::{
-    collections::{BTreeMap, VecDeque},
-    ops::Range,
-    sync::Arc,
-    time::Instant,
-};
+use std::{collections::VecDeque, ops::Range, sync::Arc, time::Instant};
 
 use super::{
     EpochRecord, Event, Fit, HeadSteps, Input, Labels, Learner, Sampling, Step, StepOptions,
@@ -178,7 +173,7 @@ impl Learner {
             epoch,
             train_loss: (loss_sum / seen as f64) as f32,
             valid_loss: valid.loss,
-            metrics: BTreeMap::from([("accuracy".to_string(), valid.accuracy)]),
+            metrics: self.measured(&valid),
             lrs,
             seconds: start.elapsed().as_secs_f64(),
             images_per_second,

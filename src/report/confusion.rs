@@ -10,10 +10,8 @@ use plotters::{
     },
 };
 
-use super::{
-    chart::{Area, Drawn, GREY, SCALE, picture, shortened, text_style},
-    metrics::Confusion,
-};
+use super::chart::{Area, Drawn, GREY, SCALE, picture, shortened, text_style};
+use crate::learner::Confusion;
 
 /// With more classes than this, cells are too small for numbers.
 const MOST_NUMBERED: usize = 30;
@@ -73,7 +71,7 @@ fn draw(area: &Area, confusion: &Confusion, classes: &[String], layout: &Layout)
     let numbered = count <= MOST_NUMBERED;
     let widest = |digits: usize| (cell as f64 / (digits.max(2) as f64 * 0.62)) as u32 / SCALE;
     for label in 0..count {
-        let support = confusion.support(label).max(1) as f64;
+        let support = confusion.class(label).support.max(1) as f64;
         for predicted in 0..count {
             let found = confusion.count(label, predicted);
             let share = found as f64 / support;

@@ -1,18 +1,18 @@
 //! The page about a run: one HTML file that needs nothing else, neither network nor scripts.
 
 use std::{
+    collections::BTreeSet,
     fmt::{self, Display, Write},
     path::Path,
 };
 
 use super::{
-    Confusion, Plots, Records,
+    Plots, Records,
     images::{data_url, thumbnail},
-    metrics::most_wrong,
 };
 use crate::{
     Error,
-    learner::{EpochRecord, PredictionRecord},
+    learner::{Average, Counts, EpochRecord, Interpretation, Metric, PredictionRecord},
 };
 
 /// Images shown of those classified wrongly.
@@ -25,7 +25,7 @@ const MOST_ROWS: usize = 40;
 const STYLE: &str = include_str!("style.css");
 
 /// The page.
-pub(super) fn page(records: &Records, confusion: &Confusion, plots: &Plots) -> String {
+pub(super) fn page(records: &Records, found: &Interpretation, plots: &Plots) -> String {
     let data = records.setting("data").unwrap_or("data");
     let name = Path::new(data).file_name().map_or(data.into(), |name| name.to_string_lossy());
     let title = match records.setting("arch") {
@@ -52,9 +52,9 @@ pub(super) fn page(records: &Records, confusion: &Confusion, plots: &Plots) -> S
         for (name, png) in plots.iter().filter(|(name, _)| *name == "confusion") {
             html += &plot(name, png);
         }
-        html += &confused(records, confusion);
-        html += &folded("Classes", records.classes.len(), &classes(records, confusion));
-        html += &wrong(records, Path::new(data));
+        html += &confused(found);
+        html += &folded("Classes", records.classes.len(), &classes(found));
+        html += &wrong(found, Path::new(data));
     }
     html += &format!("<h2>Configuration</h2>\n<pre>{}</pre>\n</body>\n</html>\n", Escaped(&records.config_text));
     html
@@ -121,60 +121,69 @@ fn phases(records: &Records) -> String {
 }
 
 fn epochs(records: &Records) -> String {
+    let others: BTreeSet<&str> =
+        records.epochs.iter().flat_map(EpochRecord::other_metrics).map(|(name, _)| name).collect();
     let rows = records.epochs.iter().enumerate().map(|(number, record)| {
         let lrs: Vec<String> = record.lrs.iter().filter(|lr| **lr > 0.0).map(|lr| format!("{lr:.1e}")).collect();
-        vec![
+        [
             record.phase.clone(),
             (number + 1).to_string(),
             format!("{:.4}", record.train_loss),
             format!("{:.4}", record.valid_loss),
             format!("{:.4}", record.accuracy()),
+        ]
+        .into_iter()
+        .chain(others.iter().map(|name| record.metrics.get(*name).map_or("–".into(), |value| format!("{value:.4}"))))
+        .chain([
             format!("{:.1}", record.seconds),
             format!("{:.0}", record.images_per_second),
             if record.cached { "yes" } else { "no" }.into(),
             lrs.join(" "),
-        ]
+        ])
+        .collect()
     });
-    let heads = [
-        "phase",
-        "epoch",
-        "training loss",
-        "validation loss",
-        "accuracy",
-        "seconds",
-        "images/s",
-        "cached",
-        "last learning rates",
-    ];
+    let heads = ["phase", "epoch", "training loss", "validation loss", "accuracy"].into_iter();
+    let heads = heads.chain(others.iter().copied()).chain(["seconds", "images/s", "cached", "last learning rates"]);
+    let heads: Vec<&str> = heads.collect();
     table(&heads, 1, rows)
 }
 
-fn confused(records: &Records, confusion: &Confusion) -> String {
-    let pairs = confusion.most_confused();
+fn confused(found: &Interpretation) -> String {
+    let pairs = found.most_confused(1);
     if pairs.is_empty() {
         return "<p>No class was taken for another.</p>\n".into();
     }
-    let name = |class: usize| records.classes[class].clone();
+    let name = |class: usize| found.classes()[class].clone();
     let rows = pairs.iter().take(MOST_CONFUSED).map(|&(label, predicted, count)| {
-        let share = count as f64 / confusion.support(label).max(1) as f64;
+        let share = count as f64 / found.confusion().class(label).support.max(1) as f64;
         vec![name(label), name(predicted), count.to_string(), percent(share)]
     });
     let table = table(&["true class", "taken for", "images", "of the true class"], 2, rows);
     format!("<h3>Most confused classes</h3>\n{table}")
 }
 
-fn classes(records: &Records, confusion: &Confusion) -> String {
+fn classes(found: &Interpretation) -> String {
     let number = |value: Option<f64>| value.map_or("–".into(), |value| format!("{value:.3}"));
-    let rows = records.classes.iter().enumerate().map(|(class, name)| {
-        let metrics = confusion.metrics(class);
-        let numbers = [metrics.precision, metrics.recall, metrics.f1].map(number);
-        [vec![name.clone()], numbers.to_vec(), vec![metrics.support.to_string()]].concat()
+    let evaluation = found.evaluation();
+    let row = |name: &str, numbers: [Option<f64>; 4], support: usize| {
+        [vec![name.to_string()], numbers.map(number).to_vec(), vec![support.to_string()]].concat()
+    };
+    let rows = found.classes().iter().enumerate().map(|(class, name)| {
+        let counts = found.confusion().class(class);
+        let numbers = [counts.precision(), counts.recall(), counts.f_beta(1.0), evaluation.auc(class)];
+        row(name, numbers, counts.support)
     });
-    table(&["class", "precision", "recall", "F1", "images"], 1, rows)
+    let mean = |metric: fn(&Counts) -> Option<f64>| found.confusion().average(Average::Macro, metric);
+    let means = [mean(Counts::precision), mean(Counts::recall), mean(|counts| counts.f_beta(1.0))];
+    let means = [means[0], means[1], means[2], evaluation.metric(Metric::Auc)];
+    let last = row("mean over the classes", means, found.confusion().samples());
+    table(&["class", "precision", "recall", "F1", "area under ROC", "images"], 1, rows.chain([last]))
 }
 
-fn wrong(records: &Records, data: &Path) -> String {
-    let wrong = most_wrong(&records.predictions);
+fn wrong(found: &Interpretation, data: &Path) -> String {
+    let records = found.records();
+    let mut wrong: Vec<_> = found.top_losses(records.len()).into_iter().map(|at| &records[at]).collect();
+    wrong.retain(|record| record.predicted() != record.label as usize);
     if wrong.is_empty() {
         return "<p>Every validation image is classified correctly.</p>\n".into();
     }
@@ -183,16 +192,16 @@ fn wrong(records: &Records, data: &Path) -> String {
         "<h3>Most wrong</h3>\n<p>{} of {} are classified wrongly; {} to whose class the network gives the least \
          probability:</p>\n<ul class=\"images\">\n",
         wrong.len(),
-        counted(records.predictions.len(), "image"),
+        counted(records.len(), "image"),
         if shown == wrong.len() { "here they are, first those".into() } else { format!("here are the {shown}") }
     );
     for record in &wrong[..shown] {
-        html += &figure(records, record, data);
+        html += &figure(found, record, data);
     }
     html + "</ul>\n"
 }
 
-fn figure(records: &Records, record: &PredictionRecord, data: &Path) -> String {
+fn figure(found: &Interpretation, record: &PredictionRecord, data: &Path) -> String {
     let (label, predicted) = (record.label as usize, record.predicted());
     let file = Escaped(&record.file);
     let image = match thumbnail(&data.join(&record.file)) {
@@ -208,7 +217,7 @@ fn figure(records: &Records, record: &PredictionRecord, data: &Path) -> String {
     };
     let said = |class: usize| {
         let probability = f64::from(record.probabilities[class]);
-        format!("<b>{}</b> {}", Escaped(&records.classes[class]), percent(probability))
+        format!("<b>{}</b> {}", Escaped(&found.classes()[class]), percent(probability))
     };
     format!("<li>{image}<br>is {}<br>taken for {}</li>\n", said(label), said(predicted))
 }

@@ -11,7 +11,6 @@ mod chart;
 mod confusion;
 mod html;
 mod images;
-mod metrics;
 mod plots;
 mod records;
 #[cfg(test)]
@@ -23,13 +22,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-pub use metrics::{ClassMetrics, Confusion, most_wrong};
 pub use records::Records;
 
 use crate::{
     Error, Result,
     files::{remove_temporaries, write_atomically},
-    learner::LrFound,
+    learner::{Interpretation, LrFound},
 };
 
 /// The plots of a run: `(name, PNG)`.
@@ -44,7 +42,7 @@ pub fn write(run: &Path) -> Result<PathBuf> {
     let folder = run.join("plots");
     fs::create_dir_all(&folder).map_err(|error| Error::io(&folder, error))?;
     remove_temporaries(&folder);
-    let confusion = Confusion::new(records.classes.len(), &records.predictions);
+    let found = Interpretation::new(&records.classes, records.predictions.clone())?;
     let mut plots: Plots = Vec::new();
     let mut plot = |name: &'static str, png: std::io::Result<Vec<u8>>| {
         let path = folder.join(name).with_extension("png");
@@ -60,10 +58,10 @@ pub fn write(run: &Path) -> Result<PathBuf> {
         // One of an earlier report would not belong to this page.
         let _ = fs::remove_file(folder.join("confusion.png"));
     } else {
-        plot("confusion", confusion::confusion_matrix(&confusion, &records.classes))?;
+        plot("confusion", confusion::confusion_matrix(found.confusion(), &records.classes))?;
     }
     let page = run.join("report.html");
-    write_bytes(&page, html::page(&records, &confusion, &plots).as_bytes())?;
+    write_bytes(&page, html::page(&records, &found, &plots).as_bytes())?;
     Ok(page)
 }
 

@@ -90,8 +90,8 @@ fn draw(name: &str, records: &Records) {
     looked_at(&format!("{name}-losses"), plots::losses(records));
     looked_at(&format!("{name}-lrs"), plots::learning_rates(records));
     looked_at(&format!("{name}-accuracy"), plots::accuracy(records));
-    let confusion = Confusion::new(records.classes.len(), &records.predictions);
-    looked_at(&format!("{name}-confusion"), confusion::confusion_matrix(&confusion, &records.classes));
+    let found = Interpretation::new(&records.classes, records.predictions.clone()).unwrap();
+    looked_at(&format!("{name}-confusion"), confusion::confusion_matrix(found.confusion(), &records.classes));
 }
 
 #[test]

@@ -273,6 +273,7 @@ impl Demo {
             head: HeadSpec::default(),
             snapshots: false,
             learning: Learning::default(),
+            metrics: Vec::new(),
             transforms: Transforms::new(SIDE as usize).augment(Augment::SideOn).max_zoom(1.1),
             recipe: Recipe {
                 epochs: plan.head_epochs,

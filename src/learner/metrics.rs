@@ -1,0 +1,214 @@
+//! How good predictions are: pure functions of probabilities and classes, with scikit-learn's definitions.
+
+mod confusion;
+#[cfg(test)]
+mod tests;
+
+use std::{collections::BTreeMap, fmt, str::FromStr};
+
+use serde::{Deserialize, Serialize};
+
+pub use confusion::{Average, Confusion, Counts};
+
+use super::{Evaluation, Learner, evaluation::best};
+use crate::{Error, Result};
+
+/// A number that says how good predictions are. Written `accuracy`, `top5`, `precision`, `recall`, `f1` or `f0.5`
+/// (means over the classes; `precision-micro` and so on: over all samples), `auc`, `log_loss`.
+///
+/// ```
+/// use unfreeze::learner::{Average, Metric};
+/// assert_eq!("f2".parse::<Metric>()?, Metric::FBeta(2.0, Average::Macro));
+/// # Ok::<_, unfreeze::Error>(())
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum Metric {
+    /// Share of samples whose most probable class is theirs.
+    Accuracy,
+    /// Share of samples whose class is among their so many most probable ones.
+    TopK(usize),
+    /// Share of the samples predicted as a class that are of it.
+    Precision(Average),
+    /// Share of a class's samples that are predicted as it.
+    Recall(Average),
+    /// Their harmonic mean, in which recall counts β² times as much as precision.
+    FBeta(f64, Average),
+    /// Area under the receiver operating characteristic of each class against the rest, averaged over the classes.
+    Auc,
+    /// Cross entropy.
+    LogLoss,
+}
+
+impl Metric {
+    /// Whether it says anything of predictions of so many classes.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] if not.
+    pub fn check(&self, classes: usize) -> Result<()> {
+        match *self {
+            Metric::TopK(k) if k == 0 || k >= classes => {
+                let message = format!("{self} of {classes} classes says nothing; give 1 to {}", classes.max(2) - 1);
+                Err(Error::setting("metrics", message))
+            }
+            Metric::FBeta(beta, _) if !(beta > 0.0 && beta.is_finite()) => {
+                Err(Error::setting("metrics", format!("{self}: {beta} is no weight of recall; give a positive number")))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl fmt::Display for Metric {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Metric::Accuracy => f.write_str("accuracy"),
+            Metric::TopK(k) => write!(f, "top{k}"),
+            Metric::Precision(average) => write!(f, "precision{}", average.suffix()),
+            Metric::Recall(average) => write!(f, "recall{}", average.suffix()),
+            Metric::FBeta(beta, average) => write!(f, "f{beta}{}", average.suffix()),
+            Metric::Auc => f.write_str("auc"),
+            Metric::LogLoss => f.write_str("log_loss"),
+        }
+    }
+}
+
+impl FromStr for Metric {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let (name, average) = match text.strip_suffix(Average::Micro.suffix()) {
+            Some(name) => (name, Average::Micro),
+            None => (text, Average::Macro),
+        };
+        let number = |prefix: &str| name.strip_prefix(prefix);
+        let metric = match (name, average) {
+            ("accuracy", Average::Macro) => Some(Metric::Accuracy),
+            ("auc", Average::Macro) => Some(Metric::Auc),
+            ("log_loss", Average::Macro) => Some(Metric::LogLoss),
+            ("precision", _) => Some(Metric::Precision(average)),
+            ("recall", _) => Some(Metric::Recall(average)),
+            (_, Average::Macro) if number("top").is_some() => {
+                number("top").and_then(|k| k.parse().ok()).map(Metric::TopK)
+            }
+            _ => number("f").and_then(|beta| beta.parse().ok()).map(|beta| Metric::FBeta(beta, average)),
+        };
+        metric.ok_or_else(|| {
+            let known = "accuracy, topK, precision, recall, fBETA, auc and log_loss, such as top5 and f1, or \
+                         precision-micro for a mean over all samples";
+            Error::setting("metrics", format!("'{text}' is unknown; there are {known}"))
+        })
+    }
+}
+
+impl TryFrom<String> for Metric {
+    type Error = Error;
+
+    fn try_from(text: String) -> Result<Self> {
+        text.parse()
+    }
+}
+
+impl From<Metric> for String {
+    fn from(metric: Metric) -> Self {
+        metric.to_string()
+    }
+}
+
+impl Evaluation {
+    /// Number of classes.
+    pub fn classes(&self) -> usize {
+        self.probabilities.len() / self.labels.len().max(1)
+    }
+
+    /// Each sample's probabilities and its class.
+    pub fn rows(&self) -> impl Iterator<Item = (&[f32], u32)> {
+        self.probabilities.chunks_exact(self.classes().max(1)).zip(self.labels.iter().copied())
+    }
+
+    /// How often each class was taken for each.
+    pub fn confusion(&self) -> Confusion {
+        Confusion::new(self.classes(), self.rows().map(|(row, label)| (label as usize, best(row))))
+    }
+
+    /// A metric; `None` if it is not defined for these samples, as the area of one class without the rest.
+    pub fn metric(&self, metric: Metric) -> Option<f64> {
+        match metric {
+            Metric::Accuracy => Some(self.top_k(1)),
+            Metric::TopK(k) => Some(self.top_k(k)),
+            Metric::Precision(average) => self.confusion().average(average, Counts::precision),
+            Metric::Recall(average) => self.confusion().average(average, Counts::recall),
+            Metric::FBeta(beta, average) => self.confusion().average(average, |counts| counts.f_beta(beta)),
+            Metric::Auc => {
+                let areas: Vec<f64> = (0..self.classes()).filter_map(|class| self.auc(class)).collect();
+                (!areas.is_empty()).then(|| areas.iter().sum::<f64>() / areas.len() as f64)
+            }
+            Metric::LogLoss => Some(self.log_loss()),
+        }
+    }
+
+    /// Share of samples whose class is among their `k` most probable ones; of equal ones the first is the more
+    /// probable, and what is no number is never right.
+    pub fn top_k(&self, k: usize) -> f64 {
+        let is_within = |(row, label): &(&[f32], u32)| {
+            let label = *label as usize;
+            let Some(own) = row.get(label).filter(|own| !own.is_nan()) else { return false };
+            let before = row[..label].iter().filter(|other| **other >= *own).count();
+            before + row[label..].iter().filter(|other| *other > own).count() < k
+        };
+        self.rows().filter(is_within).count() as f64 / self.labels.len().max(1) as f64
+    }
+
+    /// Area under the receiver operating characteristic of `class` against the rest: how often a sample of it gets a
+    /// higher probability of it than another sample, ties counting half (Mann & Whitney 1947, by midranks). `None` if
+    /// all samples are of it, or none is, or a probability is no number.
+    pub fn auc(&self, class: usize) -> Option<f64> {
+        let mut scores: Vec<(f32, bool)> = self
+            .rows()
+            .map(|(row, label)| Some((*row.get(class).filter(|p| !p.is_nan())?, label as usize == class)))
+            .collect::<Option<_>>()?;
+        scores.sort_by(|a, b| a.0.total_cmp(&b.0));
+        let own = scores.iter().filter(|(_, own)| *own).count();
+        let rest = scores.len() - own;
+        if own == 0 || rest == 0 {
+            return None;
+        }
+        let (mut rank_sum, mut before) = (0f64, 0usize);
+        for equals in scores.chunk_by(|a, b| a.0 == b.0) {
+            // Ranks count from 1.
+            let midrank = before as f64 + (equals.len() + 1) as f64 / 2.0;
+            rank_sum += midrank * equals.iter().filter(|(_, own)| *own).count() as f64;
+            before += equals.len();
+        }
+        let (own, rest) = (own as f64, rest as f64);
+        Some((rank_sum - own * (own + 1.0) / 2.0) / (own * rest))
+    }
+
+    /// Cross entropy of the probabilities, which are taken for no less than the smallest normal f32.
+    pub fn log_loss(&self) -> f64 {
+        let loss = |(row, label): (&[f32], u32)| {
+            let own = row.get(label as usize).copied().unwrap_or_default();
+            -f64::from(own.max(f32::MIN_POSITIVE)).ln()
+        };
+        self.rows().map(loss).sum::<f64>() / self.labels.len().max(1) as f64
+    }
+}
+
+impl Learner {
+    /// What is measured on the validation set at the end of each epoch, and recorded, beside the accuracy. Default:
+    /// nothing more.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] for one that says nothing of so many classes as there are.
+    pub fn metrics(mut self, metrics: impl IntoIterator<Item = Metric>) -> Result<Self> {
+        self.metrics = metrics.into_iter().collect();
+        self.metrics.iter().try_for_each(|metric| metric.check(self.data.classes().len()))?;
+        Ok(self)
+    }
+
+    /// The metrics of an epoch, those left out that are not defined.
+    pub(super) fn measured(&self, valid: &Evaluation) -> BTreeMap<String, f32> {
+        let metrics = self.metrics.iter().chain([&Metric::Accuracy]);
+        metrics.filter_map(|metric| Some((metric.to_string(), valid.metric(*metric)? as f32))).collect()
+    }
+}
