@@ -38,9 +38,8 @@ fn a_run_becomes_a_page() {
     let html = fs::read_to_string(run.join("report.html")).unwrap();
     assert!(html.contains("&lt;cat&gt; &amp; &quot;co&quot;") && html.contains("hündchen") && !html.contains("<cat>"));
     assert!(html.contains("<td class=\"text\">finetune</td>") && html.contains("After 3 epochs"), "{html}");
-    let wrong = html.matches("data:image/jpeg;base64,").count();
-    let right = html.contains("Every validation image is classified correctly");
-    assert!((wrong > 0) != right && !html.contains("class=\"missing\""), "images are found: {wrong}, {right}");
+    let images = html.matches("data:image/jpeg;base64,").count();
+    assert!(images >= 6 && !html.contains("class=\"missing\""), "all six are among the losses: {images}");
 }
 
 #[test]

@@ -6,17 +6,9 @@ use std::{
     path::Path,
 };
 
-use super::{
-    Plots, Records,
-    images::{data_url, thumbnail},
-};
-use crate::{
-    Error,
-    learner::{Average, Counts, EpochRecord, Interpretation, Metric, PredictionRecord},
-};
+use super::{Plots, Records, gallery::galleries, images::data_url};
+use crate::learner::{Average, Counts, EpochRecord, Interpretation, Metric};
 
-/// Images shown of those classified wrongly.
-const MOST_WRONG: usize = 24;
 /// Pairs of confused classes listed.
 const MOST_CONFUSED: usize = 20;
 /// Longer tables are folded.
@@ -54,7 +46,7 @@ pub(super) fn page(records: &Records, found: &Interpretation, plots: &Plots) -> 
         }
         html += &confused(found);
         html += &folded("Classes", records.classes.len(), &classes(found));
-        html += &wrong(found, Path::new(data));
+        html += &galleries(found, Path::new(data));
     }
     html += &format!("<h2>Configuration</h2>\n<pre>{}</pre>\n</body>\n</html>\n", Escaped(&records.config_text));
     html
@@ -180,48 +172,6 @@ fn classes(found: &Interpretation) -> String {
     table(&["class", "precision", "recall", "F1", "area under ROC", "images"], 1, rows.chain([last]))
 }
 
-fn wrong(found: &Interpretation, data: &Path) -> String {
-    let records = found.records();
-    let mut wrong: Vec<_> = found.top_losses(records.len()).into_iter().map(|at| &records[at]).collect();
-    wrong.retain(|record| record.predicted() != record.label as usize);
-    if wrong.is_empty() {
-        return "<p>Every validation image is classified correctly.</p>\n".into();
-    }
-    let shown = wrong.len().min(MOST_WRONG);
-    let mut html = format!(
-        "<h3>Most wrong</h3>\n<p>{} of {} are classified wrongly; {} to whose class the network gives the least \
-         probability:</p>\n<ul class=\"images\">\n",
-        wrong.len(),
-        counted(records.len(), "image"),
-        if shown == wrong.len() { "here they are, first those".into() } else { format!("here are the {shown}") }
-    );
-    for record in &wrong[..shown] {
-        html += &figure(found, record, data);
-    }
-    html + "</ul>\n"
-}
-
-fn figure(found: &Interpretation, record: &PredictionRecord, data: &Path) -> String {
-    let (label, predicted) = (record.label as usize, record.predicted());
-    let file = Escaped(&record.file);
-    let image = match thumbnail(&data.join(&record.file)) {
-        Ok(url) => format!("<img src=\"{url}\" alt=\"{file}\" title=\"{file}\">"),
-        Err(error) => {
-            let cause = match &error {
-                Error::Io { source, .. } => source.to_string(),
-                Error::Image { message, .. } => message.clone(),
-                other => other.to_string(),
-            };
-            format!("<div class=\"missing\">{file}: {}</div>", Escaped(&cause))
-        }
-    };
-    let said = |class: usize| {
-        let probability = f64::from(record.probabilities[class]);
-        format!("<b>{}</b> {}", Escaped(&found.classes()[class]), percent(probability))
-    };
-    format!("<li>{image}<br>is {}<br>taken for {}</li>\n", said(label), said(predicted))
-}
-
 fn plot(name: &str, png: &[u8]) -> String {
     let text = name.replace('_', " ");
     format!("<p><img class=\"plot\" src=\"{}\" alt=\"plot: {text}\"></p>\n", data_url("image/png", png))
@@ -252,11 +202,11 @@ fn table(heads: &[&str], texts: usize, rows: impl Iterator<Item = Vec<String>>) 
     html + "</tbody>\n</table>\n"
 }
 
-fn percent(share: f64) -> String {
+pub(super) fn percent(share: f64) -> String {
     format!("{:.1} %", 100.0 * share)
 }
 
-fn counted(count: usize, what: &str) -> String {
+pub(super) fn counted(count: usize, what: &str) -> String {
     format!("{count} {what}{}", if count == 1 { "" } else { "s" })
 }
 
@@ -269,7 +219,7 @@ fn duration(seconds: f64) -> String {
 }
 
 /// Text as it may stand in HTML, in attributes too.
-struct Escaped<'a>(&'a str);
+pub(super) struct Escaped<'a>(pub &'a str);
 
 impl Display for Escaped<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// Short side of a thumbnail, in pixels.
-const SHORT_SIDE: u32 = 128;
+const SHORT_SIDE: u32 = 112;
 
 /// `data:` address of a picture of the given type, such as `image/png`.
 pub(super) fn data_url(kind: &str, bytes: &[u8]) -> String {

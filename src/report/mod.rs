@@ -9,6 +9,7 @@
 
 mod chart;
 mod confusion;
+mod gallery;
 mod html;
 mod images;
 mod plots;

@@ -235,7 +235,8 @@ fn the_page_escapes_names_and_names_missing_images() {
     assert!(html.contains("&lt;b&gt;roses &amp; &quot;thorns&quot;&lt;/b&gt;") && !html.contains("<b>roses"));
     assert!(html.contains("Gänseblümchen") && html.contains("<b>a class with an exceedingly long name</b> 75.0 %"));
     assert!(
-        html.contains("alt=\"valid/&lt;0&gt; &amp; &quot;0&quot;.png\"") && html.contains("data:image/jpeg;base64,")
+        html.contains("alt=\"valid/&lt;0&gt; &amp; &quot;0&quot;.png: daisy, taken for a class with")
+            && html.contains("data:image/jpeg;base64,")
     );
     assert!(html.contains("valid/&lt;1&gt; &amp; &quot;1&quot;.png: "), "the missing file is named");
     assert_eq!(html.matches("data:image/png;base64,").count(), 4);
@@ -248,4 +249,64 @@ fn the_page_escapes_names_and_names_missing_images() {
     let html = fs::read_to_string(write(run.path()).unwrap()).unwrap();
     assert!(html.contains("no predictions.jsonl") && html.matches("data:image/png;base64,").count() == 3);
     assert!(!run.path().join("plots/confusion.png").exists());
+}
+
+/// The files shown under a heading, which are all missing.
+fn shown<'a>(html: &'a str, heading: &str) -> Vec<&'a str> {
+    let (_, after) = html.split_once(heading).unwrap_or_else(|| panic!("no {heading}"));
+    let (list, _) = after.split_once("</ul>").unwrap();
+    list.split("class=\"missing\">").skip(1).map(|text| text.split_once(": ").unwrap().0).collect()
+}
+
+#[test]
+fn galleries_show_what_their_headings_say() {
+    let run = tempfile::tempdir().unwrap();
+    let mut records = records(2, 1, 0, 1);
+    let rows = [(0, 0.9), (0, 0.2), (1, 0.1), (0, 0.55), (1, 0.7), (0, 0.6), (0, 0.99), (0, 0.8), (0, 0.95)];
+    let record = |(n, (label, p)): (usize, (u32, f32))| PredictionRecord {
+        file: format!("{n}.png"),
+        label,
+        probabilities: vec![p, 1.0 - p],
+    };
+    records.predictions = rows.into_iter().enumerate().map(record).collect();
+    save(&records, run.path(), Path::new("nowhere"));
+    let html = fs::read_to_string(write(run.path()).unwrap()).unwrap();
+    let losses = ["1.png", "4.png", "3.png", "5.png", "7.png", "0.png", "2.png", "8.png", "6.png"];
+    assert_eq!(shown(&html, "<h3>Top losses</h3>"), losses);
+    assert!(html.contains("2 of 9 images are classified wrongly. Here are the 9"));
+    assert!(html.contains("is <b>daisy</b> 20.0 %<br>taken for <b>&lt;b&gt;roses"));
+    assert!(html.contains("is <b>daisy</b> 99.0 %<br>loss 0.010"));
+    let (first, second) = html.split_once("<details>\n<summary><b>&lt;b&gt;roses").unwrap();
+    assert!(first.contains("<summary><b>daisy</b>: 6 of 7 images recognised</summary>"));
+    for (class, heading, files) in [
+        (first, "most correct", vec!["6.png", "8.png", "0.png", "7.png"]),
+        (first, "most incorrect", vec!["1.png"]),
+        (first, "most uncertain, of any class", vec!["3.png", "5.png", "4.png", "1.png"]),
+        (second, "most correct", vec!["2.png"]),
+        (second, "most incorrect", vec!["4.png"]),
+    ] {
+        assert_eq!(shown(class, &format!("<h4>{heading}</h4>")), files, "{heading}");
+    }
+    for tag in ["ul", "li", "details", "summary", "table", "span", "h4"] {
+        let count = |text: String| html.matches(&text).count();
+        let opened = count(format!("<{tag}>")) + count(format!("<{tag} "));
+        assert_eq!(opened, count(format!("</{tag}>")), "{tag}");
+    }
+}
+
+#[test]
+fn of_many_classes_the_least_recognised_are_shown() {
+    let run = tempfile::tempdir().unwrap();
+    let mut records = records(30, 1, 0, 1);
+    // The first 14 are recognised always.
+    for record in records.predictions.iter_mut().filter(|record| record.label < 14) {
+        record.probabilities.fill(0.0);
+        record.probabilities[record.label as usize] = 1.0;
+    }
+    save(&records, run.path(), Path::new("nowhere"));
+    let html = fs::read_to_string(write(run.path()).unwrap()).unwrap();
+    let details: Vec<&str> = html.split("<details>\n<summary><b>").skip(1).collect();
+    assert!(details.len() == 16 && details[0].starts_with("class 14<") && details[15].starts_with("class 29<"));
+    assert!(html.contains("The 16 of 30 classes of which the least is recognised are shown."));
+    assert!(html.contains("Here are the 24"));
 }
