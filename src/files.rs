@@ -1,12 +1,25 @@
-//! Files that appear whole or not at all.
+//! Files that appear whole or not at all, and the folder of those that can be made again.
 
 use std::{
+    env,
     fs::File,
     io::{self, BufWriter, Write},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use crate::{Error, Result};
+
+/// The variable that names the folder of what can be made again.
+pub const CACHE_VARIABLE: &str = "UNFREEZE_CACHE";
+
+/// A folder for what can be made again: in `UNFREEZE_CACHE`, else in the user's cache folder. `None` where neither is
+/// known.
+pub(crate) fn cache_folder(name: &str) -> Option<PathBuf> {
+    use etcetera::BaseStrategy;
+    let asked = env::var_os(CACHE_VARIABLE).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let users = || etcetera::choose_base_strategy().ok().map(|user| user.cache_dir().join("unfreeze"));
+    asked.or_else(users).map(|folder| folder.join(name))
+}
 
 /// How the names of temporary files begin; one is left behind only where a process is killed while it writes.
 pub(crate) const TEMPORARY: &str = ".unfreeze-";

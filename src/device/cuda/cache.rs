@@ -2,7 +2,7 @@
 //! content. Entries appear whole, carry a checksum, and are compiled again where it does not match.
 
 use std::{
-    env, fs,
+    fs,
     io::Write,
     path::{Path, PathBuf},
 };
@@ -10,18 +10,12 @@ use std::{
 use super::{HEADERS, ImageKind, Source};
 use crate::files;
 
-/// The variable that names the folder of what can be made again.
-pub const CACHE_VARIABLE: &str = "UNFREEZE_CACHE";
-
 /// First bytes of an entry; a checksum and the image follow.
 const MAGIC: &[u8] = b"unfreeze kernel 1\n";
 
 /// The folder of compiled kernels: in `UNFREEZE_CACHE`, else in the user's cache folder. `None` where neither is known.
 pub fn kernel_cache() -> Option<PathBuf> {
-    use etcetera::BaseStrategy;
-    let asked = env::var_os(CACHE_VARIABLE).filter(|value| !value.is_empty()).map(PathBuf::from);
-    let users = || etcetera::choose_base_strategy().ok().map(|user| user.cache_dir().join("unfreeze"));
-    asked.or_else(users).map(|folder| folder.join("kernels"))
+    files::cache_folder("kernels")
 }
 
 /// What NVRTC is told beside the architecture: line numbers for profilers, and what the kernels take in the log.

@@ -19,7 +19,8 @@ mod source;
 mod table;
 mod tensor_map;
 
-pub use cache::{CACHE_VARIABLE, kernel_cache};
+pub use crate::files::CACHE_VARIABLE;
+pub use cache::kernel_cache;
 pub use codes::Code;
 pub use compile::Compiler;
 pub use driver::{Attributes, Driver, FunctionId, GraphId, Image, ImageKind, Launch, MemoryInfo, ModuleId, Properties};
