@@ -91,7 +91,7 @@ pub enum Error {
 }
 
 /// Bytes for people to read.
-fn size(bytes: usize) -> String {
+pub(crate) fn size(bytes: usize) -> String {
     match bytes as f64 / f64::from(1 << 20) {
         mebibytes if mebibytes < 1024.0 => format!("{mebibytes:.1} MiB"),
         mebibytes => format!("{:.1} GiB", mebibytes / 1024.0),

@@ -2,6 +2,7 @@
 //! content, so nothing stale is ever served: what changed has another key.
 
 mod key;
+pub mod store;
 
 pub use key::{Key, KeyBuilder};
 
