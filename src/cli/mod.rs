@@ -11,6 +11,7 @@ macro_rules! errln {
 }
 
 mod bench;
+mod cache;
 mod completions;
 mod convert;
 mod demo;
@@ -78,6 +79,7 @@ enum Command {
     Inspect(inspect::Inspect),
     Summary(summary::Summary),
     Bench(bench::Bench),
+    Cache(cache::Cache),
     Kernels(kernels::Kernels),
     Devices(devices::Devices),
     Completions(completions::Completions),
@@ -98,6 +100,7 @@ pub fn run() -> ExitCode {
         Command::Inspect(command) => command.run(),
         Command::Summary(command) => command.run(),
         Command::Bench(command) => command.run(),
+        Command::Cache(command) => command.run(),
         Command::Kernels(command) => command.run(),
         Command::Devices(command) => command.run(),
         Command::Completions(command) => command.run(),
