@@ -1,11 +1,19 @@
 //! What decides the content of a cache entry, hashed.
 
-use std::{fmt, path::Path};
+use std::{
+    fmt,
+    fs::File,
+    io::{Seek, SeekFrom},
+    path::Path,
+};
 
 use crate::{
     Error, Result,
     autograd::{Parameter, Parameters},
 };
+
+/// Bytes at a file's end that are always looked at. A PNG has the checksum of all its pixels there.
+const TAIL: u64 = 4096;
 
 /// Names an entry by all that decides its content.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -38,13 +46,16 @@ impl KeyBuilder {
         self.bytes(&key.0)
     }
 
-    /// Adds every parameter and statistic: names and values.
+    /// Adds every parameter and statistic that `counts` says is one: names and values.
     ///
     /// # Errors
     /// Those of fetching a parameter from its device.
-    pub fn parameters(&mut self, model: &dyn Parameters) -> Result<&mut Self> {
+    pub fn parameters(&mut self, model: &dyn Parameters, counts: impl Fn(&str) -> bool) -> Result<&mut Self> {
         let mut outcome = Ok(());
         model.visit(&mut |parameter: &Parameter| {
+            if !counts(parameter.name()) {
+                return;
+            }
             self.text(parameter.name());
             match parameter.value.to_vec::<f32>() {
                 Ok(values) => drop(self.bytes(bytemuck::cast_slice(&values))),
@@ -54,16 +65,26 @@ impl KeyBuilder {
         outcome.map(|()| self)
     }
 
-    /// Adds a file's identity: path, length and time of last change.
+    /// Adds a file's identity: its path within `root`, so that a data set may be moved, its length, its time of last
+    /// change, and its last 4 KiB, for two files may have all the rest in common that a program wrote at once, or an
+    /// archive gave one time. With `content` it is all of its bytes.
     ///
     /// # Errors
-    /// [`Error::Io`] if the file is gone.
-    pub fn file(&mut self, path: &Path) -> Result<&mut Self> {
-        let metadata = std::fs::metadata(path).map_err(|error| Error::io(path, error))?;
-        let changed = metadata.modified().map_err(|error| Error::io(path, error))?;
+    /// [`Error::Io`] if the file is gone or cannot be read.
+    pub fn file(&mut self, root: &Path, path: &Path, content: bool) -> Result<&mut Self> {
+        let failed = |error| Error::io(path, error);
+        let mut file = File::open(path).map_err(failed)?;
+        let metadata = file.metadata().map_err(failed)?;
+        let changed = metadata.modified().map_err(failed)?;
         let changed = changed.duration_since(std::time::UNIX_EPOCH).unwrap_or_default().as_nanos();
-        self.bytes(path.as_os_str().as_encoded_bytes());
-        Ok(self.bytes(&metadata.len().to_le_bytes()).bytes(&changed.to_le_bytes()))
+        self.bytes(path.strip_prefix(root).unwrap_or(path).as_os_str().as_encoded_bytes());
+        self.bytes(&metadata.len().to_le_bytes()).bytes(&changed.to_le_bytes());
+        if !content {
+            file.seek(SeekFrom::Start(metadata.len().saturating_sub(TAIL))).map_err(failed)?;
+        }
+        let mut hasher = blake3::Hasher::new();
+        hasher.update_reader(file).map_err(failed)?;
+        Ok(self.bytes(&[u8::from(content)]).bytes(hasher.finalize().as_bytes()))
     }
 
     /// The key.
@@ -97,21 +118,41 @@ mod tests {
     }
 
     #[test]
-    fn a_files_length_and_time_count() -> Result<()> {
+    fn a_files_name_length_and_time_count_and_its_content_if_asked() -> Result<()> {
         let folder = tempfile::tempdir().map_err(|error| Error::io("", error))?;
-        let path = folder.path().join("a");
-        let key = || KeyBuilder::new("cpu").file(&path).map(|builder| builder.finish());
-        std::fs::write(&path, "1").unwrap();
-        let first = key()?;
-        assert_eq!(first, key()?);
-        std::fs::write(&path, "22").unwrap();
-        let longer = key()?;
-        assert_ne!(first, longer);
-        let file = std::fs::File::options().write(true).open(&path).unwrap();
-        file.set_modified(std::time::UNIX_EPOCH).unwrap();
-        assert_ne!(longer, key()?);
-        std::fs::remove_file(&path).unwrap();
-        assert!(key().is_err());
+        let (root, path) = (folder.path(), folder.path().join("a"));
+        let key = |path: &Path, content| KeyBuilder::new("").file(root, path, content).map(|builder| builder.finish());
+        let both = || Ok::<_, Error>([key(&path, false)?, key(&path, true)?]);
+        let age = || File::options().write(true).open(&path).unwrap().set_modified(std::time::UNIX_EPOCH).unwrap();
+        std::fs::write(&path, "1".repeat(5000)).unwrap();
+        let first = both()?;
+        assert_eq!(first, both()?);
+        assert_ne!(first[0], first[1]);
+        std::fs::write(&path, "1".repeat(5001)).unwrap();
+        let longer = both()?;
+        assert!(first[0] != longer[0] && first[1] != longer[1]);
+        age();
+        let older = both()?;
+        assert!(longer[0] != older[0] && longer[1] != older[1]);
+        std::fs::write(&path, "1".repeat(5000) + "2").unwrap();
+        age();
+        let other = both()?;
+        assert!(older[0] != other[0] && older[1] != other[1]);
+        // The one thing that only a look at all of the content shows.
+        std::fs::write(&path, "2".to_string() + &"1".repeat(5000)).unwrap();
+        age();
+        let altered = both()?;
+        assert!(older[0] == altered[0] && older[1] != altered[1]);
+        let renamed = root.join("b");
+        std::fs::rename(&path, &renamed).unwrap();
+        assert_ne!(key(&renamed, false)?, altered[0]);
+        assert!(key(&path, false).is_err());
+        // The folder itself may be moved.
+        let elsewhere = root.join("c");
+        std::fs::create_dir(&elsewhere).unwrap();
+        std::fs::rename(&renamed, elsewhere.join("a")).unwrap();
+        let moved = KeyBuilder::new("").file(&elsewhere, &elsewhere.join("a"), true)?.finish();
+        assert_eq!(moved, altered[1]);
         Ok(())
     }
 }

@@ -1,202 +1,258 @@
 //! Activations of a frozen prefix, computed once. An entry is found by a key made from everything that decides its
-//! content, so nothing stale is ever served: what changed has another key.
+//! content but the sample, and its rows by what a sample is, so nothing stale is ever served: what changed has another
+//! key. Labels are no part of either.
 
+mod activations;
 mod key;
 pub mod store;
 
+use std::{
+    collections::{HashMap, hash_map},
+    sync::Arc,
+};
+
+pub use activations::Activations;
 pub use key::{Key, KeyBuilder};
 
-use crate::{Device, Error, Result, Tensor, ops::gather::gather};
+use crate::{Device, Result, Tensor, device::available_memory};
+use activations::{Chunk, Place};
 
-/// Share of a GPU's free memory that the features of one data set may take there: one in so many. Others must fit
-/// beside them, and the networks that are trained next.
-const SHARE: u64 = 4;
+/// Share of the host memory that is free, or taken by the cache, that it may take: one in so many.
+const SHARE: u64 = 2;
 
-/// Features of a data set's samples, `[rows, width]`, with their labels and positions.
-#[derive(Clone, Debug, Default)]
-pub struct Activations {
-    width: usize,
-    values: Vec<f32>,
-    /// The same values on a GPU, `[rows, width]`, and the labels, `[rows]`.
-    resident: Option<(Tensor, Tensor)>,
-    labels: Vec<u32>,
-    indices: Vec<u32>,
+/// Selections of samples that a GPU may hold: those of the training, validation and test set.
+const SELECTIONS: usize = 3;
+
+/// Where the activation of a sample is to be found, and what is to be known of the sample.
+#[derive(Clone, Copy, Debug)]
+pub struct Sought {
+    /// The entry.
+    pub entry: Key,
+    /// The row. `None` if the sample has no identity, its file being gone.
+    pub row: Option<Key>,
+    /// The sample's label.
+    pub label: u32,
+    /// The sample's position in its split.
+    pub index: u32,
 }
 
-impl Activations {
-    /// Adds the features `[n, width]` of a batch.
-    ///
-    /// # Errors
-    /// [`Error::Shape`] if the width is not that of the rows before, or the labels do not match.
-    pub fn push(&mut self, features: &Tensor, labels: &[u32], indices: &[u32]) -> Result<()> {
-        let &[rows, width] = features.dims() else {
-            return Err(Error::shape("cache", format!("expected features [N, F], got {}", features.shape())));
-        };
-        if rows != labels.len() || rows != indices.len() || (self.width != width && !self.labels.is_empty()) {
-            let message = format!("{} does not fit {} labels and width {}", features.shape(), labels.len(), self.width);
-            return Err(Error::shape("cache", message));
-        }
-        self.width = width;
-        self.resident = None;
-        self.values.extend_from_slice(&features.to_vec::<f32>()?);
-        self.labels.extend_from_slice(labels);
-        self.indices.extend_from_slice(indices);
-        Ok(())
-    }
-
-    /// Copies the features to `device` if it is a GPU with room for them, so that batches need not be uploaded.
-    ///
-    /// # Errors
-    /// [`Error::Device`] if the device failed.
-    pub fn keep_on(&mut self, device: &Device) -> Result<()> {
-        let fits = device.available().is_some_and(|free| self.bytes() as u64 <= free / SHARE);
-        let copy = || {
-            let features = Tensor::new(self.values.clone(), [self.rows(), self.width], device)?;
-            Ok((features, Tensor::new(self.labels.clone(), [self.rows()], device)?))
-        };
-        self.resident = match device {
-            Device::Cuda(_) if fits => match copy() {
-                // Free memory may be in pieces.
-                Err(Error::OutOfMemory { .. }) => None,
-                outcome => Some(outcome?),
-            },
-            _ => None,
-        };
-        Ok(())
-    }
-
-    /// Features and labels where a GPU holds them.
-    pub(crate) fn resident(&self) -> Option<(&Tensor, &Tensor)> {
-        self.resident.as_ref().map(|(features, labels)| (features, labels))
-    }
-
-    /// Number of samples.
-    pub fn rows(&self) -> usize {
-        self.labels.len()
-    }
-
-    /// Label of each row.
-    pub fn labels(&self) -> &[u32] {
-        &self.labels
-    }
-
-    /// Position of each row's sample in its split.
-    pub fn indices(&self) -> &[u32] {
-        &self.indices
-    }
-
-    /// Memory taken, in bytes.
-    pub fn bytes(&self) -> usize {
-        self.values.len() * size_of::<f32>()
-    }
-
-    /// Features `[rows.len(), width]` on `device`, and labels, of the given rows.
-    ///
-    /// # Errors
-    /// [`Error::Shape`] if a row does not exist; [`Error::OutOfMemory`].
-    pub fn gather(&self, rows: &[u32], device: &Device) -> Result<(Tensor, Vec<u32>)> {
-        let label = |row: &u32| {
-            let label = self.labels.get(*row as usize).copied();
-            label.ok_or_else(|| Error::shape("cache", format!("row {row} of {}", self.rows())))
-        };
-        let labels = rows.iter().map(label).collect::<Result<Vec<u32>>>()?;
-        let features = match self.resident() {
-            Some((resident, _)) if resident.device().is(device) => {
-                gather(resident, &Tensor::new(rows.to_vec(), [rows.len()], device)?)?
-            }
-            _ => {
-                let values = rows.iter().flat_map(|row| &self.values[*row as usize * self.width..][..self.width]);
-                Tensor::new(values.copied().collect(), [rows.len(), self.width], device)?
-            }
-        };
-        Ok((features, labels))
-    }
-}
-
-/// The activations of each split that were computed last, in memory.
+/// Entries in host memory. Those that were used least recently go where there is no room.
 #[derive(Debug, Default)]
 pub struct ActivationCache {
-    entries: Vec<(Key, std::sync::Arc<Activations>)>,
+    /// The last is the one that was used last.
+    entries: Vec<(Key, Rows)>,
+    /// What was selected last, where a GPU holds it.
+    selections: Vec<(Key, Arc<Activations>)>,
+    limit: Option<u64>,
 }
 
-/// Entries kept: training and validation set, before and after a change that is undone.
-const KEPT: usize = 4;
+/// The rows of an entry.
+#[derive(Debug, Default)]
+struct Rows {
+    chunks: Vec<Arc<Chunk>>,
+    /// Where each row lies; `None` for a sample that cannot be decoded.
+    places: HashMap<Key, Option<Place>>,
+}
+
+impl Rows {
+    fn bytes(&self) -> u64 {
+        self.chunks.iter().map(|chunk| chunk.bytes()).sum()
+    }
+}
 
 impl ActivationCache {
-    /// The entry under `key`, if there is one.
-    pub fn get(&self, key: &Key) -> Option<std::sync::Arc<Activations>> {
-        self.entries.iter().find(|(found, _)| found == key).map(|(_, activations)| activations.clone())
+    /// Sets the bytes that entries may take. Default: half of the memory that is free or theirs.
+    pub fn set_limit(&mut self, bytes: u64) {
+        self.limit = Some(bytes);
     }
 
-    /// Adds an entry; the oldest goes if there are too many.
-    pub fn insert(&mut self, key: Key, activations: Activations) -> std::sync::Arc<Activations> {
-        if self.entries.len() == KEPT {
-            self.entries.remove(0);
+    /// Bytes that entries may take.
+    pub fn limit(&self) -> u64 {
+        let free = || available_memory().map_or(u64::MAX, |free| free.saturating_add(self.bytes()) / SHARE);
+        self.limit.unwrap_or_else(free)
+    }
+
+    /// Bytes that entries take.
+    pub fn bytes(&self) -> u64 {
+        self.entries.iter().map(|(_, rows)| rows.bytes()).sum()
+    }
+
+    /// Whether there is nothing to be computed for a sample: its row is there, or it is known that it cannot be
+    /// decoded.
+    pub fn knows(&self, sought: &Sought) -> bool {
+        let Sought { entry, row: Some(row), .. } = sought else { return false };
+        self.rows(entry).is_some_and(|rows| rows.places.contains_key(row))
+    }
+
+    /// Adds rows of the batch `[n, …]`: for each the position there, and its key.
+    ///
+    /// # Errors
+    /// Those of fetching the batch from its device.
+    pub fn add(&mut self, entry: Key, batch: &Tensor, rows: &[(usize, Key)]) -> Result<()> {
+        let positions: Vec<usize> = rows.iter().map(|(position, _)| *position).collect();
+        let chunk = Chunk::of(batch, &positions)?;
+        let held = self.entry(entry);
+        let number = held.chunks.len() as u32;
+        held.chunks.push(Arc::new(chunk));
+        held.places.extend(rows.iter().enumerate().map(|(row, (_, key))| (*key, Some((number, row as u32)))));
+        Ok(())
+    }
+
+    /// Remembers that a sample cannot be decoded.
+    pub fn add_failed(&mut self, entry: Key, row: Key) {
+        self.entry(entry).places.insert(row, None);
+    }
+
+    /// Lets entries go, but those `kept`, until there is room for so many bytes more; false if there is none even so.
+    pub fn make_room(&mut self, bytes: u64, kept: &[Key]) -> bool {
+        let limit = self.limit();
+        while self.bytes().saturating_add(bytes) > limit {
+            let Some(oldest) = self.entries.iter().position(|(key, _)| !kept.contains(key)) else { return false };
+            self.entries.remove(oldest);
+            self.selections.clear();
         }
-        let activations = std::sync::Arc::new(activations);
-        self.entries.push((key, activations.clone()));
-        activations
+        true
+    }
+
+    /// Lets an entry go.
+    pub fn remove(&mut self, entry: &Key) {
+        self.entries.retain(|(key, _)| key != entry);
+        self.selections.clear();
+    }
+
+    /// The activations of those samples that are there, on `device` too if that is a GPU with room for them.
+    ///
+    /// # Errors
+    /// [`Error::Shape`](crate::Error::Shape) if their rows are not of one shape;
+    /// [`Error::Device`](crate::Error::Device) if the device failed.
+    pub fn select(&mut self, samples: &[Sought], device: &Device) -> Result<Arc<Activations>> {
+        let mut used: Vec<Key> = Vec::new();
+        for Sought { entry, .. } in samples {
+            if !used.contains(entry) {
+                used.push(*entry);
+                self.touch(entry);
+            }
+        }
+        let Device::Cuda(_) = device else { return Ok(Arc::new(self.selected(samples)?)) };
+        let mut key = KeyBuilder::new(&device.to_string());
+        for Sought { entry, row, label, index } in samples.iter().filter(|sample| self.knows(sample)) {
+            row.iter().fold(key.key(entry), KeyBuilder::key).text(&format!("{label} {index}"));
+        }
+        let key = key.finish();
+        let found = match self.selections.iter().position(|(known, _)| *known == key) {
+            Some(at) => self.selections.remove(at).1,
+            None => {
+                let mut selected = self.selected(samples)?;
+                selected.keep_on(device)?;
+                Arc::new(selected)
+            }
+        };
+        self.selections.push((key, found.clone()));
+        if self.selections.len() > SELECTIONS {
+            self.selections.remove(0);
+        }
+        Ok(found)
+    }
+
+    fn selected(&self, samples: &[Sought]) -> Result<Activations> {
+        let mut selected = Activations::default();
+        let mut numbers: HashMap<(Key, u32), u32> = HashMap::new();
+        for Sought { entry, row, label, index } in samples {
+            let Some((rows, row)) = self.rows(entry).zip(row.as_ref()) else { continue };
+            let Some((chunk, row)) = rows.places.get(row).copied().flatten() else { continue };
+            let number = match numbers.entry((*entry, chunk)) {
+                hash_map::Entry::Occupied(known) => *known.get(),
+                hash_map::Entry::Vacant(new) => *new.insert(selected.add_chunk(rows.chunks[chunk as usize].clone())?),
+            };
+            selected.add((number, row), *label, *index);
+        }
+        Ok(selected)
+    }
+
+    fn rows(&self, entry: &Key) -> Option<&Rows> {
+        self.entries.iter().find(|(key, _)| key == entry).map(|(_, rows)| rows)
+    }
+
+    /// Makes an entry the one that was used last.
+    fn touch(&mut self, entry: &Key) {
+        if let Some(at) = self.entries.iter().position(|(key, _)| key == entry) {
+            self.entries[at..].rotate_left(1);
+        }
+    }
+
+    /// An entry for writing, made if there is none; it was used last.
+    fn entry(&mut self, entry: Key) -> &mut Rows {
+        if self.rows(&entry).is_none() {
+            self.entries.push((entry, Rows::default()));
+        }
+        self.touch(&entry);
+        let last = self.entries.len() - 1;
+        &mut self.entries[last].1
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::testing::{
-        cpu, devices,
-        emulator::{Settings, emulated},
-        normal,
-    };
+    use crate::ops::testing::cpu;
 
-    fn activations(rows: usize, width: usize, device: &Device) -> Result<Activations> {
-        let mut activations = Activations::default();
-        for (batch, count) in [(0, rows / 2), (1, rows - rows / 2)] {
-            let first = (batch * (rows / 2)) as u32;
-            let numbers: Vec<u32> = (first..first + count as u32).collect();
-            let labels: Vec<u32> = numbers.iter().map(|number| number * 10).collect();
-            activations.push(&normal(batch as u64, "features", [count, width], device), &labels, &numbers)?;
-        }
-        Ok(activations)
+    fn key(name: &str) -> Key {
+        KeyBuilder::new("cpu").text(name).finish()
+    }
+
+    fn sought(entry: &str, row: &str, index: u32) -> Sought {
+        Sought { entry: key(entry), row: Some(key(row)), label: 10 * index, index }
+    }
+
+    /// An entry with rows of four values, each its own number, from one batch.
+    fn add(cache: &mut ActivationCache, entry: &str, rows: &[(&str, f32)]) -> Result<()> {
+        let values = rows.iter().flat_map(|(_, value)| [*value; 4]).collect();
+        let batch = Tensor::new(values, [rows.len(), 4], &cpu(1))?;
+        let keys: Vec<(usize, Key)> = rows.iter().map(|(name, _)| key(name)).enumerate().collect();
+        cache.add(key(entry), &batch, &keys)
     }
 
     #[test]
-    fn batches_are_the_same_from_every_memory() -> Result<()> {
-        let rows = [6u32, 0, 3, 6];
-        let (expected, _) = activations(7, 12, &cpu(1))?.gather(&rows, &cpu(1))?;
-        let expected = expected.to_vec::<f32>()?;
-        for device in devices() {
-            let mut activations = activations(7, 12, &device)?;
-            for kept in [false, true] {
-                if kept {
-                    activations.keep_on(&device)?;
-                }
-                assert_eq!(activations.resident.is_some(), kept && matches!(device, Device::Cuda(_)));
-                // Elsewhere too.
-                for place in [&device, &cpu(1)] {
-                    let (features, labels) = activations.gather(&rows, place)?;
-                    assert!(features.device().is(place) && features.to_vec::<f32>()? == expected, "{device}");
-                    assert_eq!(labels, [60, 0, 30, 60]);
-                    assert!(activations.gather(&[0, 7], place).is_err());
-                    assert_eq!(activations.gather(&[], place)?.0.dims(), [0, 12]);
-                }
-            }
-            // What comes later is not forgotten.
-            activations.push(&Tensor::full([1, 12], 5.0, &device)?, &[70], &[7])?;
-            assert_eq!(activations.gather(&[7], &device)?.0.to_vec::<f32>()?, [5.0; 12]);
-        }
+    fn rows_are_found_by_sample_and_failures_are_remembered() -> Result<()> {
+        let mut cache = ActivationCache::default();
+        add(&mut cache, "clean", &[("a", 1.0), ("b", 2.0)])?;
+        add(&mut cache, "clean", &[("c", 3.0)])?;
+        add(&mut cache, "views", &[("b", 4.0)])?;
+        cache.add_failed(key("clean"), key("broken"));
+        let gone = Sought { row: None, ..sought("clean", "a", 5) };
+        let samples = [
+            sought("clean", "c", 0),
+            sought("clean", "broken", 1),
+            sought("views", "b", 2),
+            sought("clean", "new", 3),
+            sought("clean", "a", 4),
+            gone,
+        ];
+        assert_eq!(samples.map(|sample| cache.knows(&sample)), [true, true, true, false, true, false]);
+        let selected = cache.select(&samples, &cpu(1))?;
+        assert_eq!((selected.labels(), selected.indices()), (&[0, 20, 40][..], &[0, 2, 4][..]));
+        let (values, _) = selected.gather(&[0, 1, 2], &cpu(1))?;
+        assert_eq!(values.to_vec::<f32>()?, [[3.0; 4], [4.0; 4], [1.0; 4]].concat());
         Ok(())
     }
 
     #[test]
-    fn what_does_not_fit_stays_on_the_host() -> Result<()> {
-        let settings = Settings { capacity: 64 << 20, ..Settings::default() };
-        let Some((device, _)) = emulated(settings) else { return Ok(()) };
-        for (rows, fits) in [(3000, true), (5000, false)] {
-            let mut activations = activations(rows, 1024, &cpu(1))?;
-            activations.keep_on(&device)?;
-            assert_eq!(activations.resident.is_some(), fits, "{rows}");
-            assert_eq!(activations.gather(&[rows as u32 - 1], &device)?.1, [(rows as u32 - 1) * 10]);
+    fn what_was_used_least_recently_goes_where_there_is_no_room() -> Result<()> {
+        let mut cache = ActivationCache::default();
+        // Entries of 32 bytes.
+        for name in ["one", "two", "three"] {
+            add(&mut cache, name, &[("a", 1.0), ("b", 2.0)])?;
         }
+        cache.set_limit(100);
+        assert_eq!((cache.bytes(), cache.limit()), (96, 100));
+        cache.select(&[sought("one", "a", 0)], &cpu(1))?;
+        assert!(cache.make_room(30, &[]));
+        let left = |cache: &ActivationCache| ["one", "two", "three"].map(|name| cache.knows(&sought(name, "a", 0)));
+        assert_eq!(left(&cache), [true, false, true]);
+        assert!(cache.make_room(68, &[key("three")]) && left(&cache) == [false, false, true]);
+        assert!(!cache.make_room(69, &[key("three")]) && left(&cache) == [false, false, true]);
+        cache.remove(&key("three"));
+        assert_eq!(cache.bytes(), 0);
         Ok(())
     }
 }

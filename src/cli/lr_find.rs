@@ -12,6 +12,7 @@ use unfreeze::{
 
 use super::{
     options::{Arithmetic, Compute, DataSource, HeadFlags, Mode, Pretrained, Switch, TransformFlags, count, open_data},
+    precompute_flags::PrecomputeFlags,
     progress::Progress,
 };
 
@@ -57,9 +58,8 @@ pub struct Find {
     /// Keep the running statistics of every batchnorm
     #[arg(long, value_enum, default_value_t = Switch::Off)]
     bn_freeze: Switch,
-    /// Train the head on activations computed once (clean views), or on augmented images
-    #[arg(long, value_enum, default_value_t = Switch::On)]
-    precompute: Switch,
+    #[command(flatten)]
+    precompute: PrecomputeFlags,
     #[command(flatten)]
     transforms: TransformFlags,
     #[command(flatten)]
@@ -94,6 +94,7 @@ fn steps(text: &str) -> Result<Steps, String> {
 
 impl Find {
     pub fn run(self) -> Result<()> {
+        self.precompute.check()?;
         let find = LrFind::default().start(self.start).end(self.end).suggest(self.suggest);
         let find = match self.steps {
             Steps::Count(steps) => find.steps(steps),
@@ -109,6 +110,7 @@ impl Find {
         let path = source.absolute()?;
         let data = open_data(&path, source.valid_fraction, source.strict, self.compute.seed, mode)?;
         let data = data.transforms(transforms).batch_size(self.batch_size);
+        let data = data.verify_content(self.precompute.verify_content);
         if !self.quiet {
             let (images, arch) = (data.items(Split::Train).len(), weights.arch());
             errln!("{}: {images} training images; {arch} on {device}", path.display());
@@ -121,7 +123,7 @@ impl Find {
         let mut learner = learner.callback(Progress::new(mode));
         learner.freeze_to(self.freeze_to)?;
         learner.bn_freeze(self.bn_freeze == Switch::On);
-        learner.precompute(self.precompute == Switch::On);
+        self.precompute.set(&mut learner)?;
         // Asked before the work, not after it.
         fs::create_dir_all(&self.out).map_err(|error| Error::io(&self.out, error))?;
         let found = learner.lr_find(find)?;

@@ -23,6 +23,7 @@ mod interrupt;
 mod kernels;
 mod lr_find;
 mod options;
+mod precompute_flags;
 mod predict;
 mod progress;
 mod report;

@@ -4,10 +4,7 @@ use std::time::Duration;
 
 use super::options::Mode;
 use indicatif::{ProgressBar, ProgressStyle};
-use unfreeze::{
-    data::Split,
-    learner::{Callback, EpochRecord, Event, Flow},
-};
+use unfreeze::learner::{Callback, EpochRecord, Event, Flow};
 
 /// Follows a fit.
 pub struct Progress {
@@ -84,8 +81,7 @@ impl Callback for Progress {
     fn event(&mut self, event: &Event) -> Flow {
         match *event {
             Event::Caching { split, done, total } => {
-                let name = if split == Split::Train { "training" } else { "validation" };
-                self.show(format!("caching {name} set"), done, total);
+                self.show(format!("caching {split} set"), done, total);
                 if done == total {
                     self.bar.finish_and_clear();
                 }

@@ -36,6 +36,8 @@ pub struct Config {
     #[serde(default)]
     pub dtype: Precision,
     pub strict: bool,
+    #[serde(default)]
+    pub verify_content: bool,
     pub head: HeadSpec,
     #[serde(default)]
     pub snapshots: bool,
@@ -59,6 +61,7 @@ impl Config {
         self.transforms.validate()?;
         let data = open_data(&self.data, self.valid_fraction, self.strict, self.seed, mode)?
             .transforms(self.transforms.clone())
+            .verify_content(self.verify_content)
             .batch_size(self.batch_size);
         if !mode.quiet {
             errln!(

@@ -12,6 +12,7 @@ use unfreeze::{
 
 use super::{
     options::{Arithmetic, Compute, DataSource, HeadFlags, Mode, Pretrained, Switch, TransformFlags, count},
+    precompute_flags::PrecomputeFlags,
     run::{self, Config},
     step_flags::StepFlags,
 };
@@ -75,9 +76,8 @@ pub struct Train {
     /// Keep the model of each cycle's end as RUN/snapshot-N.safetensors, for `evaluate --ensemble`
     #[arg(long)]
     snapshots: bool,
-    /// Train the head on activations computed once (clean views), or on augmented images anew each epoch
-    #[arg(long, value_enum, default_value_t = Switch::On)]
-    precompute: Switch,
+    #[command(flatten)]
+    precompute: PrecomputeFlags,
     /// First layer group trained with the whole network; negative numbers count from the end
     #[arg(long, default_value_t = 0, allow_hyphen_values = true, value_name = "N")]
     freeze_to: isize,
@@ -140,6 +140,7 @@ impl Train {
     }
 
     fn prepare(&self) -> Result<(Config, Learner)> {
+        self.precompute.check()?;
         let head = self.head.spec()?;
         let weights = self.pretrained.read()?;
         let size = self.transforms.size.unwrap_or(weights.arch().published_size());
@@ -157,6 +158,7 @@ impl Train {
             device: self.compute.device.to_string(),
             dtype: self.arithmetic.dtype,
             strict: self.source.strict,
+            verify_content: self.precompute.verify_content,
             head,
             snapshots: self.snapshots,
             learning: self.step.learning.clone(),
@@ -182,7 +184,9 @@ impl Train {
             cycles: self.cycles,
             cycle_len: self.cycle_len,
             cycle_mult: self.cycle_mult,
-            precompute: self.precompute == Switch::On,
+            precompute: self.precompute.views() > 0,
+            views: self.precompute.views().max(1),
+            renew_views: self.precompute.renew_views,
             freeze_to: self.freeze_to,
             bn_freeze: self.bn_freeze.map(|switch| switch == Switch::On),
             snapshots: None,

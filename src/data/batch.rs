@@ -1,6 +1,6 @@
 //! What a loader yields, and how it is asked.
 
-use super::{Prepared, Skipped, Transforms};
+use super::{Prepared, Skipped, Transforms, Views};
 use crate::ops::augment::{Patch, augment};
 use crate::{Device, Precision, Result, Tensor};
 
@@ -16,8 +16,10 @@ pub struct LoaderOptions {
     /// Samples drawn with replacement by [`weighted`](super::weighted), each class as often as any other; goes before
     /// `shuffle`. Default: false.
     pub weighted: bool,
-    /// Random views, not clean ones. Default: false.
+    /// Random views, not clean ones, drawn anew for each `epoch` and position. Default: false.
     pub augment: bool,
+    /// One of a fixed number of views of each file, whatever `augment` says. Default: none.
+    pub views: Option<Views>,
     /// Threads that decode; 0 stands for one per core. Default: 0.
     pub workers: usize,
     /// Batches that may be decoded ahead of the one asked for. Default: 2.
@@ -36,6 +38,7 @@ impl Default for LoaderOptions {
             shuffle: false,
             weighted: false,
             augment: false,
+            views: None,
             workers: 0,
             prefetch: 2,
             strict: false,

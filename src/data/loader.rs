@@ -88,13 +88,15 @@ impl Loader {
         transforms.validate()?;
         let (transforms, patches) = (transforms.clone(), options.patches);
         let augment = options.augment.then_some((options.seed, options.epoch));
+        let views = options.views.clone();
         let load = move |index: u32, earlier: u32, item: &Item| {
-            let view = match augment {
-                Some((seed, epoch)) => {
+            let view = match (&views, augment) {
+                (Some(views), _) => views.view(&item.path),
+                (None, Some((seed, epoch))) => {
                     let first = Random::stream(seed, "augment", &[epoch, u64::from(index)]);
                     View::Random(if earlier == 0 { first } else { first.numbered(u64::from(earlier)) })
                 }
-                None => View::Clean,
+                (None, None) => View::Clean,
             };
             let prepared = transforms.prepare(&decode(&item.path)?, view)?;
             Ok(if patches { prepared } else { Prepared { patch: prepared.patch.finish(), ..prepared } })

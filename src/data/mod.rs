@@ -15,6 +15,7 @@ mod resize;
 mod split;
 mod table;
 mod transforms;
+mod views;
 mod warp;
 
 use std::fmt;
@@ -32,6 +33,7 @@ pub use order::{batches, shuffled, weighted};
 pub use resize::{resize, short_side};
 pub use split::Holdout;
 pub use transforms::{Lighting, Prepared, Sample, Transforms, View};
+pub use views::Views;
 
 use crate::{Error, Result};
 
@@ -118,6 +120,7 @@ pub struct ImageData {
     skipped: Vec<Skipped>,
     notes: Vec<String>,
     strict: bool,
+    verify_content: bool,
 }
 
 impl ImageData {
@@ -182,6 +185,7 @@ impl ImageData {
             skipped: scan.skipped,
             notes: scan.notes,
             strict: false,
+            verify_content: false,
         })
     }
 
@@ -208,6 +212,18 @@ impl ImageData {
             }
             _ => Ok(Self { strict, ..self }),
         }
+    }
+
+    /// Whether a cached activation is told to be a file's by all of the file's bytes, not by its path, length, time of
+    /// last change and end alone. That sees what else was altered under the same length and time, and reads every file
+    /// each time that activations are looked up, in each epoch. Default: false.
+    pub fn verify_content(self, verify_content: bool) -> Self {
+        Self { verify_content, ..self }
+    }
+
+    /// Whether files are told apart by their bytes.
+    pub fn verifies_content(&self) -> bool {
+        self.verify_content
     }
 
     /// The folder that it was made from.
@@ -270,8 +286,16 @@ impl ImageData {
         } else {
             (0..len).collect()
         };
+        self.loader_of(split, order, options)
+    }
+
+    /// Goes through the samples of a split that are numbered in `order`.
+    ///
+    /// # Errors
+    /// As [`Loader::new`].
+    pub fn loader_of(&self, split: Split, order: Vec<u32>, options: &LoaderOptions) -> Result<Loader> {
         let options = LoaderOptions { strict: self.strict || options.strict, ..options.clone() };
-        Loader::new(items.clone(), &self.transforms, order, self.batch_size, &options)
+        Loader::new(self.items(split).clone(), &self.transforms, order, self.batch_size, &options)
     }
 }
 

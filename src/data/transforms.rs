@@ -100,6 +100,12 @@ impl Transforms {
         Self { augment: Augment::None, max_zoom: 1.0, pad: 0, crop, ..self.clone() }
     }
 
+    /// Whether training shows other views than the clean one: of some images at least, where only the crop is random.
+    pub fn is_random(&self) -> bool {
+        let Self { augment, max_zoom, pad, crop, .. } = self;
+        *augment != Augment::None || *max_zoom > 1.0 || *pad > 0 || matches!(crop, Crop::Random | Crop::GoogleNet)
+    }
+
     /// Checks that the values make sense together.
     ///
     /// # Errors

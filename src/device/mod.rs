@@ -5,7 +5,7 @@ mod cpu;
 pub mod cuda;
 mod gemm;
 
-use available::available_memory;
+pub(crate) use available::available_memory;
 pub use cpu::{CpuDevice, MemoryUse};
 pub use cuda::CudaDevice;
 pub(crate) use gemm::{Matrix, gemm};

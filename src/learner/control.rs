@@ -18,7 +18,7 @@ pub enum Event<'a> {
         split: Split,
         /// Samples done.
         done: usize,
-        /// Samples in all.
+        /// Samples whose activations the cache did not have.
         total: usize,
     },
     /// A training step ended.

@@ -38,14 +38,16 @@ impl Learner {
         found
     }
 
-    /// The first layer whose output for `images` in `pass` is not finite, where every parameter is.
-    pub(super) fn not_finite_layer(&self, mut pass: Pass, images: &Tensor) -> Result<Option<String>> {
-        let mut summary = Summary::of(images)?;
+    /// The first layer whose output for `input`, the output of the first `units`, is not finite in `pass`, where every
+    /// parameter is.
+    pub(super) fn not_finite_layer(&self, mut pass: Pass, input: &Tensor, units: usize) -> Result<Option<String>> {
+        let mut summary = Summary::of(input)?;
         if summary.not_finite > 0 {
-            return Ok(Some("the images are not finite".into()));
+            let what = if units == 0 { "images" } else { "cached activations" };
+            return Ok(Some(format!("the {what} are not finite")));
         }
-        let mut x = Var::constant(images.clone());
-        for (number, unit) in self.model.units().into_iter().enumerate() {
+        let mut x = Var::constant(input.clone());
+        for (number, unit) in self.model.units().into_iter().enumerate().skip(units) {
             let before = summary.largest;
             x = match unit {
                 Unit::Head => {

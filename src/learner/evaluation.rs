@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::{Event, Learner, feed::Fed};
+use super::{Event, Learner, feed::Fed, precompute::Boundary};
 use crate::{
     Error, Result, Tensor,
     autograd::{Tape, Var},
@@ -75,30 +75,36 @@ impl Evaluation {
 }
 
 impl Learner {
-    /// Evaluates the network on a split, from cached activations where precompute allows.
+    /// Evaluates the network on the clean views of a split, from cached activations where precompute allows.
     ///
     /// # Errors
     /// [`Error::Data`] if no image can be decoded; in strict mode [`Error::Io`] or [`Error::Image`] for the first that
     /// cannot; [`Error::Cancelled`].
     pub fn evaluate(&mut self, split: Split) -> Result<Evaluation> {
-        if !self.uses_cache() {
-            return self.evaluate_images(split, LoaderOptions::evaluation());
-        }
+        self.evaluate_views(split, LoaderOptions::evaluation())
+    }
+
+    /// As [`Learner::evaluate`], of views as `options` say.
+    pub(super) fn evaluate_views(&mut self, split: Split, options: LoaderOptions) -> Result<Evaluation> {
+        let Some(boundary) = self.cached_at(split)? else { return self.evaluate_images(split, options) };
         let mut tally = Tally::default();
-        let activations = self.activations(split)?;
+        let activations = self.activations(split, boundary, &options)?;
         let rows: Vec<u32> = (0..activations.rows() as u32).collect();
         for rows in rows.chunks(self.data.batch_size.max(1)) {
             self.cancel.check()?;
-            let (features, labels) = activations.gather(rows, &self.device)?;
-            let logits = self.model.head.classify(&mut Pass::evaluation(), &Var::constant(features))?;
+            let (batch, labels) = activations.gather(rows, &self.device)?;
+            let logits = boundary.input(batch).logits(&self.model, &mut Pass::evaluation())?;
             let indices = rows.iter().map(|&row| activations.indices()[row as usize]).collect();
             tally.add(logits.into_value(), labels, indices)?;
+            if boundary != Boundary::Pool {
+                self.tell(&Event::Validating { done: tally.samples(), total: activations.rows() })?;
+            }
         }
         tally.finish(self.data.root())
     }
 
-    /// As [`Learner::evaluate`], of views as `options` say, never from the cache.
-    pub(super) fn evaluate_images(&mut self, split: Split, options: LoaderOptions) -> Result<Evaluation> {
+    /// As [`Learner::evaluate_views`], never from the cache.
+    fn evaluate_images(&mut self, split: Split, options: LoaderOptions) -> Result<Evaluation> {
         let (mut tally, mut done, total) = (Tally::default(), 0, self.samples(split));
         self.check_memory(self.data.batch_size.min(total), false)?;
         let mut feed = self.feed(split, options)?;
@@ -137,6 +143,11 @@ impl Tally {
         self.evaluation.labels.extend(labels);
         self.evaluation.indices.extend(indices);
         Ok(())
+    }
+
+    /// Samples that came in.
+    fn samples(&self) -> usize {
+        self.evaluation.labels.len()
     }
 
     /// What came in, which must be something; `source` is named if not.

@@ -31,6 +31,12 @@ impl Learner {
         let loader = self.data.loader(split, &options.on(&self.device))?;
         Ok(Feed::new(loader, self.transforms(), &self.device, self.model.precision()))
     }
+
+    /// As [`Learner::feed`], of the samples that are numbered in `order`.
+    pub(super) fn feed_of(&self, split: Split, order: Vec<u32>, options: &LoaderOptions) -> Result<Feed> {
+        let loader = self.data.loader_of(split, order, &options.clone().on(&self.device))?;
+        Ok(Feed::new(loader, self.transforms(), &self.device, self.model.precision()))
+    }
 }
 
 impl Feed {

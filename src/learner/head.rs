@@ -30,11 +30,13 @@ impl HeadSteps<'_> {
     /// Most steps of one launch, after which the host hears of them.
     pub const MOST: usize = 64;
 
-    /// Whether steps of so many samples can be made so: of a linear head, on a GPU that holds the activations.
+    /// Whether steps of so many samples can be made so: of a linear head, on a GPU that holds the pooled
+    /// features.
     pub fn are_possible(model: &Model, activations: &Activations, batch_size: usize) -> bool {
         let device = model.device();
         matches!(device, Device::Cuda(_))
             && activations.resident().is_some_and(|(features, _)| features.device().is(device))
+            && activations.dims().len() == 1
             && *model.head.spec() == HeadSpec::Linear
             && batch_size <= EXACT_ROWS
     }

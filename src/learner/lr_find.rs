@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Event, Learner, Suggestion, suggestion, train::Moves};
+use super::{Event, Learner, Suggestion, precompute::Boundary, suggestion, train::Moves};
 use crate::{
     Error, Result,
     data::{Split, batches},
@@ -222,7 +222,7 @@ impl Learner {
         let count = find.count(batches(self.samples(Split::Train), self.data.batch_size).len())?;
         let ratios = find.resolve(&self.state)?;
         let weight_decays = find.weight_decay.resolve("wd", &self.state)?;
-        if !self.uses_cache() {
+        if self.cached_at(Split::Train)? != Some(Boundary::Pool) {
             self.check_memory(self.data.batch_size.min(self.samples(Split::Train)), true)?;
         }
         // Tensors are shared until they are written to, so this copies only what is trained.

@@ -125,6 +125,7 @@ impl Learner {
         let targets = Labels::Shares(mixing.targets(&labels, self.model.head.classes()));
         let input = match input {
             Input::Images(_) => Input::Images(mixed),
+            Input::Activation { units, .. } => Input::Activation { units, output: mixed },
             Input::Features(_) => Input::Features(mixed),
         };
         Ok((input, targets))

@@ -90,9 +90,10 @@ pub struct Learner {
     state: FreezeState,
     freeze_norms: bool,
     precompute: bool,
+    shown: precompute::Shown,
     cache: ActivationCache,
-    /// Hash of the backbone's values; `None` since they may have changed.
-    backbone_key: Option<Key>,
+    /// Hash of the values of the backbone's first units, so many; `None` since they may have changed.
+    backbone_key: Option<(usize, Key)>,
     loss: CrossEntropy,
     sampling: Sampling,
     metrics: Vec<Metric>,
@@ -134,6 +135,7 @@ impl Learner {
             seed: 0,
             freeze_norms: false,
             precompute: false,
+            shown: precompute::Shown::default(),
             cache: ActivationCache::default(),
             backbone_key: None,
             loss: CrossEntropy::default(),
@@ -267,13 +269,6 @@ impl Learner {
         self.apply();
     }
 
-    /// Whether the head is trained on cached activations while the whole backbone is frozen. An execution detail, not
-    /// a state: with a trainable backbone it has no effect, and whatever changes the activations makes them new.
-    /// Cached activations are those of the clean view; if augmentation is set, a [`Event::Note`] says so.
-    pub fn precompute(&mut self, on: bool) {
-        self.precompute = on;
-    }
-
     /// Which groups are trained.
     pub fn freeze_state(&self) -> &FreezeState {
         &self.state
@@ -314,11 +309,6 @@ impl Learner {
 
     fn apply(&mut self) {
         self.model.apply(&self.state, self.freeze_norms);
-    }
-
-    /// Whether the next pass can use cached activations.
-    fn uses_cache(&self) -> bool {
-        self.precompute && self.state.is_head_only()
     }
 
     fn transforms(&self) -> &Transforms {

@@ -39,8 +39,17 @@ pub struct Recipe {
     pub cycle_len: usize,
     /// Growth of its cycles. Default 2, so that the defaults make 1 + 2 + 4 epochs.
     pub cycle_mult: usize,
-    /// Whether the head trains on cached activations, without augmentation. Default true.
+    /// Whether the head trains on cached activations: see [`Learner::precompute`]. The second part does where it leaves
+    /// leading layers frozen and would show the same images without: where nothing is random in training, or `views`
+    /// are. Default true.
     pub precompute: bool,
+    /// Views of each training image whose activations are cached: see [`Learner::precompute_views`]. Default 1, the
+    /// clean one, without augmentation.
+    #[serde(default = "one")]
+    pub views: usize,
+    /// Epochs after which other views are drawn: see [`Learner::renew_views_every`]. Default 0: never.
+    #[serde(default)]
+    pub renew_views: usize,
     /// First layer group trained in the second part. Default 0: all.
     pub freeze_to: isize,
     /// Whether batchnorms keep their running statistics in the second part. Default `None`: they do where the backbone
@@ -55,6 +64,10 @@ pub struct Recipe {
     pub options: StepOptions,
 }
 
+fn one() -> usize {
+    1
+}
+
 impl Default for Recipe {
     fn default() -> Self {
         Self {
@@ -66,6 +79,8 @@ impl Default for Recipe {
             cycle_len: 1,
             cycle_mult: 2,
             precompute: true,
+            views: 1,
+            renew_views: 0,
             freeze_to: 0,
             bn_freeze: None,
             snapshots: None,
@@ -146,19 +161,33 @@ impl Learner {
         outcome
     }
 
+    /// Sets whether the views of `recipe` are cached.
+    fn show(&mut self, recipe: &Recipe, cached: bool) -> Result<()> {
+        self.renew_views_every(recipe.renew_views);
+        match cached {
+            true => self.precompute_views(recipe.views),
+            false => {
+                self.precompute(false);
+                Ok(())
+            }
+        }
+    }
+
     fn run_parts(&mut self, recipe: &Recipe, part_done: &mut dyn FnMut(&mut Self) -> Result<()>) -> Result<()> {
         if recipe.parts != Parts::Finetune {
             self.freeze();
             self.bn_freeze(false);
-            self.precompute(recipe.precompute);
+            self.show(recipe, recipe.precompute)?;
             self.fit(recipe.head())?;
             if !self.is_catching_up() {
                 part_done(self)?;
             }
         }
         if recipe.parts != Parts::Head {
-            self.precompute(false);
             self.freeze_to(recipe.freeze_to)?;
+            let alike = recipe.views > 1 || !self.transforms().is_random();
+            let frozen = self.model.backbone.frozen_units() > 0;
+            self.show(recipe, recipe.precompute && alike && frozen)?;
             self.bn_freeze(recipe.bn_freeze.unwrap_or(self.pretrained && recipe.parts == Parts::Full));
             self.fit(recipe.finetune())?;
             part_done(self)?;

@@ -17,6 +17,13 @@ use crate::{
 pub enum Input {
     /// Normalised images `[N, H, W, C]`.
     Images(Tensor),
+    /// A cached activation.
+    Activation {
+        /// So many of the backbone's units have made it.
+        units: usize,
+        /// Their output, `[N, h, w, C]`.
+        output: Tensor,
+    },
     /// Cached features `[N, F]`.
     Features(Tensor),
 }
@@ -63,19 +70,41 @@ impl Labels {
 
 impl Input {
     pub(super) fn tensor(&self) -> &Tensor {
-        let (Input::Images(tensor) | Input::Features(tensor)) = self;
+        let (Input::Images(tensor) | Input::Activation { output: tensor, .. } | Input::Features(tensor)) = self;
         tensor
     }
 
     fn tensor_mut(&mut self) -> &mut Tensor {
-        let (Input::Images(tensor) | Input::Features(tensor)) = self;
+        let (Input::Images(tensor) | Input::Activation { output: tensor, .. } | Input::Features(tensor)) = self;
         tensor
+    }
+
+    /// The backbone's units that it has behind it; `None` if that is all of them and the pool.
+    pub(super) fn units(&self) -> Option<usize> {
+        match self {
+            Input::Images(_) => Some(0),
+            Input::Activation { units, .. } => Some(*units),
+            Input::Features(_) => None,
+        }
+    }
+
+    /// Logits `[N, classes]` of it.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if it does not fit `model`.
+    pub fn logits(&self, model: &Model, pass: &mut Pass) -> Result<Var> {
+        let input = Var::constant(self.tensor().clone());
+        match self.units() {
+            Some(units) => model.forward_from(pass, &input, units),
+            None => model.head.classify(pass, &input),
+        }
     }
 
     /// The same in memory of its own.
     fn duplicate(&self, cuda: &CudaDevice) -> Result<Self> {
         let mut copy = match self {
             Input::Images(images) => Input::Images(images.clone()),
+            Input::Activation { units, output } => Input::Activation { units: *units, output: output.clone() },
             Input::Features(features) => Input::Features(features.clone()),
         };
         let tensor = copy.tensor_mut();
@@ -143,7 +172,7 @@ struct Kind {
 struct Rest {
     /// Address of what describes it.
     device: usize,
-    input: (bool, DType, Vec<usize>),
+    input: (Option<usize>, DType, Vec<usize>),
     /// Whether labels are shares.
     shares: bool,
     arch: Arch,
@@ -161,12 +190,12 @@ struct Rest {
 
 impl Kind {
     fn of(step: &mut Step, input: &Input, labels: &Labels, cuda: &CudaDevice) -> Result<Self> {
-        let (tensor, images) = (input.tensor(), matches!(input, Input::Images(_)));
+        let tensor = input.tensor();
         let (batch_size, sample) = tensor.dims().split_first().unwrap_or((&0, &[]));
         let class_weights = step.loss.class_weights.as_ref();
         let rest = Rest {
             device: std::ptr::from_ref(cuda) as usize,
-            input: (images, tensor.dtype(), sample.to_vec()),
+            input: (input.units(), tensor.dtype(), sample.to_vec()),
             shares: matches!(labels, Labels::Shares(_)),
             arch: step.model.arch(),
             head: step.model.head.spec().clone(),
@@ -342,9 +371,6 @@ pub(super) fn loss(
     target: &Target,
     options: &CrossEntropy,
 ) -> Result<Var> {
-    let logits = match input {
-        Input::Images(images) => model.forward(pass, &Var::constant(images.clone()))?,
-        Input::Features(features) => model.head.classify(pass, &Var::constant(features.clone()))?,
-    };
+    let logits = input.logits(model, pass)?;
     cross_entropy(&mut pass.tape, &logits, target, options)
 }

@@ -7,6 +7,7 @@ use super::{
     diverged::Place,
     ensemble::snapshot,
     feed::{Fed, Feed},
+    precompute::Boundary,
     resume::Left,
 };
 use crate::{
@@ -20,7 +21,7 @@ use crate::{
 /// Where an epoch's batches come from.
 pub(super) enum Source {
     Images(Box<Feed>),
-    Cache { activations: Arc<Activations>, batches: std::vec::IntoIter<Vec<u32>> },
+    Cache { activations: Arc<Activations>, boundary: Boundary, batches: std::vec::IntoIter<Vec<u32>> },
 }
 
 /// What a fit keeps from step to step.
@@ -90,14 +91,14 @@ impl Learner {
             Left::Nothing(records) => return Ok(records),
             Left::From(start, optimizer) => (start, *optimizer),
         };
-        if !self.uses_cache() {
+        if self.cached_at(Split::Train)? != Some(Boundary::Pool) {
             self.check_memory(self.data.batch_size.min(self.samples(Split::Train)), true)?;
         }
         let schedule = fit.schedule(steps);
         let options = fit.options.clone();
         let mut state = State { schedule, lrs, weight_decays, optimizer, options, steps_per_epoch: steps };
         let first = self.history.len() - start;
-        if self.precompute && !self.uses_cache() {
+        if self.precompute && self.boundary().is_none() {
             self.note("precompute is on, but the backbone is trainable: activations are computed anew".into())?;
         }
         for epoch in start..epochs {
@@ -131,9 +132,9 @@ impl Learner {
     /// One epoch: its record, and whether a callback wants to stop.
     fn epoch(&mut self, fit: &Fit, epoch: usize, state: &mut State) -> Result<(EpochRecord, bool)> {
         let start = Instant::now();
-        let cached = self.uses_cache();
         // Epochs are numbered through all fits, so that no two see the same order or views.
         let mut source = self.source(self.history.len() as u64)?;
+        let cached = matches!(source, Source::Cache { .. });
         let training = Instant::now();
         let steps = state.options.steps(source.len());
         // Images that cannot be decoded may leave an epoch steps short; the next one starts where it should.
@@ -210,7 +211,7 @@ impl Learner {
         state: &mut State,
         number: usize,
     ) -> Result<Option<VecDeque<Option<Made>>>> {
-        let Source::Cache { activations, batches } = source else { return Ok(None) };
+        let Source::Cache { activations, batches, .. } = source else { return Ok(None) };
         let plain = self.stepper.graphs() && state.options.are_plain();
         if !plain || !HeadSteps::are_possible(&self.model, activations, self.data.batch_size) {
             return Ok(None);
@@ -244,26 +245,26 @@ impl Learner {
 
     /// The batches of an epoch, whose number decides their order and views.
     pub(super) fn source(&mut self, epoch: u64) -> Result<Source> {
-        if !self.uses_cache() {
+        let options = self.training_options(epoch)?;
+        let Some(boundary) = self.cached_at(Split::Train)? else {
             let weighted = self.sampling == Sampling::Weighted;
-            let options = LoaderOptions { weighted, ..LoaderOptions::training(self.seed, epoch) };
-            let feed = self.feed(Split::Train, options)?;
-            return Ok(Source::Images(Box::new(feed)));
-        }
-        let activations = self.activations(Split::Train)?;
+            let options = LoaderOptions { weighted, ..options };
+            return Ok(Source::Images(Box::new(self.feed(Split::Train, options)?)));
+        };
+        let activations = self.activations(Split::Train, boundary, &options)?;
         let order = self.order(activations.labels(), epoch);
         let batches: Vec<Vec<u32>> =
             batches(order.len(), self.data.batch_size).into_iter().map(|range| order[range].to_vec()).collect();
-        Ok(Source::Cache { activations, batches: batches.into_iter() })
+        Ok(Source::Cache { activations, boundary, batches: batches.into_iter() })
     }
 
     /// The next batch, unless too few of its images could be decoded for batch statistics.
     pub(super) fn next_batch(&mut self, source: &mut Source) -> Result<Option<(Input, Vec<u32>)>> {
         match source {
-            Source::Cache { activations, batches } => {
+            Source::Cache { activations, boundary, batches } => {
                 let Some(rows) = batches.next().filter(|rows| rows.len() > 1) else { return Ok(None) };
-                let (features, labels) = activations.gather(&rows, &self.device)?;
-                Ok(Some((Input::Features(features), labels)))
+                let (batch, labels) = activations.gather(&rows, &self.device)?;
+                Ok(Some((boundary.input(batch), labels)))
             }
             Source::Images(feed) => {
                 let Some(Fed { batch, images }) = feed.next().transpose()? else { return Ok(None) };
@@ -280,12 +281,12 @@ impl Learner {
             // That step has changed the parameters: they no longer tell.
             return Ok(None);
         }
-        match (self.not_finite()?, input) {
-            (None, Input::Images(images)) => {
+        match (self.not_finite()?, input.units()) {
+            (None, Some(units)) => {
                 // As in that step, which changed nothing of the network.
-                self.not_finite_layer(Pass::training(self.seed, number), images)
+                self.not_finite_layer(Pass::training(self.seed, number), input.tensor(), units)
             }
-            (None, Input::Features(_)) => Ok(Some("the output of head is not finite".into())),
+            (None, None) => Ok(Some("the output of head is not finite".into())),
             (found, _) => Ok(found),
         }
     }
@@ -315,7 +316,8 @@ impl Learner {
         let number = self.steps;
         self.steps += 1;
         if !self.state.is_head_only() {
-            self.backbone_key = None;
+            let frozen = self.model.backbone.frozen_units();
+            self.backbone_key = self.backbone_key.filter(|(units, _)| *units <= frozen);
             self.progress.backbone_changed();
         }
         self.place_class_weights().map(|()| number)

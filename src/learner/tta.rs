@@ -95,8 +95,8 @@ impl Tta {
 }
 
 impl Learner {
-    /// Evaluates the network on a split, on clean views, cached where precompute allows, and on views augmented as in
-    /// training, which the seed decides.
+    /// Evaluates the network on a split, on clean views and on views augmented as in training, which the seed decides;
+    /// from cached activations where precompute allows.
     ///
     /// # Errors
     /// As of [`Learner::evaluate`]; [`Error::Setting`] if nothing is random in training, or `tta` makes no sense.
@@ -109,7 +109,7 @@ impl Learner {
         }
         let clean = self.evaluate(split)?;
         let views: Vec<Evaluation> = (0..tta.count())
-            .map(|number| self.evaluate_images(split, Tta::loader_options(self.seed, number)))
+            .map(|number| self.evaluate_views(split, Tta::loader_options(self.seed, number)))
             .collect::<Result<_>>()?;
         tta.average(clean, &views)
     }

@@ -109,6 +109,14 @@ impl Block {
         Ok(x)
     }
 
+    pub(super) fn is_frozen(&self) -> bool {
+        let projection = match &self.shortcut {
+            Shortcut::Projection(projection) => Some(&**projection),
+            Shortcut::Identity | Shortcut::Padding { .. } => None,
+        };
+        self.convolutions.iter().chain(projection).all(ConvNorm::is_frozen)
+    }
+
     pub(super) fn convolutions_mut(&mut self) -> impl Iterator<Item = &mut ConvNorm> {
         let projection = match &mut self.shortcut {
             Shortcut::Projection(projection) => Some(&mut **projection),

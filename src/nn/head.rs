@@ -150,6 +150,11 @@ impl Head {
         }
     }
 
+    /// Values of an image's pooled features.
+    pub fn inputs(&self) -> usize {
+        self.spec.plan(self.channels, self.classes)[0].1
+    }
+
     /// Number of classes.
     pub fn classes(&self) -> usize {
         self.classes

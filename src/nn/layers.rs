@@ -265,14 +265,16 @@ impl ConvNorm {
         max_pool(&mut pass.tape, &output, window)
     }
 
+    /// Whether nothing in it learns or takes batch statistics.
+    pub(super) fn is_frozen(&self) -> bool {
+        let Self { weight, norm, .. } = self;
+        !norm.batch_statistics && ![weight, &norm.scale, &norm.shift].into_iter().any(Parameter::is_trainable)
+    }
+
     /// Whether anything in it, or before it, learns or takes batch statistics.
     fn is_trained(&self, pass: &Pass, input: &Var, addend: Option<Addend>) -> bool {
-        let norm = &self.norm;
         pass.is_training()
-            && (norm.batch_statistics
-                || input.needs_grad()
-                || addend.is_some_and(|addend| addend.needs_grad(pass))
-                || [&self.weight, &norm.scale, &norm.shift].into_iter().any(Parameter::is_trainable))
+            && (!self.is_frozen() || input.needs_grad() || addend.is_some_and(|addend| addend.needs_grad(pass)))
     }
 
     /// All of it as one operation, with running statistics.

@@ -114,6 +114,16 @@ impl Model {
         }
     }
 
+    /// Logits `[N, classes]` of an activation `[N, h, w, C]`, the output of the backbone's first `units` units.
+    ///
+    /// # Errors
+    /// [`Error::Shape`](crate::Error::Shape) if it is not that.
+    pub fn forward_from(&self, pass: &mut Pass, activation: &Var, units: usize) -> Result<Var> {
+        let last = self.backbone.forward_units(pass, activation, units..self.backbone.units())?;
+        let features = self.head.pool(pass, &last)?;
+        self.head.classify(pass, &features)
+    }
+
     /// Pooled features `[N, F]` of images `[N, H, W, 3]`: what the head's trainable layers work on.
     ///
     /// # Errors
@@ -128,8 +138,7 @@ impl Model {
     /// # Errors
     /// [`Error::Shape`](crate::Error::Shape) if the images are too small or have not three channels.
     pub fn forward(&self, pass: &mut Pass, images: &Var) -> Result<Var> {
-        let features = self.features(pass, images)?;
-        self.head.classify(pass, &features)
+        self.forward_from(pass, images, 0)
     }
 
     /// The same network with its parameters on another device.

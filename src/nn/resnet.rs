@@ -92,6 +92,13 @@ impl ResNet {
         1 + self.stages.iter().map(Vec::len).sum::<usize>()
     }
 
+    /// Number of leading units in which nothing learns or takes batch statistics: in training as otherwise, what comes
+    /// out of them is a function of the image alone.
+    pub fn frozen_units(&self) -> usize {
+        let blocks = self.stages.iter().flatten().map(Block::is_frozen);
+        std::iter::once(self.stem.is_frozen()).chain(blocks).take_while(|frozen| *frozen).count()
+    }
+
     /// The number of units up to and with `layer`, if the backbone has it.
     pub fn units_through(&self, layer: Layer) -> Option<usize> {
         match layer {

@@ -270,6 +270,7 @@ impl Demo {
             device: self.compute.device.to_string(),
             dtype: self.arithmetic.dtype,
             strict: false,
+            verify_content: false,
             head: HeadSpec::default(),
             snapshots: false,
             learning: Learning::default(),

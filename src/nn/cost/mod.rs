@@ -152,6 +152,18 @@ impl Network {
         self.blocks().len() + 2
     }
 
+    /// Extents `[h, w, C]` of the output of the first `units` units, of which there is one at least and the head is
+    /// none.
+    pub fn output(&self, units: usize) -> [usize; 3] {
+        let Stem { convolution, pooled } = self.stem();
+        let stem = [pooled.unwrap_or(convolution.output_side), convolution.outputs];
+        let block = |unit: &Unit| [unit.last().output_side, unit.last().outputs];
+        let blocks = self.blocks();
+        let last = blocks.get(..units.saturating_sub(1)).and_then(<[Unit]>::last);
+        let [side, channels] = last.map_or(stem, block);
+        [side, side, channels]
+    }
+
     /// The kernels of the frozen network. With `pool_in_stem` the stem's max pool is taken in the stem's epilogue,
     /// which spares the largest activation.
     pub fn forward(&self, pool_in_stem: bool) -> Vec<Kernel> {

@@ -1,6 +1,11 @@
 //! The model against published figures: floors of the three ResNets on an H200, computed apart from this code.
 
 use super::*;
+use crate::{
+    Device, Result, Tensor,
+    autograd::Var,
+    nn::{Pass, ResNet},
+};
 
 /// 0.8 of the 790 TFLOP/s that bf16 matrix products reach on an H200, and its copy bandwidth.
 const H200: Roof = Roof { flops: 632e12, bytes: 4.3e12 };
@@ -102,4 +107,19 @@ fn freezing_only_takes_work_away() {
             assert_eq!(network.training_step(network.units()).len(), head.len());
         }
     }
+}
+
+#[test]
+fn extents_are_those_of_the_network() -> Result<()> {
+    let device = Device::cpu(1)?;
+    for (arch, size) in [(Arch::ResNet8, 17), (Arch::ResNet18, 37), (Arch::ResNet50, 33)] {
+        let backbone = ResNet::new(arch, 0, &device)?;
+        let mut x = Var::constant(Tensor::zeros([1, size, size, 3], &device)?);
+        for units in 1..=backbone.units() {
+            x = backbone.forward_units(&mut Pass::evaluation(), &x, units - 1..units)?;
+            let found = Network { size, ..network(arch, 1, Precision::F32) }.output(units);
+            assert_eq!(x.value().dims()[1..], found, "{arch} after {units}");
+        }
+    }
+    Ok(())
 }
