@@ -9,6 +9,7 @@ use std::{
 
 use common::{
     emulator::{Settings, emulated},
+    learning::cats_and_dogs,
     program::{Ran, unfreeze},
 };
 use serde_json::Value;
@@ -19,6 +20,28 @@ const SMALL: &str =
 
 fn number(object: &Value, key: &str) -> f64 {
     object[key].as_f64().unwrap_or_else(|| panic!("{key} of {object}"))
+}
+
+#[test]
+fn every_way_of_training_a_head_gets_its_time() {
+    let data = cats_and_dogs();
+    let bench =
+        "bench views {} --arch resnet20 --weights random --size 16 --batch-size 4 --seeds 2 --epochs 3 --seconds 60";
+    let found = unfreeze(&format!("{bench} --json"), &[data.path()]).succeeded().objects();
+    assert_eq!(found.len(), 10);
+    assert!(found.iter().all(|way| way["epochs"] == 3 && number(way, "accuracy") <= 1.0), "{found:?}");
+    let of = |way: &str| -> Vec<f64> {
+        found.iter().filter(|found| found["way"] == way).map(|found| number(found, "accuracy")).collect()
+    };
+    // One cached view is the clean one: the same training as without a cache, but faster.
+    assert_eq!(of("1 cached view"), of("no cache, no augmentation"));
+    let short = unfreeze(&bench.replace("seconds 60", "seconds 1e-9").replace("seeds 2", "seeds 1"), &[data.path()]);
+    assert_eq!(short.succeeded().out.lines().count(), 7);
+    assert!(
+        unfreeze("bench views {} --weights random --arch resnet20 --seconds 0", &[data.path()])
+            .err
+            .contains("--seconds")
+    );
 }
 
 #[test]

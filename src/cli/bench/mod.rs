@@ -15,6 +15,7 @@ mod protocol;
 mod roof;
 mod serve;
 mod task;
+mod views;
 
 use clap::{Args, Subcommand};
 use unfreeze::Result;
@@ -34,6 +35,8 @@ enum What {
     Train(network::Train),
     /// Epochs of a linear head on cached activations
     Cache(cache::Cache),
+    /// How good a head is after equal wall time, with and without cached views
+    Views(Box<views::Views>),
     /// Each operation alone, at the shapes of a network
     Ops(ops::Ops),
     /// This engine beside PyTorch, every network and setting in turn
@@ -49,6 +52,7 @@ impl Bench {
             What::Forward(command) => command.run(),
             What::Train(command) => command.run(),
             What::Cache(command) => command.run(),
+            What::Views(command) => command.run(),
             What::Ops(command) => command.run(),
             What::Compare(command) => command.run(),
             What::Serve(command) => command.run(),
