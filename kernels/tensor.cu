@@ -37,6 +37,24 @@ extern "C" __global__ void __launch_bounds__(MAP_THREADS) tensor_add_assign_bf16
     add_assign<bf16>(p);
 }
 
+struct LerpAssignParams {
+    float* to;
+    const float* other;
+    u64 count;
+    float share;
+};
+
+// to += share * (other - to), one rounding per operation: the processor's bits.
+extern "C" __global__ void __launch_bounds__(MAP_THREADS) tensor_lerp_assign(const LerpAssignParams p) {
+    const Own own(p.count);
+    Pack<float, 4> to = own.load(p.to);
+    const Pack<float, 4> other = own.load(p.other);
+#pragma unroll
+    for (u32 j = 0; j < 4; ++j)
+        to.at[j] = __fadd_rn(to.at[j], __fmul_rn(p.share, __fsub_rn(other.at[j], to.at[j])));
+    own.store(p.to, to);
+}
+
 // Conversions: to the nearest, ties to even; what is too large becomes infinite; a NaN stays one.
 
 struct CastParams {

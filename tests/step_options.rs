@@ -2,182 +2,28 @@
 
 mod common;
 
-use std::{collections::BTreeMap, fs};
+use std::fs;
 
 use common::{
     emulator::gpu,
-    learning::{Told, bits, cats_and_dogs, data, folders, learner_of, listened},
+    learning::{Told, bits, cats_and_dogs, learner_of, linear_head, listened},
+    naive::{Naive, approach, assert_close, losses, uneven, values},
     program::unfreeze,
 };
 use unfreeze::{
-    Device, Precision, Tensor,
-    autograd::{Parameters, Role, Var},
+    Device, Error, Precision, Tensor,
+    autograd::{Parameters, Var},
     data::{Augment, Batch, ImageData, LoaderOptions, Split, Transforms, weighted},
-    learner::{ClassWeights, Fit, Learner, Mixing, Sampling, StepOptions},
-    nn::{Arch, Model, Pass},
-    ops::{
-        loss::{CrossEntropy, Target, cross_entropy},
-        mix::Mix,
-    },
-    optim::{OptimizerKind, Schedule},
+    learner::{ClassWeights, Event, Fit, Flow, Learner, Sampling, StepOptions, WeightAverage},
+    nn::{Arch, Pass},
+    ops::loss::CrossEntropy,
+    optim::{OptimizerKind, Schedule, Triangle},
 };
-
-/// SGD in f64 on the gradients of the tape, with the learner's batches, views and dropout (of seed 1).
-struct Naive {
-    lr: f64,
-    momentum: f64,
-    weight_decay: f64,
-    wd_bn_bias: bool,
-    decoupled: bool,
-    clip: f64,
-    accumulate: usize,
-    mixing: StepOptions,
-    loss: CrossEntropy,
-}
-
-impl Default for Naive {
-    fn default() -> Self {
-        Self {
-            lr: 0.05,
-            momentum: 0.9,
-            weight_decay: 0.0,
-            wd_bn_bias: true,
-            decoupled: false,
-            clip: f64::INFINITY,
-            accumulate: 1,
-            mixing: StepOptions::default(),
-            loss: CrossEntropy::default(),
-        }
-    }
-}
-
-type Values = BTreeMap<String, Vec<f64>>;
-
-fn values(model: &Model) -> Values {
-    let mut values = Values::new();
-    model.visit(&mut |parameter| {
-        let all = parameter.value.to_vec::<f32>().unwrap();
-        values.insert(parameter.name().to_string(), all.into_iter().map(f64::from).collect());
-    });
-    values
-}
-
-impl Naive {
-    /// Loss and gradients of a batch; batchnorm statistics move.
-    fn pass(&self, model: &mut Model, data: &ImageData, batch: &Batch, number: u64) -> (f64, Values) {
-        let device = model.device().clone();
-        let images = batch.upload(&data.transforms, &device, Precision::F32).unwrap();
-        let mut pass = Pass::training(1, number);
-        let logits = model.forward(&mut pass, &Var::constant(images)).unwrap();
-        let (images, target) = self.mixed(images, &batch.labels, data.classes().len(), number);
-        let loss = cross_entropy(&mut pass.tape, &logits, &target, &self.loss).unwrap();
-        let statistics = pass.take_statistics();
-        let value = f64::from(loss.value().scalar().unwrap());
-        let gradients = pass.tape.backward(&loss).unwrap();
-        model.update_statistics(statistics).unwrap();
-        let wide = |tensor: &Tensor| tensor.to_vec::<f32>().unwrap().into_iter().map(f64::from).collect();
-        (value, gradients.iter().map(|(name, gradient)| (name.to_string(), wide(gradient))).collect())
-    }
-
-    /// A batch of f32 images and its targets, mixed by plain loops.
-    fn mixed(&self, images: Tensor, labels: &[u32], classes: usize, number: u64) -> (Tensor, Target) {
-        let (device, &[n, h, w, c]) = (images.device().clone(), images.dims()) else { panic!("no images") };
-        let Some(mixing) = Mixing::draw(&self.mixing, 1, number, n, Some([h, w])) else {
-            return (images, Target::labels(labels.to_vec(), classes, &device).unwrap());
-        };
-        let values = images.to_vec::<f32>().unwrap();
-        let (mut mixed, mut targets) = (values.clone(), vec![0.0; n * classes]);
-        for (at, value) in mixed.iter_mut().enumerate() {
-            let (sample, pixel) = (at / (h * w * c), at % (h * w * c) / c);
-            let other = values[mixing.partners[sample] as usize * h * w * c + at % (h * w * c)];
-            match &mixing.mix {
-                Mix::Shares(shares) => *value = shares[sample] * *value + (1.0 - shares[sample]) * other,
-                Mix::Box([rows, columns]) if rows.contains(&(pixel / w)) && columns.contains(&(pixel % w)) => {
-                    *value = other;
-                }
-                Mix::Box(_) => {}
-            }
-        }
-        for (sample, share) in mixing.shares.iter().enumerate() {
-            targets[sample * classes + labels[sample] as usize] += share;
-            targets[sample * classes + labels[mixing.partners[sample] as usize] as usize] += 1.0 - share;
-        }
-        let target = Tensor::new(targets, [n, classes], &device).unwrap();
-        (Tensor::new(mixed, [n, h, w, c], &device).unwrap(), Target::Soft(target))
-    }
-
-    /// The losses of so many epochs.
-    fn fit(&self, model: &mut Model, data: &ImageData, epochs: u64) -> Vec<f64> {
-        let (mut losses, mut velocities) = (Vec::new(), Values::new());
-        for epoch in 0..epochs {
-            let loader = data.loader(Split::Train, &LoaderOptions::training(1, epoch)).unwrap();
-            let batches: Vec<Batch> = loader.map(Result::unwrap).collect();
-            for together in batches.chunks(self.accumulate) {
-                let samples = together.iter().map(Batch::len).sum::<usize>() as f64;
-                let (mut loss, mut gradients) = (0.0, Values::new());
-                for (part, batch) in together.iter().enumerate() {
-                    let share = batch.len() as f64 / samples;
-                    let number = losses.len() as u64 + ((part as u64) << 48);
-                    let (of_batch, own) = self.pass(model, data, batch, number);
-                    loss += share * of_batch;
-                    for (name, own) in own {
-                        let sums = gradients.entry(name).or_insert(vec![0.0; own.len()]);
-                        sums.iter_mut().zip(own).for_each(|(sum, own)| *sum += share * own);
-                    }
-                }
-                losses.push(loss);
-                self.step(model, &gradients, &mut velocities);
-            }
-        }
-        losses
-    }
-
-    fn step(&self, model: &mut Model, gradients: &Values, velocities: &mut Values) {
-        let norm = gradients.values().flatten().map(|g| g * g).sum::<f64>().sqrt();
-        let scale = (self.clip / (norm + 1e-6)).min(1.0);
-        model.visit_mut(&mut |parameter| {
-            let Some(gradient) = gradients.get(&**parameter.name()) else { return };
-            let vector = !matches!(parameter.role(), Role::ConvWeight | Role::LinearWeight);
-            let decay = if vector && !self.wd_bn_bias { 0.0 } else { self.weight_decay };
-            let velocity = velocities.entry(parameter.name().to_string()).or_insert(vec![0.0; gradient.len()]);
-            let mut moved = Vec::new();
-            for ((p, g), v) in parameter.value.to_vec::<f32>().unwrap().iter().zip(gradient).zip(velocity) {
-                let (mut p, g) = (f64::from(*p), scale * g);
-                if self.decoupled {
-                    p -= self.lr * decay * p;
-                    *v = self.momentum * *v + g;
-                } else {
-                    *v = self.momentum * *v + (g + decay * p);
-                }
-                moved.push((p - self.lr * *v) as f32);
-            }
-            parameter.set_value(Tensor::new(moved, parameter.value.shape(), parameter.value.device()).unwrap());
-        });
-    }
-}
-
-/// Twelve images of two classes, of one three times as many; batches of four, the last of them smaller.
-fn uneven() -> (tempfile::TempDir, ImageData) {
-    let root = folders(&["cat", "dog"], 8, 2, 0);
-    for n in 3..8 {
-        fs::remove_file(root.path().join(format!("train/dog/{n}.png"))).unwrap();
-    }
-    let images = data(&root).transforms(Transforms::new(16));
-    (root, images)
-}
 
 fn learner(data: &ImageData) -> Learner {
     let mut learner = learner_of(Arch::ResNet8, data.clone(), &Device::cpu(2).unwrap());
     learner.unfreeze();
     learner
-}
-
-fn losses(told: &[Told]) -> Vec<f64> {
-    let loss = |told: &Told| match told {
-        Told::Step { loss, .. } => Some(f64::from(*loss)),
-        _ => None,
-    };
-    told.iter().filter_map(loss).collect()
 }
 
 /// Two epochs of `fit`, a learner's, which must come to what `naive` comes to.
@@ -186,19 +32,13 @@ fn check(learner: Learner, fit: Fit, naive: &Naive) {
     let (data, mut model) = (learner.data().clone(), learner.model().clone());
     let (mut learner, told) = listened(learner);
     learner.fit(fit).unwrap();
-    let expected = naive.fit(&mut model, &data, 2);
+    let expected = naive.fit(&mut model, &data, 2, &mut |_, _| {});
     let found = losses(&told.lock().unwrap());
     assert_eq!(found.len(), expected.len());
     for (found, expected) in found.iter().zip(&expected) {
         assert!((found / expected - 1.0).abs() < 1e-4, "losses {found} {expected}");
     }
-    let (found, expected) = (values(learner.model()), values(&model));
-    for (name, expected) in &expected {
-        let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>().sqrt();
-        let apart = norm(&mut found[name].iter().zip(expected).map(|(a, b)| a - b));
-        let whole = norm(&mut expected.iter().copied());
-        assert!(apart <= 1e-4 * whole.max(1e-2), "{name}: {apart:e} of {whole:e}");
-    }
+    assert_close(&values(learner.model()), &values(&model));
 }
 
 /// With replacement, as many as there are; each time with a view of its own; the same on cached activations.
@@ -310,6 +150,128 @@ fn samples_and_labels_are_mixed() {
     }
 }
 
+#[test]
+fn a_moving_average_follows_each_step() {
+    let (_root, data) = uneven();
+    let (mut plain, mut averaged) = (learner(&data), learner(&data));
+    let (mut model, mut expected) = (plain.model().clone(), values(plain.model()));
+    Naive::default().fit(&mut model, &data, 2, &mut |model, _| approach(&mut expected, &values(model), 0.3));
+    plain.fit(Fit::epochs(2).lr(0.05)).unwrap();
+    averaged.fit(Fit::epochs(2).lr(0.05).ema(0.7)).unwrap();
+    let last = bits(averaged.model());
+    assert!(last == bits(plain.model()), "to average changes nothing");
+    averaged.swap_average(WeightAverage::Ema).unwrap();
+    assert_close(&values(averaged.model()), &expected);
+    averaged.swap_average(WeightAverage::Ema).unwrap();
+    assert!(last == bits(averaged.model()));
+    for learner in [&mut plain, &mut averaged] {
+        let error = learner.swap_average(WeightAverage::Swa).unwrap_err().to_string();
+        assert!(error.contains("made no swa"), "{error}");
+    }
+    averaged.fit(Fit::epochs(1)).unwrap();
+    assert_eq!(averaged.averages(), [], "they are those of the last fit");
+}
+
+/// The mean of weights at the ends of these epochs, with statistics of one pass over the training set.
+#[test]
+fn weights_are_averaged_and_their_statistics_estimated_anew() {
+    let (_root, data) = uneven();
+    let constant = Fit::epochs(3).lr(0.05).swa(2);
+    let flat = Fit::cycles(2).cycle_len(2).triangular(Triangle { div: 1.0, ..Triangle::default() }).lr(0.05).swa(1);
+    for (fit, epochs, ends) in [(constant, 3, &[2u64, 3][..]), (flat, 4, &[2, 4])] {
+        let mut averaged = learner(&data);
+        let (mut model, mut mean, mut epoch, mut count) = (averaged.model().clone(), None, 0, 0.0);
+        Naive::default().fit(&mut model, &data, epochs, &mut |model, end| {
+            epoch += u64::from(end);
+            if end && ends.contains(&epoch) {
+                count += 1.0;
+                approach(mean.get_or_insert_with(|| values(model)), &values(model), 1.0 / count);
+            }
+        });
+        let mut expected = mean.unwrap();
+        // Its batchnorms meet each batch.
+        let device = Device::cpu(2).unwrap();
+        model.visit_mut(&mut |parameter| {
+            let mean = expected[&**parameter.name()].iter().map(|value| *value as f32).collect();
+            parameter.set_value(Tensor::new(mean, parameter.value.shape(), &device).unwrap());
+        });
+        model.norms_mut().for_each(|norm| norm.momentum = 1.0);
+        let (mut seen, mut statistics) = (0.0, None);
+        let loader = data.loader(Split::Train, &LoaderOptions::training(1, epochs)).unwrap();
+        for (number, batch) in loader.map(Result::unwrap).enumerate() {
+            let images = batch.upload(&data.transforms, &device, Precision::F32).unwrap();
+            let mut pass = Pass::training(1, 3 * epochs + number as u64);
+            model.forward(&mut pass, &Var::constant(images)).unwrap();
+            model.update_statistics(pass.take_statistics()).unwrap();
+            seen += batch.len() as f64;
+            let own = values(&model);
+            approach(statistics.get_or_insert(own.clone()), &own, batch.len() as f64 / seen);
+        }
+        let statistics = statistics.unwrap();
+        expected.iter_mut().filter(|(name, _)| name.contains("running")).for_each(|(name, values)| {
+            *values = statistics[name].clone();
+        });
+        averaged.fit(fit).unwrap();
+        averaged.swap_average(WeightAverage::Swa).unwrap();
+        assert_close(&values(averaged.model()), &expected);
+    }
+}
+
+/// What is left of a run that was cut off, taken up again, is the run that was not, averages included.
+#[test]
+fn resumed_runs_average_and_mix_as_if_they_had_not_been_cut_off() {
+    let (_root, data) = uneven();
+    let folder = tempfile::tempdir().unwrap();
+    let ends = |cut: Option<usize>, name: &str| {
+        let path = folder.path().join(name);
+        let program = |learner: &mut Learner| -> unfreeze::Result<()> {
+            let options = StepOptions {
+                clip_grad: Some(1.0),
+                accumulate: 2,
+                mixup: Some(0.4),
+                cutmix: Some(1.0),
+                ema: Some(0.8),
+                swa: Some(1),
+                ..StepOptions::default()
+            };
+            learner.fit(Fit::epochs(1).phase("first").lr(0.02).ema(0.5))?;
+            learner.fit(Fit::epochs(3).phase("second").lr(0.02).options(options)).map(drop)
+        };
+        let start = || learner(&data).sampling(Sampling::Weighted).checkpoints(&path);
+        if let Some(cut) = cut {
+            let cut_off = move |event: &Event| match event {
+                Event::Step { phase: "second", epoch, .. } if *epoch == cut => Flow::Fail(Error::Cancelled),
+                _ => Flow::Continue,
+            };
+            program(&mut start().callback(cut_off)).unwrap_err();
+        }
+        let mut learner = start();
+        if cut.is_some() {
+            learner.resume(&path).unwrap();
+        }
+        program(&mut learner).unwrap();
+        let mut all = vec![bits(learner.model())];
+        for average in learner.averages() {
+            learner.swap_average(average).unwrap();
+            all.push(bits(learner.model()));
+            learner.swap_average(average).unwrap();
+        }
+        // A finished run still has them.
+        let mut finished = start();
+        finished.resume(&path).unwrap();
+        program(&mut finished).unwrap();
+        assert_eq!(finished.averages(), WeightAverage::ALL);
+        finished.swap_average(WeightAverage::Swa).unwrap();
+        assert!(bits(finished.model()) == all[2]);
+        all
+    };
+    let whole = ends(None, "whole");
+    assert!(whole.len() == 3 && whole[0] != whole[1] && whole[1] != whole[2]);
+    for cut in [0, 1, 2] {
+        assert!(ends(Some(cut), &format!("cut-{cut}")) == whole, "cut off in epoch {cut}");
+    }
+}
+
 /// The last group's rate.
 fn rate(told: &Told) -> Option<f64> {
     match told {
@@ -329,12 +291,12 @@ fn options_mean_the_same_on_a_gpu() {
         StepOptions { optimizer: kind, wd_bn_bias: false, ..StepOptions::default() },
         StepOptions { clip_grad: Some(0.5), ..StepOptions::default() },
         StepOptions { clip_grad: Some(0.5), accumulate: 2, ..StepOptions::default() },
-        StepOptions { mixup: Some(0.4), cutmix: Some(1.0), ..StepOptions::default() },
+        StepOptions { mixup: Some(0.4), cutmix: Some(1.0), ema: Some(0.9), swa: Some(1), ..StepOptions::default() },
     ];
     for options in options {
         let run = |device: &Device, graphs: bool, linear: bool| {
             let (learner, told) = listened(match linear {
-                true => common::learning::linear_head(Arch::ResNet8, data.clone(), device),
+                true => linear_head(Arch::ResNet8, data.clone(), device),
                 false => learner_of(Arch::ResNet8, data.clone(), device),
             });
             let mut learner = learner.graphs(graphs);
@@ -344,13 +306,15 @@ fn options_mean_the_same_on_a_gpu() {
             }
             learner.fit(Fit::epochs(3).lr(0.02).wd(0.1).options(options.clone())).unwrap();
             let told = losses(&told.lock().unwrap());
-            (bits(learner.model()), told)
+            let last = bits(learner.model());
+            learner.averages().into_iter().for_each(|average| learner.swap_average(average).unwrap());
+            (last, bits(learner.model()), told)
         };
         for linear in [false, true] {
             let replayed = run(&gpu, true, linear);
             assert!(replayed == run(&gpu, false, linear), "graphs show, linear {linear}: {options:?}");
-            let expected = run(&Device::cpu(2).unwrap(), true, linear).1;
-            for (found, expected) in replayed.1.iter().zip(&expected) {
+            let expected = run(&Device::cpu(2).unwrap(), true, linear).2;
+            for (found, expected) in replayed.2.iter().zip(&expected) {
                 assert!((found / expected - 1.0).abs() < 1e-4, "{options:?}: losses {found} {expected}");
             }
         }
@@ -365,7 +329,7 @@ fn flags_are_kept_in_the_run_and_odd_ones_are_refused() {
     let folder = cats_and_dogs();
     let (root, run) = (folder.path(), folder.path().join("run"));
     let flags = "--class-weights balanced --label-smoothing 0.1 --optimizer sgd --momentum 0.8 --nesterov --decouple-wd \
-                 --wd 0.01 --wd-bn-bias off --clip-grad 3.5 --accumulate 2 --mixup 0.4 --cutmix 1 --sample weighted";
+                 --wd 0.01 --wd-bn-bias off --clip-grad 3.5 --accumulate 2 --mixup 0.4 --cutmix 1 --sample weighted --ema 0.9 --swa 1";
     unfreeze(&format!("{TRAIN} {flags}"), &[root, &run]).succeeded();
     let config: toml::Table = fs::read_to_string(run.join("config.toml")).unwrap().parse().unwrap();
     assert_eq!(config["learning"]["class_weights"].as_str(), Some("balanced"));
@@ -374,7 +338,17 @@ fn flags_are_kept_in_the_run_and_odd_ones_are_refused() {
     let optimizer = OptimizerKind::Sgd { momentum: 0.8, nesterov: true, decoupled: true };
     let clip_grad = Some(3.5);
     let (mixup, cutmix) = (Some(0.4), Some(1.0));
-    assert_eq!(options, StepOptions { optimizer, wd_bn_bias: false, clip_grad, accumulate: 2, mixup, cutmix });
+    let (ema, swa) = (Some(0.9), Some(1));
+    let expected = StepOptions { optimizer, wd_bn_bias: false, clip_grad, accumulate: 2, mixup, cutmix, ema, swa };
+    assert_eq!(options, expected);
+    for average in ["ema", "swa"] {
+        let measured = unfreeze(&format!("evaluate {{}} --average {average} --json"), &[&run]).succeeded().objects();
+        let file = run.join(format!("{average}.safetensors"));
+        let alone = unfreeze("evaluate {} {} --json", &[&file, &root.join("valid")]).succeeded().objects();
+        assert_eq!((&measured[0]["loss"], measured[0]["images"].as_u64()), (&alone[0]["loss"], Some(6)));
+    }
+    let file = unfreeze("evaluate {} --average ema", &[&run.join("model.safetensors")]);
+    assert!(file.code == 1 && file.err.contains("averages of weights are in a run folder"), "{}", file.err);
     for (flags, named) in [
         ("--class-weights 1,2,3", "--class-weights: 3 weights given for 2 classes: cat, dog"),
         ("--class-weights even", "balanced"),
@@ -382,6 +356,7 @@ fn flags_are_kept_in_the_run_and_odd_ones_are_refused() {
         ("--clip-grad 0", "--clip-grad: 0 is no norm"),
         ("--mixup 0", "--mixup: 0 is no alpha"),
         ("--sample even", "neither shuffled nor weighted"),
+        ("--ema 1", "--ema: 1 is no decay"),
         ("--momentum -1", "--momentum"),
         ("--optimizer adamw --nesterov", "--optimizer: adamw has no Nesterov step"),
     ] {

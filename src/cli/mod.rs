@@ -126,6 +126,7 @@ fn in_flags(error: &Error) -> String {
         "clip_grad",
         "cutmix",
         "cycles",
+        "ema",
         "end",
         "epochs",
         "freeze_to",

@@ -43,6 +43,14 @@ pub struct StepFlags {
     /// each batch gets one of the two. Without effect on cached activations
     #[arg(long, value_name = "ALPHA")]
     cutmix: Option<f32>,
+    /// Also keep a moving average of the weights, RUN/ema.safetensors, which after each step takes 1 - DECAY of the new
+    /// ones, over about 1 / (1 - DECAY) steps; 0.9998 is usual for long trainings
+    #[arg(long, value_name = "DECAY")]
+    ema: Option<f32>,
+    /// Also average the weights at the ends of epochs, or of cycles, from epoch START on, counted from 1 in each part
+    /// of the recipe: RUN/swa.safetensors (stochastic weight averaging)
+    #[arg(long, value_name = "START", value_parser = count)]
+    swa: Option<usize>,
     #[command(flatten)]
     pub learning: Learning,
 }
@@ -104,6 +112,8 @@ impl StepFlags {
             accumulate: self.accumulate,
             mixup: self.mixup,
             cutmix: self.cutmix,
+            ema: self.ema,
+            swa: self.swa,
         })
     }
 }

@@ -10,7 +10,10 @@ use clap::{Args, ValueEnum};
 use unfreeze::{
     Device, Error, Result,
     data::{Item, Loader, LoaderOptions, Skipped, Split, Transforms},
-    learner::{Classifier, Ensemble, EnsembleEvaluation, Evaluation, PredictionRecord, RunFolder, Tta, TtaEvaluation},
+    learner::{
+        Classifier, Ensemble, EnsembleEvaluation, Evaluation, PredictionRecord, RunFolder, Tta, TtaEvaluation,
+        WeightAverage,
+    },
     report::Records,
 };
 
@@ -32,6 +35,9 @@ pub struct Trained {
     /// Average over the last snapshots of a run trained with --snapshots, such as last:3
     #[arg(long, value_name = "last:N", value_parser = last, conflicts_with = "tta")]
     ensemble: Option<usize>,
+    /// Take the averaged weights of a run trained with --ema or --swa
+    #[arg(long, value_name = "ema|swa", conflicts_with = "ensemble")]
+    average: Option<WeightAverage>,
     /// Images per batch
     #[arg(long, default_value_t = 16, value_name = "N", value_parser = count)]
     batch_size: usize,
@@ -115,13 +121,22 @@ impl Trained {
                 Networks::Several(ensemble.precision(self.arithmetic.dtype)?)
             }
             None => {
-                let classifier = Classifier::load(model_file(&self.model), self.compute.open()?)?;
+                let classifier = Classifier::load(self.file()?, self.compute.open()?)?;
                 let classifier = classifier.precision(self.arithmetic.dtype)?;
                 let views = self.tta.map(|count| Ok::<_, Error>((count, self.augmented(&classifier)?))).transpose()?;
                 Networks::One { classifier: Box::new(classifier), views }
             }
         };
         Ok(Opened { asked: self, networks })
+    }
+
+    fn file(&self) -> Result<PathBuf> {
+        match self.average {
+            None => Ok(model_file(&self.model)),
+            Some(average) => {
+                Ok(self.run("and averages of weights are in a run folder; give that")?.join(average.file()))
+            }
+        }
     }
 
     /// The run folder; if a model file is given instead, `reason` says why that does not do.

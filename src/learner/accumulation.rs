@@ -24,8 +24,8 @@ struct Sums {
 }
 
 impl Learner {
-    /// Makes step `number` of a fit on as many of the next batches as its options say, or as there are; `None` if none of
-    /// them is of use.
+    /// Makes step `number` of a fit on as many of the next batches as its options say, or as there are; `None` if none
+    /// of them is of use.
     pub(super) fn make_accumulated(
         &mut self,
         source: &mut Source,
@@ -56,6 +56,7 @@ impl Learner {
         let factor = 1.0 / samples as f32;
         state.optimizer.step_scaled(model, gradients, &moves.lrs, decays, moves.momentum, factor)?;
         sums.statistics.into_iter().try_for_each(|statistics| self.model.update_statistics(statistics))?;
+        self.follow(state.options.ema)?;
         let mut loss = 0.0;
         for (of_batch, samples) in &sums.losses {
             loss += f64::from(of_batch.scalar()?) * *samples as f64;
@@ -63,8 +64,8 @@ impl Learner {
         Ok(Some(Made { loss: (loss / samples as f64) as f32, samples, moves, cause: None }))
     }
 
-    /// Adds a batch to `sums`; its loss if that is not finite, as far as that is known: to ask a GPU would be to wait for
-    /// it.
+    /// Adds a batch to `sums`; its loss if that is not finite, as far as that is known: to ask a GPU would be to wait
+    /// for it.
     fn add_up(
         &self,
         input: &Input,

@@ -99,7 +99,8 @@ impl From<ClassWeights> for String {
 }
 
 impl Learner {
-    /// Weighs the classes in the training loss, those of the training images as they are now. Validation is measured
+    /// Weighs the classes in the training loss, by the training images as they are now; to be called after
+    /// [`Learner::loss`], whose other options stay. Validation is measured
     /// without weights.
     ///
     /// # Errors

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use super::StepOptions;
 use crate::{
     Error, Result,
-    optim::{OneCycle, PerGroup, Schedule, Triangle, TriangleTail},
+    optim::{OneCycle, PerGroup, Point, Schedule, Triangle, TriangleTail},
 };
 
 /// Options of one fit: epochs at a constant rate, or cycles of SGD with restarts.
@@ -190,6 +190,11 @@ impl Fit {
             Some(momentum) => Err(Error::setting("momentum", format!("{momentum} is not in [0, 1)"))),
             None => Ok(()),
         }
+    }
+
+    /// Whether stochastic weight averaging takes in the network of an epoch that ends so.
+    pub(super) fn averages_at(&self, end: &Point) -> bool {
+        matches!(self.length, Length::Epochs(_)) || end.ends_cycle
     }
 
     pub(super) fn schedule(&self, steps_per_epoch: usize) -> Schedule {

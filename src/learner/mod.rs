@@ -2,6 +2,7 @@
 //! learning rate per layer group.
 
 mod accumulation;
+mod averaging;
 mod class_weights;
 mod classifier;
 mod control;
@@ -30,6 +31,7 @@ mod suggestion;
 mod train;
 mod tta;
 
+pub use averaging::WeightAverage;
 pub use class_weights::ClassWeights;
 pub use classifier::{Classifier, Prediction};
 pub use control::{Callback, CancelToken, Event, Flow};
@@ -101,6 +103,7 @@ pub struct Learner {
     steps: u64,
     stepper: Stepper,
     progress: resume::Progress,
+    averages: averaging::Averages,
     last_evaluation: Option<Evaluation>,
     /// Passes that are known to fit into memory: images, their size, trainable parameters in training.
     fitting: HashSet<(usize, usize, Option<usize>)>,
@@ -145,6 +148,7 @@ impl Learner {
             steps: 0,
             stepper: Stepper::new(true),
             progress: resume::Progress::default(),
+            averages: averaging::Averages::default(),
             last_evaluation: None,
             fitting: HashSet::new(),
             callbacks: Vec::new(),

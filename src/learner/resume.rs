@@ -13,7 +13,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{EpochRecord, Fit, Learner};
+use super::{EpochRecord, Fit, Learner, WeightAverage};
 use crate::{
     Error, Result, Tensor,
     autograd::{Parameter, Parameters},
@@ -54,6 +54,9 @@ struct State {
     /// What the images were.
     data: String,
     optimizer: Option<(OptimizerKind, u32)>,
+    /// Networks in the average of weights.
+    #[serde(default)]
+    averaged: u64,
 }
 
 /// Where a program of fits stands, and where it stood before an interruption.
@@ -154,10 +157,13 @@ impl Learner {
         }
         let backbone = Checkpoint::read(folder.join(&state.backbone))?;
         load_into(&mut self.model.backbone, &backbone, &LoadOptions::default())?;
-        let options = LoadOptions { allow_unused: vec![OPTIMIZER.into()], ..LoadOptions::default() };
+        let averages = WeightAverage::ALL.map(|average| format!("{average}."));
+        let allow_unused = averages.into_iter().chain([OPTIMIZER.into()]).collect();
+        let options = LoadOptions { allow_unused, ..LoadOptions::default() };
         load_into(&mut self.model.head, &file, &options)?;
         self.model.set_precision(self.model.precision())?;
         let optimizer = state.optimizer.map(|(kind, steps)| self.read_optimizer(&file, kind, steps)).transpose()?;
+        self.restore_averages(&file, state.averaged)?;
         self.backbone_key = None;
         self.steps = state.steps;
         self.history = state.history;
@@ -226,8 +232,10 @@ impl Learner {
             backbone,
             data: self.data_digest(),
             optimizer: optimizer.map(|optimizer| (optimizer.kind(), optimizer.steps())),
+            averaged: self.averages.count(),
         };
         let mut tensors = collect(&self.model.head)?;
+        tensors.extend(self.averages.tensors()?);
         for (name, number, buffer) in optimizer.into_iter().flat_map(Optimizer::buffers) {
             let tensor = FileTensor::from_f32(buffer.dims().to_vec(), buffer.to_vec()?)?;
             tensors.insert(format!("{OPTIMIZER}{number}.{name}"), tensor);

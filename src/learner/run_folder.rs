@@ -168,12 +168,13 @@ impl RunFolder {
         Ok(learner.callback(recorder))
     }
 
-    /// Writes the model, and what it says of the validation images.
+    /// Writes the model, `ema.safetensors` and `swa.safetensors` where its fit averaged weights, and what the model
+    /// says of the validation images.
     ///
     /// # Errors
     /// [`Error::Io`] if one of them cannot be written; those of [`Learner::evaluate`].
     pub fn save(&self, learner: &mut Learner) -> Result<()> {
-        learner.save(self.file(MODEL))?;
+        self.save_models(learner)?;
         // A run that was interrupted after its last epoch has not seen the validation images again.
         let valid = match learner.last_evaluation() {
             Some(evaluation) => evaluation.clone(),
@@ -183,6 +184,14 @@ impl RunFolder {
         write_atomically(&self.file(PREDICTIONS), |file| {
             records.iter().try_for_each(|record| writeln!(file, "{}", record.to_json()))
         })
+    }
+
+    /// Writes the network, and the averages that its fit made.
+    fn save_models(&self, learner: &mut Learner) -> Result<()> {
+        for average in learner.averages() {
+            learner.save_average(average, self.file(&average.file()))?;
+        }
+        learner.save(self.file(MODEL))
     }
 
     /// After a run that failed or was interrupted: writes the model of the last finished epoch. If no epoch was
@@ -197,7 +206,7 @@ impl RunFolder {
             return Ok(false);
         }
         learner.resume(self.checkpoints())?;
-        learner.save(self.file(MODEL))?;
+        self.save_models(learner)?;
         // These are of an earlier model.
         remove(&self.file(PREDICTIONS))?;
         Ok(true)

@@ -27,10 +27,16 @@ pub struct StepOptions {
     /// cached activations too. Default: none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mixup: Option<f32>,
-    /// The α of CutMix (fastai 2: 1): each image takes in a box of another's pixels. With MixUp too, half of the batches
-    /// get the one and half the other. Default: none.
+    /// The α of CutMix (fastai 2: 1): each image takes in a box of another's pixels. With MixUp too, half of the
+    /// batches get the one and half the other. Default: none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cutmix: Option<f32>,
+    /// The decay of an exponential moving average of the weights. Default: none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ema: Option<f32>,
+    /// The first epoch, counted from 1, whose weights go into an average over epochs. Default: none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub swa: Option<usize>,
 }
 
 impl Default for StepOptions {
@@ -42,6 +48,8 @@ impl Default for StepOptions {
             accumulate: 1,
             mixup: None,
             cutmix: None,
+            ema: None,
+            swa: None,
         }
     }
 }
@@ -61,12 +69,15 @@ impl StepOptions {
         if self.accumulate == 0 {
             return Err(Error::setting("accumulate", "0 batches make no step; give at least 1"));
         }
+        if let Some(decay) = self.ema.filter(|decay| !(0.0..1.0).contains(decay)) {
+            return Err(Error::setting("ema", format!("{decay} is no decay; give a number from 0 to below 1")));
+        }
         self.validate_mixing()
     }
 
     /// Whether its steps may go many to a launch.
     pub(super) fn are_plain(&self) -> bool {
-        self.clip_grad.is_none() && self.accumulate == 1 && self.mixup.or(self.cutmix).is_none()
+        self.clip_grad.is_none() && self.accumulate == 1 && self.mixup.or(self.cutmix).or(self.ema).is_none()
     }
 
     /// Steps that so many batches make.
@@ -117,6 +128,24 @@ impl Fit {
     /// effect on cached activations, which a note says. Default: none.
     pub fn cutmix(mut self, alpha: f32) -> Self {
         self.options.cutmix = Some(alpha);
+        self
+    }
+    /// Follows the weights of trained layer groups, batchnorm statistics included, with an exponential moving average:
+    /// `ema += (1 − decay) · (weights − ema)` after each step, from where the fit begins, as timm's `ModelEmaV2` (whose
+    /// decay of 0.9998 averages over some 5000 steps). See [`Learner::swap_average`](super::Learner::swap_average).
+    /// Default: none.
+    pub fn ema(mut self, decay: f32) -> Self {
+        self.options.ema = Some(decay);
+        self
+    }
+
+    /// Averages the weights at the ends of epochs, or in a fit of cycles at their ends, from epoch `start` on, counted
+    /// from 1 as fastai 0.7's `swa_start`: stochastic weight averaging (Izmailov et al. 2018,
+    /// [arXiv 1803.05407](https://arxiv.org/abs/1803.05407)). When the fit is over, one pass over the training set
+    /// estimates the batchnorm statistics of the average. See
+    /// [`Learner::swap_average`](super::Learner::swap_average). Default: none.
+    pub fn swa(mut self, start: usize) -> Self {
+        self.options.swa = Some(start);
         self
     }
 }

@@ -94,6 +94,9 @@ impl Learner {
         if self.cached_at(Split::Train)? != Some(Boundary::Pool) {
             self.check_memory(self.data.batch_size.min(self.samples(Split::Train)), true)?;
         }
+        if start == 0 {
+            self.begin_averages(&fit);
+        }
         let schedule = fit.schedule(steps);
         let options = fit.options.clone();
         let mut state = State { schedule, lrs, weight_decays, optimizer, options, steps_per_epoch: steps };
@@ -109,8 +112,14 @@ impl Learner {
             if let Some(prefix) = fit.snapshots.as_ref().filter(|_| end.ends_cycle && !stop) {
                 self.save(snapshot(prefix, end.cycle + 1))?;
             }
+            if !stop {
+                self.average(&fit, epoch, &end)?;
+            }
             self.history.push(record.clone());
             let last = self.tell(&Event::Epoch(&record))? || stop || epoch + 1 == epochs;
+            if last {
+                self.finish_averages()?;
+            }
             self.write_progress(&fit, epochs, epoch + 1, (!last).then_some(&state.optimizer))?;
             if last {
                 break;
@@ -199,6 +208,7 @@ impl Learner {
         let (input, labels) = self.mixed(input, labels, &state.options, self.steps)?;
         let loss = self.step(&input, labels, &moves, &state.weight_decays, &mut state.optimizer)?;
         source.prefetch();
+        self.follow(state.options.ema)?;
         let loss = loss.scalar()?;
         let cause = if loss.is_finite() { None } else { self.cause(&input, self.steps - 1)? };
         Ok([Some(Made { loss, samples, moves, cause })].into())

@@ -47,6 +47,11 @@ impl Pass {
         Self { tape: Tape::new(), training: true, seed, step, statistics: Vec::new() }
     }
 
+    /// A training pass of which no gradients are wanted, for its batch statistics alone.
+    pub(crate) fn statistics(seed: u64, step: u64) -> Self {
+        Self { tape: Tape::inference(), ..Self::training(seed, step) }
+    }
+
     /// An evaluation pass: no gradients, no dropout, running statistics.
     pub fn evaluation() -> Self {
         Self { tape: Tape::inference(), training: false, seed: 0, step: Number::Known(0), statistics: Vec::new() }

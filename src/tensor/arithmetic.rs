@@ -33,6 +33,30 @@ impl Tensor {
         Ok(())
     }
 
+    /// Moves each element by `share` of the way to that of `other`, in place: `x += share · (other − x)`, f32. Where they are
+    /// equal they stay so.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if the shapes or types differ.
+    pub fn lerp_assign(&mut self, other: &Tensor, share: f32) -> Result<()> {
+        if self.shape() != other.shape() {
+            return Err(Error::shape("lerp", format!("{} and {} differ", self.shape(), other.shape())));
+        }
+        let device = self.device().clone();
+        match &device {
+            Device::Cuda(device) => cuda::lerp_assign(device, self, other, share)?,
+            Device::Cpu(cpu) => {
+                let (own, other) = (self.as_slice_mut::<f32>()?, other.as_slice::<f32>()?);
+                cpu.install(|| {
+                    own.par_chunks_mut(CHUNK).zip(other.par_chunks(CHUNK)).for_each(|(own, other)| {
+                        own.iter_mut().zip(other).for_each(|(own, other)| *own += share * (other - *own));
+                    });
+                });
+            }
+        }
+        Ok(())
+    }
+
     /// The elements as `dtype`: to the nearest, ties to even; what is too large becomes infinite, a NaN stays one.
     /// Conversions go between f32 and the half-width floats, and from bytes to f32.
     ///
@@ -80,6 +104,11 @@ mod tests {
                 let mut twice = before.clone();
                 twice.add_assign(&before)?;
                 assert!(bits(&before) == bits(&a), "a clone changed on {device}");
+                let (mut between, from) = (before.clone(), a.to_vec::<f32>()?);
+                between.lerp_assign(&on(&device, &b), 0.3)?;
+                let way = from.iter().zip(b.to_vec::<f32>()?).map(|(a, b)| (a + 0.3 * (b - a)).to_bits());
+                assert!(bits(&between).into_iter().eq(way) && bits(&before) == bits(&a), "{len} on {device}");
+                assert!(between.lerp_assign(&Tensor::zeros([len, 1], &device)?, 0.5).is_err());
                 let full = Tensor::full([len], -0.3, &device)?;
                 assert!(bits(&full).iter().all(|bits| *bits == (-0.3f32).to_bits()), "{len} on {device}");
                 assert!(sum.add_assign(&Tensor::zeros([len, 1], &device)?).is_err());

@@ -109,6 +109,15 @@ kernel_params! {
 }
 
 kernel_params! {
+    struct LerpAssignParams {
+        to: u64,
+        other: u64,
+        count: u64,
+        share: f32,
+    }
+}
+
+kernel_params! {
     struct CastParams {
         from: u64,
         to: u64,
@@ -124,18 +133,20 @@ pub(crate) static SOURCE: Source = Source {
         "tensor_fill",
         "tensor_add_assign",
         "tensor_add_assign_bf16",
+        "tensor_lerp_assign",
         "cast_f32_bf16",
         "cast_bf16_f32",
         "cast_f32_f16",
         "cast_f16_f32",
         "cast_u8_f32",
     ],
-    layouts: &[FillParams::LAYOUT, AddAssignParams::LAYOUT, CastParams::LAYOUT],
+    layouts: &[FillParams::LAYOUT, AddAssignParams::LAYOUT, LerpAssignParams::LAYOUT, CastParams::LAYOUT],
 };
 
 static FILL: Kernel<FillParams> = Kernel::new(&SOURCE, "tensor_fill", MAP_THREADS);
 static ADD_ASSIGN: ByType<AddAssignParams> =
     ByType::new(&SOURCE, "tensor_add_assign", "tensor_add_assign_bf16", MAP_THREADS);
+static LERP_ASSIGN: Kernel<LerpAssignParams> = Kernel::new(&SOURCE, "tensor_lerp_assign", MAP_THREADS);
 static F32_TO_BF16: Kernel<CastParams> = Kernel::new(&SOURCE, "cast_f32_bf16", MAP_THREADS);
 static BF16_TO_F32: Kernel<CastParams> = Kernel::new(&SOURCE, "cast_bf16_f32", MAP_THREADS);
 static F32_TO_F16: Kernel<CastParams> = Kernel::new(&SOURCE, "cast_f32_f16", MAP_THREADS);
@@ -154,6 +165,12 @@ pub(super) fn add_assign(cuda: &Arc<CudaDevice>, sum: &mut Tensor, other: &Tenso
     let other = other.address(dtype, cuda)?;
     let params = AddAssignParams { sum: sum.address_mut(dtype, cuda)?, other, count: count as u64 };
     cuda.launch(kernel, map_grid(count), 0, &params)
+}
+
+pub(super) fn lerp_assign(cuda: &Arc<CudaDevice>, to: &mut Tensor, other: &Tensor, share: f32) -> Result<()> {
+    let (count, other) = (to.shape().elements(), other.pointer::<f32>(cuda)?);
+    let params = LerpAssignParams { to: to.pointer_mut::<f32>(cuda)?, other, count: count as u64, share };
+    cuda.launch(&LERP_ASSIGN, map_grid(count), 0, &params)
 }
 
 /// `None` where there is no such conversion.

@@ -4,6 +4,7 @@
 pub mod emulator;
 pub mod formula;
 pub mod learning;
+pub mod naive;
 pub mod program;
 
 use std::{io::Write, path::PathBuf};
