@@ -67,6 +67,9 @@ fn a_search_prints_a_rate_and_leaves_plot_and_numbers() {
     let object = &ran.objects()[0];
     let count = |key: &str| object[key].as_array().unwrap().len();
     assert!(count("lrs") > 5 && count("lrs") == count("losses") && count("lrs") == count("smoothed"));
+    assert_eq!(object["suggestion"], object["minimum"]);
+    let ran = search("--steps 30 --precompute off --freeze-to 0 --json --suggest valley").succeeded();
+    assert_eq!(ran.objects()[0]["suggestion"], object["valley"], "the same search, read otherwise");
 
     fs::write(out.join("note.txt"), "kept").unwrap();
     let ran = search("--steps 30 --quiet").succeeded();
@@ -76,6 +79,8 @@ fn a_search_prints_a_rate_and_leaves_plot_and_numbers() {
 
     for (flags, message) in [
         ("--steps 3", "--steps: 3 is not between 10"),
+        ("--steps epoch", "--steps: 4, the batches of an epoch, is not between 10"),
+        ("--suggest slide", "give minimum, steepest or valley"),
         ("--start -1", "--start: -1"),
         ("--end 1e-9", "--end: "),
         ("--lr 1,2", "--lr: 2 values"),

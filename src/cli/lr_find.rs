@@ -6,7 +6,7 @@ use clap::Args;
 use unfreeze::{
     Error, Result,
     data::{Split, Transforms},
-    learner::{Learner, LrFind},
+    learner::{Learner, LrFind, Suggestion},
     optim::PerGroup,
 };
 
@@ -17,9 +17,8 @@ use super::{
 
 /// Search for a learning rate
 ///
-/// Trains for some steps with a rate that grows from start to end, and suggests a tenth of the one where the smoothed
-/// loss is lowest (or, where it still falls at the end, the one where it falls fastest). Nothing is kept of the
-/// training. OUT receives lr_find.png and lr_find.json; what was there under these names is replaced.
+/// Trains for some steps with a rate that grows from start to end, and suggests the one to train with. Nothing is kept
+/// of the training. OUT receives lr_find.png and lr_find.json; what was there under these names is replaced.
 #[derive(Args)]
 pub struct Find {
     #[command(flatten)]
@@ -35,9 +34,13 @@ pub struct Find {
     /// Rate of the last step; the search ends before where the loss explodes
     #[arg(long, default_value_t = 10.0, allow_hyphen_values = true, value_name = "V")]
     end: f32,
-    /// Steps from start to end
-    #[arg(long, default_value_t = 100, value_name = "N")]
-    steps: usize,
+    /// Steps from start to end, for which a small set is gone through several times; or `epoch`: those of one
+    #[arg(long, default_value = "100", value_name = "N|epoch", value_parser = steps)]
+    steps: Steps,
+    /// Which rate is suggested: minimum, a tenth of the one where the smoothed loss is lowest (where it still falls at
+    /// the end: steepest); steepest, where it falls fastest; valley, fastai 2's, the middle of the longest fall
+    #[arg(long, default_value_t, value_name = "RULE")]
+    suggest: Suggestion,
     /// How the layer groups' rates relate, in the forms of `train`; only ratios count, the last group's rate runs from
     /// start to end
     #[arg(long, default_value = "1", allow_hyphen_values = true, value_name = "V|V,V,V|LO..HI")]
@@ -65,7 +68,8 @@ pub struct Find {
     compute: Compute,
     #[command(flatten)]
     arithmetic: Arithmetic,
-    /// Print a JSON object: suggestion and steepest (null where the loss never falls), lrs, losses, smoothed
+    /// Print a JSON object: suggestion, minimum, steepest and valley (null where the loss never falls), lrs, losses,
+    /// smoothed
     #[arg(long)]
     json: bool,
     /// Print nothing but errors and the rate, or JSON where that is asked for
@@ -73,9 +77,28 @@ pub struct Find {
     quiet: bool,
 }
 
+/// How many steps to make.
+#[derive(Clone, Copy)]
+enum Steps {
+    Count(usize),
+    /// Those of an epoch.
+    Epoch,
+}
+
+fn steps(text: &str) -> Result<Steps, String> {
+    match text {
+        "epoch" => Ok(Steps::Epoch),
+        _ => text.parse().map(Steps::Count).map_err(|_| "give a whole number, or `epoch`".into()),
+    }
+}
+
 impl Find {
     pub fn run(self) -> Result<()> {
-        let find = LrFind::default().start(self.start).end(self.end).steps(self.steps);
+        let find = LrFind::default().start(self.start).end(self.end).suggest(self.suggest);
+        let find = match self.steps {
+            Steps::Count(steps) => find.steps(steps),
+            Steps::Epoch => find.one_epoch(),
+        };
         let find = find.ratios(self.lr.clone()).wd(self.wd.clone());
         let head = self.head.spec()?;
         let device = self.compute.open()?;

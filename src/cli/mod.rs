@@ -130,6 +130,7 @@ fn in_flags(error: &Error) -> String {
         "start",
         "steps",
         "threads",
+        "suggest",
         "valid_fraction",
         "wd",
     ];

@@ -3,10 +3,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Event, Learner, train::Moves};
+use super::{Event, Learner, Suggestion, suggestion, train::Moves};
 use crate::{
     Error, Result,
-    data::Split,
+    data::{Split, batches},
     nn::FreezeState,
     optim::{Optimizer, OptimizerKind, PerGroup},
 };
@@ -27,7 +27,9 @@ const EXPLODED: f32 = 4.0;
 pub struct LrFind {
     start: f32,
     end: f32,
-    steps: usize,
+    /// `None` for those of an epoch.
+    steps: Option<usize>,
+    rule: Suggestion,
     ratios: PerGroup,
     weight_decay: PerGroup,
     optimizer: OptimizerKind,
@@ -38,7 +40,8 @@ impl Default for LrFind {
         Self {
             start: 1e-5,
             end: 10.0,
-            steps: 100,
+            steps: Some(100),
+            rule: Suggestion::default(),
             ratios: PerGroup::All(1.0),
             weight_decay: PerGroup::All(0.0),
             optimizer: OptimizerKind::default(),
@@ -61,7 +64,19 @@ impl LrFind {
 
     /// Number of steps. Default 100, whatever the size of the data set: a small one is gone through several times.
     pub fn steps(mut self, steps: usize) -> Self {
-        self.steps = steps;
+        self.steps = Some(steps);
+        self
+    }
+
+    /// As many steps as an epoch has, as fastai 0.7. A set of fewer than ten batches needs [`LrFind::steps`].
+    pub fn one_epoch(mut self) -> Self {
+        self.steps = None;
+        self
+    }
+
+    /// Which rate is suggested. Default [`Suggestion::Minimum`].
+    pub fn suggest(mut self, rule: Suggestion) -> Self {
+        self.rule = rule;
         self
     }
 
@@ -84,23 +99,25 @@ impl LrFind {
         self
     }
 
-    /// The last group's rate at `step`.
-    fn lr(&self, step: usize) -> f32 {
-        let way = step as f64 / (self.steps - 1) as f64;
+    /// The last group's rate at `step` of `steps`.
+    fn lr(&self, step: usize, steps: usize) -> f32 {
+        let way = step as f64 / (steps - 1) as f64;
         (f64::from(self.start) * (f64::from(self.end) / f64::from(self.start)).powf(way)) as f32
     }
 
-    /// Steps at the start whose losses say little yet: a tenth.
-    fn ignored(&self) -> usize {
-        self.steps / 10
+    /// Number of steps, where an epoch has `epoch`.
+    fn count(&self, epoch: usize) -> Result<usize> {
+        const STEPS: std::ops::RangeInclusive<usize> = 10..=1_000_000;
+        let steps = self.steps.unwrap_or(epoch);
+        if STEPS.contains(&steps) {
+            return Ok(steps);
+        }
+        let epoch = if self.steps.is_none() { ", the batches of an epoch," } else { "" };
+        Err(Error::setting("steps", format!("{steps}{epoch} is not between 10 and 1000000")))
     }
 
     /// Each group's rate as a multiple of the last one's.
     fn resolve(&self, state: &FreezeState) -> Result<Vec<f32>> {
-        const STEPS: std::ops::RangeInclusive<usize> = 10..=1_000_000;
-        if !STEPS.contains(&self.steps) {
-            return Err(Error::setting("steps", format!("{} is not between 10 and 1000000", self.steps)));
-        }
         if !(self.start > 0.0 && self.start.is_finite()) {
             return Err(Error::setting("start", format!("{} is no first rate; give a positive one", self.start)));
         }
@@ -130,13 +147,15 @@ pub struct LrFound {
     pub losses: Vec<f32>,
     /// The same, smoothed.
     pub smoothed: Vec<f32>,
-    /// The rate to start with: a tenth of the one where the smoothed loss is lowest (fastai's rule since its course
-    /// with 0.7, and `minimum` in its later versions); [`steepest`](Self::steepest) if it still falls at the last step,
-    /// for its minimum was then not met. `None` if the loss never falls.
+    /// The rate to start with, by the rule that was [asked for](LrFind::suggest): one of the next three. `None` if the
+    /// loss never falls.
     pub suggestion: Option<f32>,
-    /// The rate where the smoothed loss falls fastest, measured over a tenth of the steps (after `steep` in later
-    /// versions of fastai). Noisier, so not the suggestion. `None` if the loss never falls.
+    /// By [`Suggestion::Minimum`].
+    pub minimum: Option<f32>,
+    /// By [`Suggestion::Steepest`].
     pub steepest: Option<f32>,
+    /// By [`Suggestion::Valley`].
+    pub valley: Option<f32>,
 }
 
 impl LrFound {
@@ -146,22 +165,23 @@ impl LrFound {
         serde_json::to_string(self).unwrap_or_default()
     }
 
-    /// Sets the suggestions from the curve without its first `ignored` points.
-    fn suggest(&mut self, ignored: usize) {
+    /// Sets the suggestions from the curve without its first `ignored` points, whose losses say little yet.
+    fn suggest(&mut self, ignored: usize, rule: Suggestion) {
         let smoothed = self.smoothed.get(ignored..).unwrap_or_default();
         let lrs = self.lrs.get(ignored..).unwrap_or_default();
-        let lowest = (0..smoothed.len()).fold(0, |best, at| if smoothed[at] < smoothed[best] { at } else { best });
-        // Rates grow by the same factor from step to step, so differences are slopes; taken over several steps, since
-        // those of single steps are mostly noise.
-        let near = (ignored / 2).max(1);
-        let falls = |at: &usize| smoothed[at.saturating_sub(near)] - smoothed[(at + near).min(smoothed.len() - 1)];
-        let steepest = (0..lowest).max_by(|a, b| falls(a).total_cmp(&falls(b)));
-        self.steepest = steepest.map(|at| lrs[at]);
+        let lowest = suggestion::lowest(smoothed);
+        self.steepest = suggestion::steepest(smoothed, (ignored / 2).max(1)).map(|at| lrs[at]);
+        self.valley = suggestion::valley(smoothed).map(|at| lrs[at]);
         // Where the loss still falls at the end, its minimum was not met, and a tenth of the end says nothing.
-        self.suggestion = match lowest {
+        self.minimum = match lowest {
             0 => None,
             _ if lowest + 1 == smoothed.len() => self.steepest,
             _ => Some(lrs[lowest] / 10.0),
+        };
+        self.suggestion = match rule {
+            Suggestion::Minimum => self.minimum,
+            Suggestion::Steepest => self.steepest,
+            Suggestion::Valley => self.valley,
         };
     }
 }
@@ -199,6 +219,7 @@ impl Learner {
     /// [`Error::Cancelled`]; errors of files.
     pub fn lr_find(&mut self, find: LrFind) -> Result<LrFound> {
         self.check_batch_size()?;
+        let count = find.count(batches(self.samples(Split::Train), self.data.batch_size).len())?;
         let ratios = find.resolve(&self.state)?;
         let weight_decays = find.weight_decay.resolve("wd", &self.state)?;
         if !self.uses_cache() {
@@ -207,7 +228,7 @@ impl Learner {
         // Tensors are shared until they are written to, so this copies only what is trained.
         let (model, steps, backbone_key) = (self.model.clone(), self.steps, self.backbone_key);
         let progress = std::mem::take(&mut self.progress);
-        let found = self.search(&find, &ratios, &weight_decays);
+        let found = self.search(&find, count, &ratios, &weight_decays);
         self.stepper.reset();
         (self.model, self.steps, self.progress) = (model, steps, progress);
         // A frozen backbone's hash, computed meanwhile, stays good.
@@ -215,13 +236,15 @@ impl Learner {
         found
     }
 
-    fn search(&mut self, find: &LrFind, ratios: &[f32], weight_decays: &[f32]) -> Result<LrFound> {
+    /// Makes the `steps` of a search.
+    fn search(&mut self, find: &LrFind, steps: usize, ratios: &[f32], weight_decays: &[f32]) -> Result<LrFound> {
         let mut optimizer = Optimizer::new(find.optimizer);
-        let (mut found, mut average, mut lowest) = (LrFound::default(), Average::over(find.steps), f32::INFINITY);
+        let (mut found, mut average, mut lowest) = (LrFound::default(), Average::over(steps), f32::INFINITY);
+        let ignored = steps / 10;
         let mut epoch = self.history.len() as u64;
         let mut source = self.source(epoch)?;
         let (mut left, mut served) = (source.len(), false);
-        for step in 0..find.steps {
+        for step in 0..steps {
             let (input, labels) = loop {
                 self.cancel.check()?;
                 if left == 0 {
@@ -238,7 +261,7 @@ impl Learner {
                     break batch;
                 }
             };
-            let lr = find.lr(step);
+            let lr = find.lr(step, steps);
             let lrs: Vec<f32> = ratios.iter().map(|ratio| ratio * lr).collect();
             let moves = Moves { lrs, momentum: find.optimizer.momentum() };
             let loss = self.step(&input, labels, &moves, weight_decays, &mut optimizer)?;
@@ -255,15 +278,15 @@ impl Learner {
             found.lrs.push(lr);
             found.losses.push(loss);
             found.smoothed.push(smoothed);
-            let stop = self.tell(&Event::Finding { step, steps: find.steps, loss, lrs: &moves.lrs })?;
+            let stop = self.tell(&Event::Finding { step, steps, loss, lrs: &moves.lrs })?;
             if stop || smoothed > EXPLODED * lowest {
                 break;
             }
-            if step >= find.ignored() {
+            if step >= ignored {
                 lowest = lowest.min(smoothed);
             }
         }
-        found.suggest(find.ignored());
+        found.suggest(ignored, find.rule);
         Ok(found)
     }
 }
@@ -274,30 +297,37 @@ mod tests {
 
     #[test]
     fn rates_grow_by_the_same_factor_from_start_to_end() {
-        let find = LrFind::default().start(1e-4).end(1.0).steps(11);
-        let lrs: Vec<f32> = (0..11).map(|step| find.lr(step)).collect();
+        let find = LrFind::default().start(1e-4).end(1.0);
+        let lrs: Vec<f32> = (0..11).map(|step| find.lr(step, 11)).collect();
         assert!(lrs[0] == 1e-4 && (lrs[10] - 1.0).abs() < 1e-6);
         assert!(lrs.windows(2).all(|pair| (pair[1] / pair[0] - 10f32.powf(0.4)).abs() < 1e-4), "{lrs:?}");
     }
 
-    fn found(smoothed: &[f32]) -> LrFound {
+    fn found(smoothed: &[f32], rule: Suggestion) -> LrFound {
         let lrs = (0..smoothed.len()).map(|at| 10f32.powi(at as i32 - 4)).collect();
         let mut found = LrFound { lrs, smoothed: smoothed.to_vec(), ..Default::default() };
-        found.suggest(1);
+        found.suggest(1, rule);
         found
     }
 
     #[test]
-    fn suggestions_are_a_tenth_of_the_minimum_and_the_steepest_fall() {
+    fn suggestions_follow_the_rule_asked_for() {
+        use Suggestion::{Minimum, Steepest, Valley};
         // The first point, however low, is ignored.
-        let curve = found(&[0.1, 2.0, 1.9, 1.6, 0.6, 0.5, 3.0]);
-        assert_eq!((curve.suggestion, curve.steepest), (Some(1.0), Some(0.1)));
+        let (curve, rules) = ([0.1, 2.0, 1.9, 1.6, 0.6, 0.5, 3.0], [Minimum, Steepest, Valley]);
+        for (rule, lr) in rules.into_iter().zip([1.0, 0.1, 1e-3]) {
+            let found = found(&curve, rule);
+            assert_eq!((found.minimum, found.steepest, found.valley), (Some(1.0), Some(0.1), Some(1e-3)));
+            assert_eq!(found.suggestion, Some(lr));
+        }
         // Where it still falls at the end, the end says nothing.
-        let falling = found(&[0.1, 2.0, 1.9, 1.2, 1.1, 1.0]);
+        let falling = found(&[0.1, 2.0, 1.9, 1.2, 1.1, 1.0], Minimum);
         assert!(falling.suggestion.is_some() && falling.suggestion == falling.steepest);
         // It never falls; or there is nothing to judge by.
         for flat in [&[0.1, 1.0, 1.0, 1.1][..], &[1.0, 2.0], &[1.0], &[]] {
-            assert_eq!((found(flat).suggestion, found(flat).steepest), (None, None), "{flat:?}");
+            for rule in rules {
+                assert_eq!(found(flat, rule).suggestion, None, "{flat:?}");
+            }
         }
     }
 

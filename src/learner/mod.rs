@@ -18,6 +18,7 @@ mod recipe;
 mod resume;
 mod run_folder;
 mod step;
+mod suggestion;
 mod train;
 mod tta;
 
@@ -33,6 +34,7 @@ pub use model_file::ModelFile;
 pub use recipe::{Parts, Recipe};
 pub use run_folder::RunFolder;
 pub use step::{Input, Step, Stepper};
+pub use suggestion::Suggestion;
 pub use tta::{Tta, TtaEvaluation};
 
 use std::collections::HashSet;
