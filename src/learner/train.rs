@@ -167,7 +167,7 @@ impl Learner {
         let images_per_second = seen as f64 / training.elapsed().as_secs_f64();
         let valid = self.evaluate(Split::Valid)?;
         if !valid.loss.is_finite() {
-            let cause = self.not_finite()?;
+            let cause = self.validation_cause()?;
             return Err(Place { fit, epoch, step: steps }.error("validation loss", valid.loss, cause));
         }
         let record = EpochRecord {
