@@ -116,6 +116,7 @@ fn in_flags(error: &Error) -> String {
         "augment",
         "batch_size",
         "bn_freeze",
+        "cycle_mult",
         "cycles",
         "end",
         "epochs",
@@ -129,9 +130,10 @@ fn in_flags(error: &Error) -> String {
         "size",
         "start",
         "steps",
-        "threads",
         "suggest",
+        "threads",
         "valid_fraction",
+        "warm_up",
         "wd",
     ];
     match error {

@@ -6,7 +6,7 @@ use clap::{Args, ValueEnum};
 use unfreeze::{
     Error, Result,
     data::Transforms,
-    learner::{Learner, Parts, Recipe, RunFolder},
+    learner::{Course, Learner, Parts, Recipe, RunFolder},
     optim::PerGroup,
 };
 
@@ -68,9 +68,17 @@ pub struct Train {
     /// Epochs of the first cycle
     #[arg(long, default_value_t = Recipe::default().cycle_len, value_name = "N")]
     cycle_len: usize,
-    /// Growth of each cycle over the one before
-    #[arg(long, default_value_t = Recipe::default().cycle_mult, value_name = "N")]
-    cycle_mult: usize,
+    /// Growth of each cycle over the one before [default: 2, or 1 for triangles]
+    #[arg(long, value_name = "N")]
+    cycle_mult: Option<usize>,
+    /// What the rates follow while the whole network trains: in each cycle a half cosine, a triangle or one with a
+    /// tail; or once over all the epochs of the cycles one cycle with its own momentum, a constant and a half cosine, a
+    /// constant
+    #[arg(long, value_enum, default_value_t = Shape::Restarts, value_name = "NAME")]
+    schedule: Shape,
+    /// Epochs, or a part of one, in which the rates of the whole network rise from a quarter to those of the schedule
+    #[arg(long, default_value_t = 0.0, allow_hyphen_values = true, value_name = "EPOCHS")]
+    warm_up: f64,
     /// Keep the model of each cycle's end as RUN/snapshot-N.safetensors, for `evaluate --ensemble`
     #[arg(long)]
     snapshots: bool,
@@ -104,6 +112,16 @@ enum Part {
     Full,
     Head,
     Finetune,
+}
+
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+enum Shape {
+    Restarts,
+    OneCycle,
+    FlatCosine,
+    Triangular,
+    TriangularTail,
+    Constant,
 }
 
 impl Train {
@@ -161,6 +179,7 @@ impl Train {
     }
 
     fn recipe(&self) -> Recipe {
+        let triangles = matches!(self.schedule, Shape::Triangular | Shape::TriangularTail);
         Recipe {
             parts: match self.recipe {
                 Part::Full => Parts::Full,
@@ -172,7 +191,16 @@ impl Train {
             wd: self.wd.clone(),
             cycles: self.cycles,
             cycle_len: self.cycle_len,
-            cycle_mult: self.cycle_mult,
+            cycle_mult: self.cycle_mult.unwrap_or(if triangles { 1 } else { Recipe::default().cycle_mult }),
+            schedule: match self.schedule {
+                Shape::Restarts => Course::Restarts,
+                Shape::OneCycle => Course::OneCycle,
+                Shape::FlatCosine => Course::FlatCosine,
+                Shape::Triangular => Course::Triangular,
+                Shape::TriangularTail => Course::TriangularTail,
+                Shape::Constant => Course::Constant,
+            },
+            warm_up: self.warm_up,
             precompute: self.precompute == Switch::On,
             freeze_to: self.freeze_to,
             bn_freeze: self.bn_freeze.map(|switch| switch == Switch::On),

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use crate::{
     Error, Result,
-    optim::{OneCycle, OptimizerKind, PerGroup, Schedule, Triangle, TriangleTail},
+    optim::{OneCycle, OptimizerKind, PerGroup, Schedule, Triangle, TriangleTail, WarmUp},
 };
 
 /// Options of one fit: epochs at a constant rate, or cycles of SGD with restarts.
@@ -15,6 +15,7 @@ pub struct Fit {
     pub(super) weight_decay: PerGroup,
     pub(super) optimizer: OptimizerKind,
     pub(super) snapshots: Option<PathBuf>,
+    pub(super) warm_up: Option<WarmUp>,
     length: Length,
     curve: Option<Curve>,
 }
@@ -52,6 +53,7 @@ impl Fit {
             weight_decay: PerGroup::All(0.0),
             optimizer: OptimizerKind::default(),
             snapshots: None,
+            warm_up: None,
             length,
             curve: None,
         }
@@ -94,10 +96,22 @@ impl Fit {
         Self { curve: Some(Curve::OneCycle(shape)), ..self }
     }
 
-    /// A constant rate that falls along a half cosine after a share `flat` of the steps, to one in `div_final`, as fastai
-    /// 2's `fit_flat_cos` (0.75 and 1e5 there).
+    /// A constant rate that falls along a half cosine after a share `flat` of the steps, to one in `div_final`, as
+    /// fastai 2's `fit_flat_cos` (0.75 and 1e5 there).
     pub fn flat_cosine(self, flat: f64, div_final: f64) -> Self {
         Self { curve: Some(Curve::FlatCosine { flat, div_final }), ..self }
+    }
+
+    /// Rates that rise to those of the schedule in the first steps, whichever it is. Default: none.
+    ///
+    /// ```
+    /// # use unfreeze::{learner::Fit, optim::WarmUp};
+    /// let fit = Fit::cycles(3).cycle_len(2).warm_up(WarmUp::epochs(0.5));
+    /// # fit.total_epochs()?;
+    /// # Ok::<_, unfreeze::Error>(())
+    /// ```
+    pub fn warm_up(self, warm_up: WarmUp) -> Self {
+        Self { warm_up: Some(warm_up), ..self }
     }
 
     /// Learning rates: one value, one per layer group, or `PerGroup::Range`. Default 0.01.
@@ -118,8 +132,8 @@ impl Fit {
         self
     }
 
-    /// Writes the network to `prefix-1.safetensors`, `prefix-2.safetensors` and so on, after the last step of each cycle (of
-    /// the fit, where it has none): see [`Ensemble`](super::Ensemble). Default: none.
+    /// Writes the network to `prefix-1.safetensors`, `prefix-2.safetensors` and so on, after the last step of each
+    /// cycle (of the fit, where it has none): see [`Ensemble`](super::Ensemble). Default: none.
     pub fn snapshots(self, prefix: impl Into<PathBuf>) -> Self {
         Self { snapshots: Some(prefix.into()), ..self }
     }
@@ -148,7 +162,10 @@ impl Fit {
                 let message = format!("{count} cycles of {len} epochs, times {mult}: each must be at least 1");
                 Err(Error::setting("cycles", message))
             }
-            (_, Some(total)) if total <= MOST => self.check_curve().map(|()| total),
+            (_, Some(total)) if total <= MOST => {
+                self.warm_up.map_or(Ok(()), |warm_up| warm_up.check(total, None))?;
+                self.check_curve().map(|()| total)
+            }
             _ => Err(Error::setting("cycles", format!("the cycles add up to more than {MOST} epochs"))),
         }
     }
@@ -257,6 +274,9 @@ mod tests {
             (Fit::cycles(1).triangular(Triangle { div: 0.0, ..triangle }), "divided by 0"),
             (Fit::epochs(1).one_cycle(OneCycle { rising: 1.5, ..one }), "1.5"),
             (Fit::epochs(1).flat_cosine(f64::NAN, 1e5), "NaN"),
+            (Fit::epochs(2).warm_up(WarmUp::epochs(2.1)), "warm_up: 2.1 epochs, but the fit has 2"),
+            (Fit::epochs(2).warm_up(WarmUp::epochs(f64::NAN)), "warm_up: NaN"),
+            (Fit::epochs(2).warm_up(WarmUp::steps(1).start_div(0.5)), "warm_up: the first rate is divided by 0.5"),
             (Fit::epochs(1).one_cycle(OneCycle { momentum: Some([0.9, 1.0, 0.9]), ..one }), "momentum"),
         ] {
             let error = fit.total_epochs().unwrap_err().to_string();

@@ -31,7 +31,7 @@ pub use head::HeadSteps;
 pub use history::{EpochRecord, PredictionRecord, StepRecord};
 pub use lr_find::{LrFind, LrFound};
 pub use model_file::ModelFile;
-pub use recipe::{Parts, Recipe};
+pub use recipe::{Course, Parts, Recipe};
 pub use run_folder::RunFolder;
 pub use step::{Input, Step, Stepper};
 pub use suggestion::Suggestion;

@@ -5,7 +5,11 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::{Fit, Learner};
-use crate::{Result, data::Split, optim::PerGroup};
+use crate::{
+    Result,
+    data::Split,
+    optim::{OneCycle, PerGroup, Triangle, TriangleTail, WarmUp},
+};
 
 /// Which parts of the recipe to run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -18,6 +22,41 @@ pub enum Parts {
     Head,
     /// The whole network alone.
     Finetune,
+}
+
+/// What the learning rates of the second part follow. Those that know no restarts go once over as many epochs as the
+/// cycles add up to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum Course {
+    /// A half cosine in each cycle: [`Schedule::Restarts`](crate::optim::Schedule::Restarts).
+    #[default]
+    Restarts,
+    /// [`Fit::one_cycle`] with its defaults.
+    OneCycle,
+    /// [`Fit::flat_cosine`], falling in the last quarter.
+    FlatCosine,
+    /// [`Fit::triangular`] cycles with their defaults, all of one length.
+    Triangular,
+    /// [`Fit::triangular_tail`] cycles with their defaults, all of one length.
+    TriangularTail,
+    /// No change.
+    Constant,
+}
+
+impl Course {
+    /// Of `cycles`, or of the `whole` that they add up to.
+    fn over(self, cycles: Fit, whole: Fit) -> Fit {
+        match self {
+            Course::Restarts => cycles,
+            Course::OneCycle => whole.one_cycle(OneCycle::default()),
+            Course::FlatCosine => whole.flat_cosine(0.75, 1e5),
+            Course::Triangular => cycles.triangular(Triangle::default()),
+            Course::TriangularTail => cycles.triangular_tail(TriangleTail::default()),
+            Course::Constant => whole,
+        }
+    }
 }
 
 /// The recipe's numbers.
@@ -39,6 +78,12 @@ pub struct Recipe {
     pub cycle_len: usize,
     /// Growth of its cycles. Default 2, so that the defaults make 1 + 2 + 4 epochs.
     pub cycle_mult: usize,
+    /// What its rates follow. Default: restarts.
+    #[serde(default)]
+    pub schedule: Course,
+    /// Epochs, or a part of one, in which its rates rise to those of the schedule: see [`Fit::warm_up`]. Default 0.
+    #[serde(default)]
+    pub warm_up: f64,
     /// Whether the head trains on cached activations, without augmentation. Default true.
     pub precompute: bool,
     /// First layer group trained in the second part. Default 0: all.
@@ -47,7 +92,8 @@ pub struct Recipe {
     /// is pretrained and the head was trained on it first, because statistics of small batches of a narrow subject
     /// shift the features that the head has learned from.
     pub bn_freeze: Option<bool>,
-    /// What the snapshots after each cycle of the second part are called: see [`Fit::snapshots`]. Default: none are written.
+    /// What the snapshots after each cycle of the second part are called: see [`Fit::snapshots`]. Default: none are
+    /// written.
     #[serde(skip)]
     pub snapshots: Option<PathBuf>,
 }
@@ -62,6 +108,8 @@ impl Default for Recipe {
             cycles: 3,
             cycle_len: 1,
             cycle_mult: 2,
+            schedule: Course::default(),
+            warm_up: 0.0,
             precompute: true,
             freeze_to: 0,
             bn_freeze: None,
@@ -94,7 +142,11 @@ impl Recipe {
     /// The second part: `finetune`.
     pub fn finetune(&self) -> Fit {
         let cycles = Fit::cycles(self.cycles).cycle_len(self.cycle_len).cycle_mult(self.cycle_mult);
-        let fit = cycles.lr(self.finetune_lr()).wd(self.wd.clone()).phase("finetune");
+        // Where cycles make no sense, they say so themselves.
+        let whole = cycles.total_epochs().map_or(cycles.clone(), Fit::epochs);
+        let fit = self.schedule.over(cycles, whole);
+        let fit = fit.lr(self.finetune_lr()).wd(self.wd.clone()).phase("finetune");
+        let fit = if self.warm_up == 0.0 { fit } else { fit.warm_up(WarmUp::epochs(self.warm_up)) };
         match &self.snapshots {
             Some(prefix) => fit.snapshots(prefix),
             None => fit,
@@ -158,5 +210,34 @@ impl Learner {
             part_done(self)?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::optim::Schedule;
+
+    #[test]
+    fn the_second_part_follows_the_course_asked_for() {
+        let of = |schedule, cycle_mult| Recipe { schedule, cycle_mult, ..Recipe::default() }.finetune();
+        for (course, cycle_mult, epochs) in [
+            (Course::Restarts, 2, 7),
+            (Course::OneCycle, 2, 7),
+            (Course::FlatCosine, 2, 7),
+            (Course::Constant, 2, 7),
+            (Course::Triangular, 1, 3),
+            (Course::TriangularTail, 1, 3),
+        ] {
+            let fit = of(course, cycle_mult);
+            assert_eq!((fit.total_epochs().unwrap(), fit.schedule(5).steps()), (epochs, 5 * epochs), "{course:?}");
+        }
+        assert!(matches!(of(Course::OneCycle, 2).schedule(5), Schedule::OneCycle { steps: 35, .. }));
+        assert!(matches!(of(Course::TriangularTail, 1).schedule(5), Schedule::TriangularTail { cycles: 3, .. }));
+        let message = |recipe: Recipe| recipe.finetune().total_epochs().unwrap_err().to_string();
+        assert!(message(Recipe { schedule: Course::Triangular, ..Recipe::default() }).contains("cycle_mult"));
+        let nothing = Recipe { schedule: Course::OneCycle, cycles: 0, ..Recipe::default() };
+        assert!(message(nothing).contains("0 cycles"));
+        assert!(message(Recipe { warm_up: 8.0, ..Recipe::default() }).contains("warm_up: 8 epochs"));
     }
 }

@@ -19,7 +19,7 @@ use crate::{
     cache::Activations,
     data::{LoaderOptions, Split, batches, shuffled},
     nn::Pass,
-    optim::{Optimizer, Point, Schedule},
+    optim::{Optimizer, PerGroup, Point, Schedule, WarmUp},
 };
 
 /// Where an epoch's batches come from.
@@ -31,6 +31,7 @@ pub(super) enum Source {
 /// What a fit keeps from step to step.
 struct State {
     schedule: Schedule,
+    warm_up: Option<WarmUp>,
     lrs: Vec<f32>,
     weight_decays: Vec<f32>,
     optimizer: Optimizer,
@@ -59,6 +60,7 @@ impl State {
     /// How step `number` of the fit moves.
     fn moves(&self, number: usize) -> Moves {
         let Point { lr: factor, momentum, .. } = self.schedule.at(number);
+        let factor = factor * self.warm_up.map_or(1.0, |warm_up| warm_up.at(number, self.steps_per_epoch));
         Moves {
             lrs: self.lrs.iter().map(|lr| (f64::from(*lr) * factor) as f32).collect(),
             momentum: momentum.map_or(self.optimizer.kind().momentum(), |momentum| momentum as f32),
@@ -85,6 +87,7 @@ impl Learner {
         let epochs = fit.total_epochs()?;
         self.check_batch_size()?;
         let steps = batches(self.samples(Split::Train), self.data.batch_size).len();
+        fit.warm_up.map_or(Ok(()), |warm_up| warm_up.check(epochs, Some(steps)))?;
         let mut lrs = fit.lr.resolve("lr", &self.state)?;
         // A frozen group has no rate, and is recorded with none.
         lrs.iter_mut().enumerate().filter(|(group, _)| !self.state.is_trainable(*group)).for_each(|(_, lr)| *lr = 0.0);
@@ -93,11 +96,12 @@ impl Learner {
             Left::Nothing(records) => return Ok(records),
             Left::From(start, optimizer) => (start, *optimizer),
         };
+        self.note_frozen_rates(&fit.lr)?;
         if !self.uses_cache() {
             self.check_memory(self.data.batch_size.min(self.samples(Split::Train)), true)?;
         }
-        let schedule = fit.schedule(steps);
-        let mut state = State { schedule, lrs, weight_decays, optimizer, steps_per_epoch: steps };
+        let (schedule, warm_up) = (fit.schedule(steps), fit.warm_up);
+        let mut state = State { schedule, warm_up, lrs, weight_decays, optimizer, steps_per_epoch: steps };
         let first = self.history.len() - start;
         if self.precompute && !self.uses_cache() {
             self.note("precompute is on, but the backbone is trainable: activations are computed anew".into())?;
@@ -118,6 +122,18 @@ impl Learner {
             }
         }
         Ok(first..self.history.len())
+    }
+
+    /// Says which of the rates given one by one are of no effect.
+    fn note_frozen_rates(&mut self, lr: &PerGroup) -> Result<()> {
+        let PerGroup::Each(lrs) = lr else { return Ok(()) };
+        let frozen = |&(group, lr): &(usize, &f32)| *lr > 0.0 && !self.state.is_trainable(group);
+        let name = |(group, lr): (usize, &f32)| format!("{lr} for {group} {}", self.state.names()[group]);
+        let frozen: Vec<String> = lrs.iter().enumerate().filter(frozen).map(name).collect();
+        match frozen.is_empty() {
+            true => Ok(()),
+            false => self.note(format!("lr: frozen groups do not learn: {} has no effect", frozen.join(", "))),
+        }
     }
 
     pub(super) fn check_batch_size(&self) -> Result<()> {

@@ -1,5 +1,9 @@
 //! Schedules: pure functions of the step, so that they can be plotted, tested and resumed.
 
+mod warm_up;
+
+pub use warm_up::WarmUp;
+
 use std::f64::consts::PI;
 
 /// What a schedule says about one step.
