@@ -45,6 +45,20 @@ fn checkpoint(folder: &Path) -> PathBuf {
 }
 
 #[test]
+fn fastai_2s_recipe_is_one_flag() {
+    let data = cats_and_dogs();
+    let run = data.path().join("run");
+    let flags = TRAIN.replace(" --epochs 1", " --fastai2 2 --threads 1 --json");
+    let ran = unfreeze(&flags, &[data.path(), &run]).succeeded();
+    let printed: Vec<EpochRecord> = ran.objects().into_iter().map(|o| serde_json::from_value(o).unwrap()).collect();
+    let phases: Vec<_> = printed.iter().map(|record| (record.phase.as_str(), record.epoch, record.cached)).collect();
+    assert_eq!(phases, [("head", 0, true), ("finetune", 0, false), ("finetune", 1, false)]);
+    let again = unfreeze("train --resume --out {} --json", &[&run]).succeeded();
+    assert_eq!(fs::read_to_string(run.join("history.jsonl")).unwrap(), ran.out);
+    assert!(again.out.is_empty(), "nothing is left to do: {}", again.out);
+}
+
+#[test]
 fn train_writes_a_run_and_prints_an_object_per_epoch() {
     let data = cats_and_dogs();
     let run = data.path().join("runs/full");
@@ -271,6 +285,10 @@ fn mistakes_in_training_are_named_and_leave_nothing() {
         (right, format!("{random} --epochs 0"), 2, "--epochs: 0"),
         (right, format!("{random} --cycles 99 --cycle-mult 99"), 2, "cycles"),
         (right, format!("{random} --schedule triangular --cycle-mult 2"), 2, "--cycle-mult: 2, but"),
+        (right, format!("{random} --fastai2 0 --freeze-epochs 0"), 2, "--epochs: 0 trains nothing"),
+        (right, format!("{random} --fastai2 2 --lr 1,2,3"), 2, "--lr: --fastai2 takes one value"),
+        (right, format!("{random} --fastai2 2 --cycles 2"), 2, "cannot be used with"),
+        (right, format!("{random} --freeze-epochs 2"), 2, "--fastai2"),
         (right, format!("{random} --schedule sawtooth"), 2, "one-cycle"),
         (right, format!("{random} --warm-up 8"), 2, "--warm-up: 8 epochs, but the fit has 7"),
         (right, format!("{random} --freeze-to 3"), 2, "--freeze-to: group 3 does not exist"),

@@ -2,8 +2,15 @@
 
 mod common;
 
-use common::learning::{Told, cats_and_dogs, data, learner, listened};
-use unfreeze::{learner::Fit, optim::WarmUp};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use common::learning::{Told, bits, cats_and_dogs, changed, data, folders, learner, listened, timeless};
+use unfreeze::{
+    Error, Result,
+    data::{Split, Transforms},
+    learner::{Event, FineTune, Fit, Flow, Learner, Phase},
+    optim::{Decay, OptimizerKind, WarmUp},
+};
 
 /// The last group's rate in each step.
 fn rates(told: &[Told]) -> Vec<f32> {
@@ -30,4 +37,156 @@ fn a_warm_up_leads_into_any_schedule_and_ends_before_the_fit() {
     assert_near(&rates(&told.lock().unwrap()), &expected);
     let message = learner.fit(Fit::epochs(1).warm_up(WarmUp::steps(4))).unwrap_err().to_string();
     assert!(message.starts_with("warm_up: 4 steps, but the fit has 1 epochs"), "{message}");
+}
+
+/// The rates of fastai 2's `fine_tune(2, base_lr=0.01)`, three batches to an epoch, computed apart from its definition.
+#[test]
+fn fine_tune_is_fastai_2s() {
+    let folder = cats_and_dogs();
+    let (mut learner, told) = listened(learner(data(&folder)));
+    learner.precompute(true);
+    let options = FineTune { base_lr: 0.01, ..FineTune::epochs(2) };
+    let records = learner.fine_tune(&options).unwrap();
+    assert_eq!(records.iter().map(|record| record.cached).collect::<Vec<_>>(), [true, false, false]);
+    let told = told.lock().unwrap();
+    let head = [4.000000000e-04, 2.844104339e-03, 7.687398181e-03];
+    let whole = [1.000000000e-03, 3.347296355e-03, 4.972077345e-03, 4.058733917e-03, 2.313201634e-03, 6.674136467e-04];
+    assert_near(&rates(&told), &[head.as_slice(), &whole].concat());
+    let last = told.iter().rev().find_map(|told| match told {
+        Told::Step { lrs, .. } => Some(lrs.clone()),
+        _ => None,
+    });
+    let last = last.unwrap();
+    assert!((last[2] / last[1] - 10.0).abs() < 1e-4 && (last[1] / last[0] - 10.0).abs() < 1e-4, "{last:?}");
+    assert!((0..3).all(|group| learner.freeze_state().is_trainable(group)));
+    assert!(!told.iter().any(|told| matches!(told, Told::Note(_))), "{told:?}");
+    let nothing = FineTune { freeze_epochs: 0, ..FineTune::epochs(0) };
+    assert!(learner.fine_tune(&nothing).unwrap_err().to_string().contains("trains nothing"));
+}
+
+fn phases(learner: &Learner) -> Vec<(&str, usize)> {
+    learner.history().iter().map(|record| (record.phase.as_str(), record.epoch)).collect()
+}
+
+#[test]
+fn phases_have_settings_of_their_own() {
+    let (folder, other) = (cats_and_dogs(), folders(&["cat", "dog"], 4, 2, 9));
+    let (mut learner, told) = listened(learner(data(&folder)));
+    let larger = data(&other).transforms(Transforms::new(20));
+    let list = [
+        Phase::epochs(1).lr(0.1).lr_to(0.01, Decay::Exponential).phase("head"),
+        Phase::epochs(2).lr([1e-3, 1e-2, 0.1]).lr_to(0.0, Decay::Linear).freeze_to(1).optimizer(OptimizerKind::adamw()),
+        Phase::epochs(1).lr(0.1).lr_to(0.02, Decay::Cosine).momentum(0.5).momentum_to(0.9, Decay::Polynomial(2.0)),
+        Phase::epochs(1).lr(0.1).lr_to(0.02, Decay::Polynomial(2.0)).data(larger).freeze_to(-1),
+    ];
+    assert_eq!(learner.fit_phases(list).unwrap().len(), 5);
+    assert_eq!(phases(&learner), [("head", 0), ("phase-2", 0), ("phase-2", 1), ("phase-3", 0), ("phase-4", 0)]);
+    // fastai 0.7's `DecayScheduler`, by hand; the first of two batches of the last phase has no way behind it.
+    let tenth = 0.1f64.powf(1.0 / 3.0);
+    let cosine = |at: f64| 0.02 + 0.08 / 2.0 * (1.0 + (std::f64::consts::PI * at).cos());
+    let expected = [
+        &[0.1, 0.1 * tenth, 0.1 * tenth * tenth][..],
+        &[0.1, 0.5 / 6.0, 0.4 / 6.0, 0.05, 0.2 / 6.0, 0.1 / 6.0],
+        &[cosine(0.0), cosine(1.0 / 3.0), cosine(2.0 / 3.0)],
+        &[0.1, 0.02 + 0.08 * 0.25],
+    ];
+    assert_near(&rates(&told.lock().unwrap()), &expected.concat());
+    assert_eq!((learner.data().transforms.size, learner.data().items(Split::Train).len()), (20, 8));
+    assert!(learner.freeze_state().is_head_only());
+
+    let before = bits(learner.model());
+    let strangers = data(folders(&["cat", "horse"], 1, 1, 0));
+    for (phase, cause) in [
+        (Phase::epochs(0), "epochs: 0"),
+        (Phase::epochs(1).freeze_to(3), "group 3 does not exist"),
+        (Phase::epochs(1).lr([1.0, 1.0]), "lr: 2 values"),
+        (Phase::epochs(1).lr_to(0.0, Decay::Exponential), "lr: falls exponentially from 0.01 to 0"),
+        (Phase::epochs(1).lr_to(f32::NAN, Decay::Linear), "lr: ends at NaN"),
+        (Phase::epochs(1).lr(0.0).lr_to(0.1, Decay::Linear), "lr: the last layer group's"),
+        (Phase::epochs(1).momentum(1.5), "momentum: 1.5 is not in"),
+        (Phase::epochs(1).momentum_to(0.1, Decay::Polynomial(0.0)), "momentum: falls as the power 0"),
+        (Phase::epochs(1).data(strangers), "horse"),
+    ] {
+        // One that is wrong at the end is found before the first is trained.
+        let message = learner.fit_phases([Phase::epochs(1), phase]).unwrap_err().to_string();
+        assert!(message.contains(cause), "{message}");
+    }
+    assert!(learner.fit_phases([]).is_err() && learner.history().len() == 5);
+    assert!(changed(&before, &bits(learner.model())).is_empty());
+}
+
+#[test]
+fn a_loss_that_runs_away_ends_all_phases() {
+    let folder = cats_and_dogs();
+    let mut learner = learner(data(&folder));
+    let away = Phase::epochs(40).lr(1e-3).lr_to(1e3, Decay::Exponential).stop_div(true);
+    let records = learner.fit_phases([Phase::epochs(1), away, Phase::epochs(1)]).unwrap();
+    assert!((3..41).contains(&records.len()) && records.last().unwrap().phase == "phase-2", "{records:?}");
+    let lowest = records[1..].iter().map(|record| record.train_loss).fold(f32::INFINITY, f32::min);
+    assert!(records.last().unwrap().train_loss > 2.0 * lowest, "{records:?}");
+}
+
+type Program = fn(&mut Learner, &tempfile::TempDir) -> Result<()>;
+
+/// What has a memory over epochs, sizes or phases.
+const PROGRAMS: [Program; 3] = [
+    |learner, other| {
+        let larger = data(other).transforms(Transforms::new(20));
+        learner.fit(Fit::epochs(2).lr(1e-3))?;
+        learner
+            .fit_phases([
+                Phase::epochs(1).lr(1e-2).lr_to(1e-3, Decay::Cosine),
+                Phase::epochs(2).lr(1e-3).freeze_to(1).data(larger),
+            ])
+            .map(drop)
+    },
+    |learner, _| learner.fine_tune(&FineTune::epochs(2)).map(drop),
+    |learner, _| {
+        let away = Phase::epochs(9).lr(0.01).lr_to(1e4, Decay::Exponential).stop_div(true);
+        learner.fit_phases([away, Phase::epochs(1)]).map(drop)
+    },
+];
+
+#[test]
+fn programs_cancelled_at_any_step_go_on_bit_for_bit() {
+    let (images, other) = (cats_and_dogs(), folders(&["cat", "dog"], 4, 2, 9));
+    for (number, program) in PROGRAMS.iter().enumerate() {
+        let mut whole = learner(data(&images));
+        program(&mut whole, &other).unwrap();
+        let steps = whole.steps();
+        // Of an epoch's three steps each is met; every seventh moment will do, the last one among them.
+        for cancelled_at in (0..steps).rev().step_by(7) {
+            let folder = tempfile::tempdir().unwrap();
+            let first = learner(data(&images)).checkpoints(folder.path());
+            let (token, seen) = (first.cancel_token(), AtomicU64::new(0));
+            let mut first = first.callback(move |event: &Event| {
+                if matches!(event, Event::Step { .. }) && seen.fetch_add(1, Ordering::SeqCst) == cancelled_at {
+                    token.cancel();
+                }
+                Flow::Continue
+            });
+            let outcome = program(&mut first, &other);
+            assert!(matches!(outcome, Ok(()) | Err(Error::Cancelled)), "{outcome:?}");
+            let mut second = learner(data(&images)).checkpoints(folder.path());
+            if Learner::can_resume(folder.path()) {
+                second.resume(folder.path()).unwrap();
+            }
+            program(&mut second, &other).unwrap();
+            assert_eq!(timeless(second.history()), timeless(whole.history()), "program {number}, step {cancelled_at}");
+            assert!(bits(second.model()) == bits(whole.model()), "program {number}, step {cancelled_at}");
+            assert_eq!(second.data().transforms, whole.data().transforms);
+        }
+    }
+}
+
+#[test]
+fn a_phase_that_goes_on_with_other_images_is_refused() {
+    let (images, other, folder) = (cats_and_dogs(), folders(&["cat", "dog"], 4, 2, 9), tempfile::tempdir().unwrap());
+    let list = |second: &tempfile::TempDir| [Phase::epochs(1), Phase::epochs(2).data(data(second))];
+    let mut begun = learner(data(&images)).checkpoints(folder.path());
+    begun.fit_phases(list(&other)).unwrap();
+    let mut again = learner(data(&images));
+    again.resume(folder.path()).unwrap();
+    let message = again.fit_phases(list(&images)).unwrap_err().to_string();
+    assert!(message.starts_with("resume: the images of fit 1, 'phase-2', are not those"), "{message}");
 }

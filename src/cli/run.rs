@@ -7,7 +7,7 @@ use unfreeze::{
     Error, Precision, Result,
     checkpoint::Weights,
     data::{Split, Transforms},
-    learner::{Learner, Recipe, RunFolder},
+    learner::{FineTune, Learner, Recipe, RunFolder},
     nn::{Arch, HeadSpec},
     report,
 };
@@ -40,6 +40,9 @@ pub struct Config {
     pub snapshots: bool,
     pub transforms: Transforms,
     pub recipe: Recipe,
+    /// fastai 2's recipe instead, which shares the settings of precompute and batchnorms.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fine_tune: Option<FineTune>,
 }
 
 impl Config {
@@ -69,7 +72,10 @@ impl Config {
             .device(device)?
             .precision(self.dtype)?
             .seed(self.seed)?;
-        self.recipe.validate(&learner)?;
+        match &self.fine_tune {
+            Some(options) => options.validate(&learner)?,
+            None => self.recipe.validate(&learner)?,
+        }
         Ok(learner.callback(Progress::new(mode)))
     }
 
@@ -107,7 +113,15 @@ pub fn execute(folder: RunFolder, config: &Config, learner: Learner, mode: Mode)
     interrupt::cancels(learner.cancel_token())?;
     let snapshots = config.snapshots.then(|| folder.snapshots());
     let recipe = Recipe { snapshots, ..config.recipe.clone() };
-    if let Err(error) = learner.run(&recipe, |learner| folder.save(learner)) {
+    let outcome = match &config.fine_tune {
+        None => learner.run(&recipe, |learner| folder.save(learner)),
+        Some(options) => {
+            learner.precompute(recipe.precompute);
+            learner.bn_freeze(recipe.bn_freeze.unwrap_or(false));
+            learner.fine_tune(options).map(drop).and_then(|()| folder.save(&mut learner))
+        }
+    };
+    if let Err(error) = outcome {
         let path = folder.path().to_owned();
         // What happened first matters more than what rescuing it may meet, and that is often the same.
         let rescued = folder.rescue(&mut learner).is_ok();

@@ -6,7 +6,7 @@ use clap::{Args, ValueEnum};
 use unfreeze::{
     Error, Result,
     data::Transforms,
-    learner::{Course, Learner, Parts, Recipe, RunFolder},
+    learner::{Course, FineTune, Learner, Parts, Recipe, RunFolder},
     optim::PerGroup,
 };
 
@@ -20,7 +20,12 @@ Examples:
   unfreeze train photos --valid-fraction 0.2 --weights resnet18.pth --out run
   unfreeze train photos --weights resnet34.pth --out run --epochs 3 --cycles 2 --lr 0.005
   unfreeze train labels.csv --weights resnet50.pth --out run --augment top-down --size 128
+  unfreeze train photos --weights resnet50.pth --out run --fastai2 5
   unfreeze train --resume --out run";
+
+/// What makes no sense with fastai 2's recipe.
+const ONE_CALL_CONFLICTS: [&str; 9] =
+    ["recipe", "epochs", "cycles", "cycle_len", "cycle_mult", "schedule", "warm_up", "snapshots", "freeze_to"];
 
 /// Train a classifier on a folder of images
 ///
@@ -49,6 +54,13 @@ pub struct Train {
     /// full: head, then the whole network; or one of the two
     #[arg(long, value_enum, default_value_t = Part::Full)]
     recipe: Part,
+    /// Instead of this recipe, fastai 2's `fine_tune(EPOCHS)`: the head, then for EPOCHS the whole network, each in one
+    /// cycle of AdamW. --lr V is then its base_lr [default: 0.002], the default of --wd 0.01
+    #[arg(long, value_name = "EPOCHS", conflicts_with_all = ONE_CALL_CONFLICTS)]
+    fastai2: Option<usize>,
+    /// Epochs of the head before those of --fastai2 [default: 1]
+    #[arg(long, value_name = "N", requires = "fastai2")]
+    freeze_epochs: Option<usize>,
     /// Images per batch
     #[arg(long, default_value_t = 64, value_name = "N", value_parser = count)]
     batch_size: usize,
@@ -56,12 +68,12 @@ pub struct Train {
     #[arg(long, default_value_t = Recipe::default().epochs, value_name = "N")]
     epochs: usize,
     /// Learning rate: V is the head's, and once unfrozen the layer groups get V/1000..V/10; V,V,V gives one per layer
-    /// group, LO..HI a geometric range
-    #[arg(long, default_value_t = Recipe::default().lr, allow_hyphen_values = true, value_name = "V|V,V,V|LO..HI")]
-    lr: PerGroup,
-    /// Weight decay, in the same forms
-    #[arg(long, default_value_t = Recipe::default().wd, allow_hyphen_values = true, value_name = "V|V,V,V|LO..HI")]
-    wd: PerGroup,
+    /// group, LO..HI a geometric range [default: 0.01]
+    #[arg(long, allow_hyphen_values = true, value_name = "V|V,V,V|LO..HI")]
+    lr: Option<PerGroup>,
+    /// Weight decay, in the same forms [default: 0]
+    #[arg(long, allow_hyphen_values = true, value_name = "V|V,V,V|LO..HI")]
+    wd: Option<PerGroup>,
     /// Cycles of the whole network's training
     #[arg(long, default_value_t = Recipe::default().cycles, value_name = "N")]
     cycles: usize,
@@ -172,10 +184,27 @@ impl Train {
             snapshots: self.snapshots,
             transforms,
             recipe: self.recipe(),
+            fine_tune: self.fine_tune()?,
         };
         let learner = config.prepare_with(weights, &self.compute, self.mode)?;
         config.classes = learner.data().classes().to_vec();
         Ok((config, learner.graphs(self.graphs == Switch::On)))
+    }
+
+    fn fine_tune(&self) -> Result<Option<FineTune>> {
+        let Some(epochs) = self.fastai2 else { return Ok(None) };
+        let defaults = FineTune::epochs(epochs);
+        let base_lr = match self.lr {
+            None => defaults.base_lr,
+            Some(PerGroup::All(lr)) => lr,
+            Some(_) => return Err(Error::setting("lr", "--fastai2 takes one value, and makes a range of it itself")),
+        };
+        Ok(Some(FineTune {
+            base_lr,
+            freeze_epochs: self.freeze_epochs.unwrap_or(defaults.freeze_epochs),
+            wd: self.wd.clone().unwrap_or(defaults.wd.clone()),
+            ..defaults
+        }))
     }
 
     fn recipe(&self) -> Recipe {
@@ -187,8 +216,8 @@ impl Train {
                 Part::Finetune => Parts::Finetune,
             },
             epochs: self.epochs,
-            lr: self.lr.clone(),
-            wd: self.wd.clone(),
+            lr: self.lr.clone().unwrap_or(Recipe::default().lr),
+            wd: self.wd.clone().unwrap_or(Recipe::default().wd),
             cycles: self.cycles,
             cycle_len: self.cycle_len,
             cycle_mult: self.cycle_mult.unwrap_or(if triangles { 1 } else { Recipe::default().cycle_mult }),

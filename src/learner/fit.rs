@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use crate::{
     Error, Result,
-    optim::{OneCycle, OptimizerKind, PerGroup, Schedule, Triangle, TriangleTail, WarmUp},
+    optim::{Decay, OneCycle, OptimizerKind, PerGroup, Schedule, Triangle, TriangleTail, WarmUp},
 };
 
 /// Options of one fit: epochs at a constant rate, or cycles of SGD with restarts.
@@ -16,6 +16,7 @@ pub struct Fit {
     pub(super) optimizer: OptimizerKind,
     pub(super) snapshots: Option<PathBuf>,
     pub(super) warm_up: Option<WarmUp>,
+    pub(super) stop_div: bool,
     length: Length,
     curve: Option<Curve>,
 }
@@ -33,6 +34,7 @@ enum Curve {
     TriangularTail(TriangleTail),
     OneCycle(OneCycle),
     FlatCosine { flat: f64, div_final: f64 },
+    Decaying { lr: (Decay, f64), momentum: Option<(Decay, [f64; 2])> },
 }
 
 impl Fit {
@@ -54,6 +56,7 @@ impl Fit {
             optimizer: OptimizerKind::default(),
             snapshots: None,
             warm_up: None,
+            stop_div: false,
             length,
             curve: None,
         }
@@ -100,6 +103,18 @@ impl Fit {
     /// fastai 2's `fit_flat_cos` (0.75 and 1e5 there).
     pub fn flat_cosine(self, flat: f64, div_final: f64) -> Self {
         Self { curve: Some(Curve::FlatCosine { flat, div_final }), ..self }
+    }
+
+    /// The way of the rate, with the factor on it that it leads to, and that of the momentum, with its ends.
+    pub(super) fn decaying(self, lr: (Decay, f64), momentum: Option<(Decay, [f64; 2])>) -> Self {
+        Self { curve: Some(Curve::Decaying { lr, momentum }), ..self }
+    }
+
+    /// Whether the fit ends at the step whose smoothed loss is more than four times the lowest, as with fastai 0.7's
+    /// `stop_div`. The loss is smoothed anew in each epoch. One that is no number is an error in any case. Default
+    /// false.
+    pub fn stop_div(self, on: bool) -> Self {
+        Self { stop_div: on, ..self }
     }
 
     /// Rates that rise to those of the schedule in the first steps, whichever it is. Default: none.
@@ -188,12 +203,13 @@ impl Fit {
             Curve::Triangular(Triangle { div, .. }) | Curve::TriangularTail(TriangleTail { div, .. }) => [div; 2],
             Curve::OneCycle(OneCycle { div, div_final, .. }) => [div, div_final],
             Curve::FlatCosine { div_final, .. } => [div_final; 2],
+            Curve::Decaying { .. } => [1.0; 2],
         };
         if let Some(div) = divisors.into_iter().find(|div| !(*div >= 1.0 && div.is_finite())) {
             return Err(Error::setting("schedule", format!("the rate is divided by {div}; give a number from 1 on")));
         }
         let share = match curve {
-            Curve::Triangular(_) => 0.0,
+            Curve::Triangular(_) | Curve::Decaying { .. } => 0.0,
             Curve::TriangularTail(TriangleTail { tail_percent, .. }) => tail_percent / 100.0,
             Curve::OneCycle(OneCycle { rising, .. }) => rising,
             Curve::FlatCosine { flat, .. } => flat,
@@ -206,6 +222,7 @@ impl Fit {
                 momentum.map(Vec::from)
             }
             Curve::OneCycle(OneCycle { momentum, .. }) => momentum.map(Vec::from),
+            Curve::Decaying { momentum, .. } => momentum.map(|(_, ends)| Vec::from(ends)),
             Curve::FlatCosine { .. } => None,
         };
         match momenta.unwrap_or_default().into_iter().find(|momentum| !(0.0..1.0).contains(momentum)) {
@@ -223,6 +240,7 @@ impl Fit {
             (Some(Curve::TriangularTail(shape)), _) => Schedule::TriangularTail { cycle_steps, cycles, shape },
             (Some(Curve::OneCycle(shape)), _) => Schedule::OneCycle { steps, shape },
             (Some(Curve::FlatCosine { flat, div_final }), _) => Schedule::FlatCosine { steps, flat, div_final },
+            (Some(Curve::Decaying { lr, momentum }), _) => Schedule::Decaying { steps, lr, momentum },
             (None, Length::Epochs(_)) => Schedule::Constant { steps },
             (None, Length::Cycles { .. }) => Schedule::Restarts { cycle_steps, cycle_mult, cycles },
         }

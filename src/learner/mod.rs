@@ -7,12 +7,14 @@ mod diverged;
 mod ensemble;
 mod evaluation;
 mod feed;
+mod fine_tune;
 mod fit;
 mod head;
 mod history;
 mod lr_find;
 mod memory;
 mod model_file;
+mod phases;
 mod precompute;
 mod recipe;
 mod resume;
@@ -21,16 +23,19 @@ mod step;
 mod suggestion;
 mod train;
 mod tta;
+mod watch;
 
 pub use classifier::{Classifier, Prediction};
 pub use control::{Callback, CancelToken, Event, Flow};
 pub use ensemble::{Ensemble, EnsembleEvaluation};
 pub use evaluation::{Evaluation, Mean};
+pub use fine_tune::FineTune;
 pub use fit::Fit;
 pub use head::HeadSteps;
 pub use history::{EpochRecord, PredictionRecord, StepRecord};
 pub use lr_find::{LrFind, LrFound};
 pub use model_file::ModelFile;
+pub use phases::Phase;
 pub use recipe::{Course, Parts, Recipe};
 pub use run_folder::RunFolder;
 pub use step::{Input, Step, Stepper};
@@ -275,11 +280,17 @@ impl Learner {
     /// # Errors
     /// [`Error::Data`] if its classes are others.
     pub fn set_data(&mut self, data: ImageData) -> Result<()> {
+        self.check_data(&data)?;
+        self.data = data;
+        Ok(())
+    }
+
+    /// Whether `data` can take the place of the data set.
+    fn check_data(&self, data: &ImageData) -> Result<()> {
         if data.classes() != self.data.classes() {
             let message = format!("its classes {:?} are not {:?}", data.classes(), self.data.classes());
             return Err(Error::data(data.root(), message));
         }
-        self.data = data;
         Ok(())
     }
 

@@ -119,13 +119,6 @@ impl Default for Recipe {
 }
 
 impl Recipe {
-    fn head_lr(&self) -> f32 {
-        match &self.lr {
-            PerGroup::All(lr) | PerGroup::Range(_, lr) => *lr,
-            PerGroup::Each(lrs) => lrs.last().copied().unwrap_or_default(),
-        }
-    }
-
     fn finetune_lr(&self) -> PerGroup {
         match self.lr {
             PerGroup::All(lr) if lr > 0.0 => PerGroup::Range(lr / 1000.0, lr / 10.0),
@@ -136,7 +129,7 @@ impl Recipe {
     /// The first part: `head`.
     pub fn head(&self) -> Fit {
         // Weight decays per group are checked in full before the first epoch, not only when the second part starts.
-        Fit::epochs(self.epochs).lr(self.head_lr()).wd(self.wd.clone()).phase("head")
+        Fit::epochs(self.epochs).lr(self.lr.last()).wd(self.wd.clone()).phase("head")
     }
 
     /// The second part: `finetune`.

@@ -12,7 +12,8 @@ use super::{
     diverged::Place,
     ensemble::snapshot,
     feed::{Fed, Feed},
-    resume::Left,
+    resume::{FitMark, Left},
+    watch::RunAway,
 };
 use crate::{
     Device, Error, Result, Tensor,
@@ -48,6 +49,14 @@ struct Made {
     cause: Option<String>,
 }
 
+/// A fit that was made.
+pub(super) struct Fitted {
+    /// Its epochs, as numbered in the history.
+    pub records: Range<usize>,
+    /// Whether it was ended, rather than coming to its end.
+    pub stopped: bool,
+}
+
 /// How fast a step moves parameters.
 pub(super) struct Moves {
     /// A learning rate per layer group.
@@ -76,14 +85,20 @@ impl Learner {
     /// [`Error::Diverged`] if the loss is no longer finite: parameters are those of the step before, but on a GPU that
     /// step has spoiled them; [`Error::Cancelled`]; errors of files. Epochs finished before stay in the history.
     pub fn fit(&mut self, fit: Fit) -> Result<&[EpochRecord]> {
-        let records = self.epochs(fit);
-        // The memory of a graph is not needed beyond.
-        self.stepper.reset();
-        Ok(&self.history[records?])
+        let fitted = self.fitted(fit)?;
+        Ok(&self.history[fitted.records])
     }
 
-    /// All epochs of `fit`, as numbered in the history.
-    fn epochs(&mut self, fit: Fit) -> Result<Range<usize>> {
+    /// As [`Learner::fit`].
+    pub(super) fn fitted(&mut self, fit: Fit) -> Result<Fitted> {
+        let outcome = self.epochs(fit);
+        // The memory of a graph is not needed beyond.
+        self.stepper.reset();
+        outcome
+    }
+
+    /// All epochs of `fit`.
+    fn epochs(&mut self, fit: Fit) -> Result<Fitted> {
         let epochs = fit.total_epochs()?;
         self.check_batch_size()?;
         let steps = batches(self.samples(Split::Train), self.data.batch_size).len();
@@ -92,8 +107,9 @@ impl Learner {
         // A frozen group has no rate, and is recorded with none.
         lrs.iter_mut().enumerate().filter(|(group, _)| !self.state.is_trainable(*group)).for_each(|(_, lr)| *lr = 0.0);
         let weight_decays = fit.weight_decay.resolve("wd", &self.state)?;
-        let (start, optimizer) = match self.progress.left(&fit, epochs)? {
-            Left::Nothing(records) => return Ok(records),
+        let data = self.data_digest();
+        let (start, optimizer) = match self.progress.left(&fit, epochs, &data)? {
+            Left::Nothing(fitted) => return Ok(fitted),
             Left::From(start, optimizer) => (start, *optimizer),
         };
         self.note_frozen_rates(&fit.lr)?;
@@ -106,22 +122,25 @@ impl Learner {
         if self.precompute && !self.uses_cache() {
             self.note("precompute is on, but the backbone is trainable: activations are computed anew".into())?;
         }
+        let mut stopped = false;
         for epoch in start..epochs {
             let images = self.data.batch_size.min(self.samples(Split::Train));
-            let outcome = self.epoch(&fit, epoch, &mut state);
+            let outcome = self.epoch(&fit, epoch, first, &mut state);
             let (record, stop) = outcome.map_err(|error| self.explained(error, images, true))?;
             let end = state.schedule.at((epoch + 1) * steps - 1);
             if let Some(prefix) = fit.snapshots.as_ref().filter(|_| end.ends_cycle && !stop) {
                 self.save(snapshot(prefix, end.cycle + 1))?;
             }
             self.history.push(record.clone());
-            let last = self.tell(&Event::Epoch(&record))? || stop || epoch + 1 == epochs;
-            self.write_progress(&fit, epochs, epoch + 1, (!last).then_some(&state.optimizer))?;
+            stopped = self.tell(&Event::Epoch(&record))? || stop;
+            let last = stopped || epoch + 1 == epochs;
+            let mark = FitMark { phase: fit.phase.clone(), epochs, recorded: epoch + 1, stopped, data: data.clone() };
+            self.write_progress(mark, (!last).then_some(&state.optimizer))?;
             if last {
                 break;
             }
         }
-        Ok(first..self.history.len())
+        Ok(Fitted { records: first..self.history.len(), stopped })
     }
 
     /// Says which of the rates given one by one are of no effect.
@@ -146,8 +165,8 @@ impl Learner {
         }
     }
 
-    /// One epoch: its record, and whether a callback wants to stop.
-    fn epoch(&mut self, fit: &Fit, epoch: usize, state: &mut State) -> Result<(EpochRecord, bool)> {
+    /// One epoch of a fit whose records begin at `first`: its record, and whether the fit is to end.
+    fn epoch(&mut self, fit: &Fit, epoch: usize, first: usize, state: &mut State) -> Result<(EpochRecord, bool)> {
         let start = Instant::now();
         let cached = self.uses_cache();
         // Epochs are numbered through all fits, so that no two see the same order or views.
@@ -158,6 +177,7 @@ impl Learner {
         let first_step = epoch * state.steps_per_epoch;
         let (mut loss_sum, mut seen, mut stop) = (0f64, 0usize, false);
         let (mut lrs, phase) = (state.lrs.clone(), fit.phase.as_str());
+        let mut run_away = fit.stop_div.then(|| RunAway::after(&self.history[first..]));
         let mut made = VecDeque::new();
         for step in 0..steps {
             if made.is_empty() {
@@ -175,6 +195,7 @@ impl Learner {
             lrs = own;
             loss_sum += f64::from(loss) * samples as f64;
             seen += samples;
+            stop |= run_away.as_mut().is_some_and(|run_away| run_away.with(loss));
             stop |= self.tell(&Event::Step { phase, epoch, step, steps, loss, lrs: &lrs, momentum })?;
         }
         if seen == 0 {

@@ -281,6 +281,7 @@ impl Demo {
                 bn_freeze: Some(false),
                 ..Recipe::default()
             },
+            fine_tune: None,
         })
     }
 
