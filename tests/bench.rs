@@ -82,8 +82,9 @@ fn launches_are_counted() {
     assert!(!launches.is_empty() && launches.values().all(|count| *count == 3), "{launches:?}");
 }
 
-/// A folder with another side that is a shell script: `cases` of a `case $line in`, before those that do what they ought.
-/// Its logits are this engine's; its variants are slow and fast, a step of the one taking ten times that of the other.
+/// A folder with another side that is a shell script: `cases` of a `case $line in`, before those that do what they
+/// ought. Its logits are this engine's; its variants are slow and fast, a step of the one taking ten times that of the
+/// other.
 fn other_side(cases: &str) -> (tempfile::TempDir, PathBuf) {
     let folder = tempfile::tempdir().unwrap();
     let script = folder.path().join("other.sh");

@@ -59,6 +59,23 @@ fn fastai_2s_recipe_is_one_flag() {
 }
 
 #[test]
+fn sizes_groups_and_unfreezing_are_flags() {
+    let data = cats_and_dogs();
+    let run = data.path().join("run");
+    let train = TRAIN.replace("--size 32", "--threads 1 --cycles 1 --json");
+    let flags = "--sizes 16,20 --groups stage --unfreeze gradual --schedule one-cycle --warm-up 0.5";
+    let ran = unfreeze(&format!("{train} {flags}"), &[data.path(), &run]).succeeded();
+    let printed: Vec<EpochRecord> = ran.objects().into_iter().map(|o| serde_json::from_value(o).unwrap()).collect();
+    let phases: Vec<_> = printed.iter().map(|record| record.phase.as_str()).collect();
+    let unfreezing = ["unfreeze layer3", "unfreeze layer2", "unfreeze layer1"];
+    assert_eq!(phases, [&["head"][..], &unfreezing, &["finetune-16", "finetune-20"]].concat());
+    assert!(printed.iter().all(|record| record.lrs.len() == 5), "{printed:?}");
+    let model = Checkpoint::read(run.join("model.safetensors")).unwrap();
+    assert_eq!(model.metadata["size"], "20");
+    assert!(unfreeze("train --resume --out {} --json", &[&run]).succeeded().out.is_empty());
+}
+
+#[test]
 fn train_writes_a_run_and_prints_an_object_per_epoch() {
     let data = cats_and_dogs();
     let run = data.path().join("runs/full");
@@ -289,6 +306,9 @@ fn mistakes_in_training_are_named_and_leave_nothing() {
         (right, format!("{random} --fastai2 2 --lr 1,2,3"), 2, "--lr: --fastai2 takes one value"),
         (right, format!("{random} --fastai2 2 --cycles 2"), 2, "cannot be used with"),
         (right, format!("{random} --freeze-epochs 2"), 2, "--fastai2"),
+        (right, format!("{random} --sizes 16,0"), 2, "from 1 to 8192"),
+        (right, format!("{random} --sizes 16 --size 16"), 2, "cannot be used with"),
+        (right, format!("{random} --groups layer"), 2, "give fastai, stage or block"),
         (right, format!("{random} --schedule sawtooth"), 2, "one-cycle"),
         (right, format!("{random} --warm-up 8"), 2, "--warm-up: 8 epochs, but the fit has 7"),
         (right, format!("{random} --freeze-to 3"), 2, "--freeze-to: group 3 does not exist"),

@@ -8,8 +8,10 @@ use common::learning::{Told, bits, cats_and_dogs, changed, data, folders, learne
 use unfreeze::{
     Error, Result,
     data::{Split, Transforms},
-    learner::{Event, FineTune, Fit, Flow, Learner, Phase},
+    learner::{Event, FineTune, Fit, Flow, Learner, ModelFile, Parts, Phase, Recipe, Unfreeze},
+    nn::Grouping,
     optim::{Decay, OptimizerKind, WarmUp},
+    prelude::Device,
 };
 
 /// The last group's rate in each step.
@@ -126,10 +128,90 @@ fn a_loss_that_runs_away_ends_all_phases() {
     assert!(records.last().unwrap().train_loss > 2.0 * lowest, "{records:?}");
 }
 
+#[test]
+fn gradual_unfreezing_adds_a_group_at_a_time() {
+    let folder = cats_and_dogs();
+    let trained = |learner: &Learner| -> Vec<(String, usize)> {
+        let trained = |lrs: &[f32]| lrs.iter().filter(|lr| **lr > 0.0).count();
+        learner.history().iter().map(|record| (record.phase.clone(), trained(&record.lrs))).collect()
+    };
+    let recipe = |parts, freeze_to| Recipe {
+        parts,
+        freeze_to,
+        epochs: 1,
+        cycles: 1,
+        unfreeze: Unfreeze::Gradual,
+        ..Recipe::default()
+    };
+    for (parts, freeze_to, expected) in [
+        (
+            Parts::Full,
+            0,
+            &[("head", 1), ("unfreeze layer3", 2), ("unfreeze layer2", 3), ("unfreeze layer1", 4), ("finetune", 5)][..],
+        ),
+        (Parts::Finetune, 2, &[("unfreeze head", 1), ("unfreeze layer3", 2), ("finetune", 3)]),
+        (Parts::Full, 3, &[("head", 1), ("finetune", 2)]),
+    ] {
+        let mut learner = learner(data(&folder)).grouping(Grouping::PerStage);
+        learner.run(&recipe(parts, freeze_to), |_| Ok(())).unwrap();
+        let expected: Vec<(String, usize)> = expected.iter().map(|(name, count)| (name.to_string(), *count)).collect();
+        assert_eq!(trained(&learner), expected);
+    }
+    let mut learner = learner(data(&folder));
+    let message = learner.gradual_unfreeze(0, 1, &Fit::epochs(1)).unwrap_err().to_string();
+    assert!(message.contains("group 0 comes before 1"), "{message}");
+    assert!(learner.gradual_unfreeze(3, 1, &Fit::epochs(1)).unwrap_err().to_string().contains("group 3"));
+}
+
+#[test]
+fn sizes_follow_each_other_and_the_last_one_stays() {
+    let folder = cats_and_dogs();
+    let mut images = data(&folder);
+    images.transforms = Transforms::new(20).resize(25);
+    let mut learner = learner(images).grouping(Grouping::PerStage);
+    let prefix = folder.path().join("snapshot");
+    let recipe = Recipe {
+        epochs: 1,
+        cycles: 1,
+        freeze_to: 2,
+        sizes: vec![16, 20, 24],
+        snapshots: Some(prefix),
+        ..Recipe::default()
+    };
+    let mut sizes = Vec::new();
+    learner
+        .run(&recipe, |learner| {
+            sizes.push((learner.data().transforms.size, learner.data().transforms.resize));
+            Ok(())
+        })
+        .unwrap();
+    assert_eq!(phases(&learner), [("head", 0), ("finetune-16", 0), ("finetune-20", 0), ("finetune-24", 0)]);
+    assert_eq!(sizes, [(16, 20), (16, 20), (20, 25), (24, 30)]);
+    assert!(!learner.freeze_state().is_trainable(1) && learner.freeze_state().is_trainable(2));
+    assert!(learner.history()[1..].iter().all(|record| record.lrs[1] == 0.0 && record.lrs[2] > 0.0));
+    let file = folder.path().join("snapshot-1.safetensors");
+    let saved = ModelFile::load(&file, &Device::cpu(1).unwrap()).unwrap();
+    assert_eq!((saved.transforms.size, saved.transforms.resize), (24, 30), "snapshots are of the last size");
+    assert!(!folder.path().join("snapshot-2.safetensors").exists());
+
+    // Weights, groups and what is frozen are those of the size before.
+    let (before, state) = (bits(learner.model()), learner.freeze_state().clone());
+    learner.set_size(32);
+    assert!(changed(&before, &bits(learner.model())).is_empty() && *learner.freeze_state() == state);
+    let none = Recipe { sizes: vec![16, 0], ..Recipe::default() };
+    assert!(learner.run(&none, |_| Ok(())).unwrap_err().to_string().contains("size: 0"));
+
+    let mut head = common::learning::learner(data(&folder));
+    let recipe = Recipe { parts: Parts::Head, epochs: 1, sizes: vec![16, 20], ..Recipe::default() };
+    head.run(&recipe, |_| Ok(())).unwrap();
+    assert_eq!(phases(&head), [("head-16", 0), ("head-20", 0)]);
+    assert!(head.history().iter().all(|record| record.cached));
+}
+
 type Program = fn(&mut Learner, &tempfile::TempDir) -> Result<()>;
 
 /// What has a memory over epochs, sizes or phases.
-const PROGRAMS: [Program; 3] = [
+const PROGRAMS: [Program; 4] = [
     |learner, other| {
         let larger = data(other).transforms(Transforms::new(20));
         learner.fit(Fit::epochs(2).lr(1e-3))?;
@@ -139,6 +221,12 @@ const PROGRAMS: [Program; 3] = [
                 Phase::epochs(2).lr(1e-3).freeze_to(1).data(larger),
             ])
             .map(drop)
+    },
+    |learner, _| {
+        let sizes = vec![16, 20];
+        let recipe =
+            Recipe { epochs: 2, cycles: 1, warm_up: 0.5, unfreeze: Unfreeze::Gradual, sizes, ..Recipe::default() };
+        learner.run(&recipe, |_| Ok(()))
     },
     |learner, _| learner.fine_tune(&FineTune::epochs(2)).map(drop),
     |learner, _| {

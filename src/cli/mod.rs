@@ -122,6 +122,7 @@ fn in_flags(error: &Error) -> String {
         "epochs",
         "freeze_to",
         "hidden",
+        "groups",
         "lr",
         "max_zoom",
         "pad",

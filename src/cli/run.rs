@@ -8,7 +8,7 @@ use unfreeze::{
     checkpoint::Weights,
     data::{Split, Transforms},
     learner::{FineTune, Learner, Recipe, RunFolder},
-    nn::{Arch, HeadSpec},
+    nn::{Arch, Grouping, HeadSpec},
     report,
 };
 
@@ -36,6 +36,8 @@ pub struct Config {
     pub dtype: Precision,
     pub strict: bool,
     pub head: HeadSpec,
+    #[serde(default)]
+    pub groups: Grouping,
     #[serde(default)]
     pub snapshots: bool,
     pub transforms: Transforms,
@@ -71,7 +73,8 @@ impl Config {
         let learner = Learner::with_head(weights, data, self.head.clone())?
             .device(device)?
             .precision(self.dtype)?
-            .seed(self.seed)?;
+            .seed(self.seed)?
+            .grouping(self.groups);
         match &self.fine_tune {
             Some(options) => options.validate(&learner)?,
             None => self.recipe.validate(&learner)?,

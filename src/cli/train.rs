@@ -6,12 +6,13 @@ use clap::{Args, ValueEnum};
 use unfreeze::{
     Error, Result,
     data::Transforms,
-    learner::{Course, FineTune, Learner, Parts, Recipe, RunFolder},
+    learner::{Course, FineTune, Learner, Parts, Recipe, RunFolder, Unfreeze},
+    nn::Grouping,
     optim::PerGroup,
 };
 
 use super::{
-    options::{Arithmetic, Compute, DataSource, HeadFlags, Mode, Pretrained, Switch, TransformFlags, count},
+    options::{Arithmetic, Compute, DataSource, HeadFlags, Mode, Pretrained, Switch, TransformFlags, count, side},
     run::{self, Config},
 };
 
@@ -24,8 +25,19 @@ Examples:
   unfreeze train --resume --out run";
 
 /// What makes no sense with fastai 2's recipe.
-const ONE_CALL_CONFLICTS: [&str; 9] =
-    ["recipe", "epochs", "cycles", "cycle_len", "cycle_mult", "schedule", "warm_up", "snapshots", "freeze_to"];
+const ONE_CALL_CONFLICTS: [&str; 11] = [
+    "recipe",
+    "epochs",
+    "cycles",
+    "cycle_len",
+    "cycle_mult",
+    "schedule",
+    "warm_up",
+    "snapshots",
+    "freeze_to",
+    "sizes",
+    "unfreeze",
+];
 
 /// Train a classifier on a folder of images
 ///
@@ -91,6 +103,17 @@ pub struct Train {
     /// Epochs, or a part of one, in which the rates of the whole network rise from a quarter to those of the schedule
     #[arg(long, default_value_t = 0.0, allow_hyphen_values = true, value_name = "EPOCHS")]
     warm_up: f64,
+    /// Sides of the images: the whole network (with --recipe head: the head) is trained at each in turn, and what comes
+    /// before at the first
+    #[arg(long, value_delimiter = ',', value_name = "N,N", value_parser = side, conflicts_with_all = ["size", "resize"])]
+    sizes: Vec<usize>,
+    /// How the network is cut into layer groups: fastai (stem and first half, second half, head), stage or block
+    #[arg(long, default_value_t, value_name = "NAME")]
+    groups: Grouping,
+    /// Unfreeze the backbone at once, or gradually: an epoch each with one layer group more, from the last one, then
+    /// the cycles
+    #[arg(long, value_enum, default_value_t = Pace::AtOnce)]
+    unfreeze: Pace,
     /// Keep the model of each cycle's end as RUN/snapshot-N.safetensors, for `evaluate --ensemble`
     #[arg(long)]
     snapshots: bool,
@@ -124,6 +147,12 @@ enum Part {
     Full,
     Head,
     Finetune,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Pace {
+    AtOnce,
+    Gradual,
 }
 
 #[derive(Clone, Copy, PartialEq, ValueEnum)]
@@ -165,7 +194,8 @@ impl Train {
     fn prepare(&self) -> Result<(Config, Learner)> {
         let head = self.head.spec()?;
         let weights = self.pretrained.read()?;
-        let size = self.transforms.size.unwrap_or(weights.arch().published_size());
+        let size = self.sizes.first().copied().or(self.transforms.size);
+        let size = size.unwrap_or(weights.arch().published_size());
         let transforms = self.transforms.set(Transforms::for_weights(&weights, size))?;
         let mut config = Config {
             engine_version: env!("CARGO_PKG_VERSION").into(),
@@ -181,6 +211,7 @@ impl Train {
             dtype: self.arithmetic.dtype,
             strict: self.source.strict,
             head,
+            groups: self.groups,
             snapshots: self.snapshots,
             transforms,
             recipe: self.recipe(),
@@ -230,6 +261,11 @@ impl Train {
                 Shape::Constant => Course::Constant,
             },
             warm_up: self.warm_up,
+            sizes: self.sizes.clone(),
+            unfreeze: match self.unfreeze {
+                Pace::AtOnce => Unfreeze::AtOnce,
+                Pace::Gradual => Unfreeze::Gradual,
+            },
             precompute: self.precompute == Switch::On,
             freeze_to: self.freeze_to,
             bn_freeze: self.bn_freeze.map(|switch| switch == Switch::On),

@@ -23,6 +23,7 @@ mod step;
 mod suggestion;
 mod train;
 mod tta;
+mod unfreeze;
 mod watch;
 
 pub use classifier::{Classifier, Prediction};
@@ -41,6 +42,7 @@ pub use run_folder::RunFolder;
 pub use step::{Input, Step, Stepper};
 pub use suggestion::Suggestion;
 pub use tta::{Tta, TtaEvaluation};
+pub use unfreeze::Unfreeze;
 
 use std::collections::HashSet;
 
@@ -292,6 +294,11 @@ impl Learner {
             return Err(Error::data(data.root(), message));
         }
         Ok(())
+    }
+
+    /// Goes on with images of another size, their short side before the crop in proportion; all else stays as it is.
+    pub fn set_size(&mut self, size: usize) {
+        self.data.transforms = self.data.transforms.clone().at_size(size);
     }
 
     /// One record per finished epoch.

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Fit, Learner};
+use super::{Fit, Learner, Unfreeze};
 use crate::{
     Result,
     data::Split,
@@ -84,6 +84,15 @@ pub struct Recipe {
     /// Epochs, or a part of one, in which its rates rise to those of the schedule: see [`Fit::warm_up`]. Default 0.
     #[serde(default)]
     pub warm_up: f64,
+    /// Sides of the images, in pixels, at which the last part is run one after the other; an earlier part is run at the
+    /// first (progressive resizing, Howard 2018). The parts' names then end in the size, and snapshots are those of the
+    /// last size. Default: none, the size of the data set alone.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sizes: Vec<usize>,
+    /// How the backbone becomes trainable in the second part. Default: at once. Gradually, there is an epoch first for
+    /// each group that comes in before the last one.
+    #[serde(default)]
+    pub unfreeze: Unfreeze,
     /// Whether the head trains on cached activations, without augmentation. Default true.
     pub precompute: bool,
     /// First layer group trained in the second part. Default 0: all.
@@ -110,6 +119,8 @@ impl Default for Recipe {
             cycle_mult: 2,
             schedule: Course::default(),
             warm_up: 0.0,
+            sizes: Vec::new(),
+            unfreeze: Unfreeze::default(),
             precompute: true,
             freeze_to: 0,
             bn_freeze: None,
@@ -146,6 +157,11 @@ impl Recipe {
         }
     }
 
+    /// An epoch with one group more that is trained.
+    fn unfreezing(&self) -> Fit {
+        Fit::cycles(1).lr(self.finetune_lr()).wd(self.wd.clone())
+    }
+
     /// Checks everything that can be checked before the first epoch.
     ///
     /// # Errors
@@ -162,7 +178,7 @@ impl Recipe {
             self.finetune().total_epochs()?;
         }
         state.freeze_to(self.freeze_to)?;
-        Ok(())
+        self.sizes.iter().try_for_each(|size| learner.transforms().clone().at_size(*size).validate())
     }
 }
 
@@ -177,7 +193,13 @@ impl Learner {
         if recipe.parts != Parts::Head {
             // Better now than when the head has been trained.
             self.freeze_to(recipe.freeze_to)?;
-            self.check_memory(self.data.batch_size.min(self.samples(Split::Train)), true)?;
+            for size in recipe.sizes.iter().copied().chain([self.transforms().size]) {
+                self.set_size(size);
+                self.check_memory(self.data.batch_size.min(self.samples(Split::Train)), true)?;
+            }
+        }
+        if let Some(first) = recipe.sizes.first() {
+            self.set_size(*first);
         }
         let freeze_norms = self.freeze_norms;
         let outcome = self.run_parts(recipe, &mut part_done);
@@ -190,19 +212,52 @@ impl Learner {
             self.freeze();
             self.bn_freeze(false);
             self.precompute(recipe.precompute);
+            if recipe.parts == Parts::Head {
+                return self.at_each_size(&recipe.sizes, &recipe.head(), "head", part_done);
+            }
             self.fit(recipe.head())?;
             if !self.is_catching_up() {
                 part_done(self)?;
             }
         }
-        if recipe.parts != Parts::Head {
-            self.precompute(false);
-            self.freeze_to(recipe.freeze_to)?;
-            self.bn_freeze(recipe.bn_freeze.unwrap_or(self.pretrained && recipe.parts == Parts::Full));
-            self.fit(recipe.finetune())?;
-            part_done(self)?;
+        self.precompute(false);
+        self.bn_freeze(recipe.bn_freeze.unwrap_or(self.pretrained && recipe.parts == Parts::Full));
+        if recipe.unfreeze == Unfreeze::Gradual {
+            let groups = self.state.names().len() as isize;
+            let first = if recipe.parts == Parts::Full { groups - 2 } else { groups - 1 };
+            let last = self.state.position(recipe.freeze_to)? as isize + 1;
+            if first >= last {
+                self.gradual_unfreeze(first, last, &recipe.unfreezing())?;
+            }
         }
-        Ok(())
+        self.freeze_to(recipe.freeze_to)?;
+        self.at_each_size(&recipe.sizes, &recipe.finetune(), "finetune", part_done)
+    }
+
+    /// Runs `fit`, called `phase`, at each of these sizes, or once at that of the data.
+    fn at_each_size(
+        &mut self,
+        sizes: &[usize],
+        fit: &Fit,
+        phase: &str,
+        part_done: &mut dyn FnMut(&mut Self) -> Result<()>,
+    ) -> Result<()> {
+        let Some((last, before)) = sizes.split_last() else {
+            self.fit(fit.clone())?;
+            return part_done(self);
+        };
+        for size in before {
+            self.set_size(*size);
+            let mut fit = fit.clone();
+            fit.snapshots = None;
+            self.fit(fit.phase(format!("{phase}-{size}")))?;
+            if !self.is_catching_up() {
+                part_done(self)?;
+            }
+        }
+        self.set_size(*last);
+        self.fit(fit.clone().phase(format!("{phase}-{last}")))?;
+        part_done(self)
     }
 }
 

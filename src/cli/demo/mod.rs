@@ -12,7 +12,7 @@ use unfreeze::{
     checkpoint::Weights,
     data::{Augment, ImageData, Split, Transforms},
     learner::{CancelToken, Classifier, EpochRecord, Learner, Parts, Recipe, RunFolder},
-    nn::{Arch, HeadSpec},
+    nn::{Arch, Grouping, HeadSpec},
     optim::PerGroup,
     report::Records,
 };
@@ -270,6 +270,7 @@ impl Demo {
             dtype: self.arithmetic.dtype,
             strict: false,
             head: HeadSpec::default(),
+            groups: Grouping::default(),
             snapshots: false,
             transforms: Transforms::new(SIDE as usize).augment(Augment::SideOn).max_zoom(1.1),
             recipe: Recipe {
