@@ -59,11 +59,12 @@ fn fastai_2s_recipe_is_one_flag() {
 }
 
 #[test]
-fn sizes_groups_and_unfreezing_are_flags() {
+fn sizes_groups_unfreezing_and_watching_are_flags() {
     let data = cats_and_dogs();
     let run = data.path().join("run");
     let train = TRAIN.replace("--size 32", "--threads 1 --cycles 1 --json");
-    let flags = "--sizes 16,20 --groups stage --unfreeze gradual --schedule one-cycle --warm-up 0.5";
+    let flags = "--sizes 16,20 --groups stage --unfreeze gradual --schedule one-cycle --warm-up 0.5 --early-stopping 9 \
+                 --reduce-on-plateau 9 --monitor accuracy --save-best accuracy";
     let ran = unfreeze(&format!("{train} {flags}"), &[data.path(), &run]).succeeded();
     let printed: Vec<EpochRecord> = ran.objects().into_iter().map(|o| serde_json::from_value(o).unwrap()).collect();
     let phases: Vec<_> = printed.iter().map(|record| record.phase.as_str()).collect();
@@ -72,6 +73,9 @@ fn sizes_groups_and_unfreezing_are_flags() {
     assert!(printed.iter().all(|record| record.lrs.len() == 5), "{printed:?}");
     let model = Checkpoint::read(run.join("model.safetensors")).unwrap();
     assert_eq!(model.metadata["size"], "20");
+    let best = unfreeze("evaluate {} {} --json", &[&run.join("best.safetensors"), data.path()]).succeeded();
+    let highest = printed.iter().map(EpochRecord::accuracy).fold(0.0, f32::max);
+    assert_eq!(best.objects()[0]["accuracy"].as_f64().map(|accuracy| accuracy as f32), Some(highest));
     assert!(unfreeze("train --resume --out {} --json", &[&run]).succeeded().out.is_empty());
 }
 
@@ -309,6 +313,9 @@ fn mistakes_in_training_are_named_and_leave_nothing() {
         (right, format!("{random} --sizes 16,0"), 2, "from 1 to 8192"),
         (right, format!("{random} --sizes 16 --size 16"), 2, "cannot be used with"),
         (right, format!("{random} --groups layer"), 2, "give fastai, stage or block"),
+        (right, format!("{random} --early-stopping 1 --monitor f1"), 2, "--early-stopping: 'f1' is not recorded"),
+        (right, format!("{random} --monitor accuracy"), 2, "--early-stopping"),
+        (right, format!("{random} --save-best f1"), 2, "--save-best: 'f1' is not recorded"),
         (right, format!("{random} --schedule sawtooth"), 2, "one-cycle"),
         (right, format!("{random} --warm-up 8"), 2, "--warm-up: 8 epochs, but the fit has 7"),
         (right, format!("{random} --freeze-to 3"), 2, "--freeze-to: group 3 does not exist"),

@@ -7,10 +7,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use common::learning::{Told, bits, cats_and_dogs, changed, data, folders, learner, listened, timeless};
 use unfreeze::{
     Error, Result,
-    data::{Split, Transforms},
-    learner::{Event, FineTune, Fit, Flow, Learner, ModelFile, Parts, Phase, Recipe, Unfreeze},
+    data::{LoaderOptions, Split, Transforms},
+    learner::{
+        Classifier, EarlyStopping, Event, FineTune, Fit, Flow, Learner, ModelFile, Parts, Phase, Recipe,
+        ReduceLrOnPlateau, SaveModel, Unfreeze,
+    },
     nn::Grouping,
-    optim::{Decay, OptimizerKind, WarmUp},
+    optim::{Decay, OptimizerKind, PerGroup, WarmUp},
     prelude::Device,
 };
 
@@ -208,13 +211,45 @@ fn sizes_follow_each_other_and_the_last_one_stays() {
     assert!(head.history().iter().all(|record| record.cached));
 }
 
+#[test]
+fn fits_are_watched_and_the_best_epoch_is_kept() {
+    let folder = cats_and_dogs();
+    let best = folder.path().join("best.safetensors");
+    let (watched, told) = listened(learner(data(&folder)));
+    let mut watched = watched.save_best(SaveModel::new(&best)).unwrap();
+    watched.fit(Fit::epochs(2).lr(0.01)).unwrap();
+    let losses = |learner: &Learner| -> Vec<f32> { learner.history().iter().map(|record| record.valid_loss).collect() };
+    // None is better by so much than the first.
+    let much = EarlyStopping { patience: 2, min_delta: 9.0, ..EarlyStopping::default() };
+    let fit = Fit::epochs(6).lr(0.01).early_stopping(much);
+    assert_eq!(watched.fit(fit).unwrap().len(), 3);
+    let plateau = ReduceLrOnPlateau { factor: 2.0, min_lr: 3e-9, min_delta: 9.0, ..ReduceLrOnPlateau::default() };
+    told.lock().unwrap().clear();
+    watched.fit(Fit::epochs(4).lr(1e-8).reduce_on_plateau(plateau)).unwrap();
+    let expected: Vec<f64> = [1e-8, 1e-8, 5e-9, 3e-9].into_iter().flat_map(|lr| [lr; 3]).collect();
+    assert_near(&rates(&told.lock().unwrap()), &expected);
+
+    let losses = losses(&watched);
+    let lowest = losses.iter().copied().fold(f32::INFINITY, f32::min);
+    let kept = Classifier::load(&best, Device::cpu(1).unwrap()).unwrap();
+    let loader = data(&folder).loader(Split::Valid, &LoaderOptions::evaluation()).unwrap();
+    let again = kept.evaluate(loader, |_| {}).unwrap().loss;
+    assert!((again - lowest).abs() < 1e-5, "{again} {losses:?}");
+
+    let odd = EarlyStopping { monitor: "f1".into(), ..EarlyStopping::default() };
+    let message = watched.fit(Fit::epochs(1).early_stopping(odd)).unwrap_err().to_string();
+    assert!(message.contains("'f1' is not recorded; give one of train_loss, valid_loss, accuracy"), "{message}");
+    assert!(learner(data(&folder)).save_best(SaveModel { monitor: "x".into(), ..SaveModel::new("best") }).is_err());
+}
+
 type Program = fn(&mut Learner, &tempfile::TempDir) -> Result<()>;
 
 /// What has a memory over epochs, sizes or phases.
 const PROGRAMS: [Program; 4] = [
     |learner, other| {
         let larger = data(other).transforms(Transforms::new(20));
-        learner.fit(Fit::epochs(2).lr(1e-3))?;
+        let watched = EarlyStopping { min_delta: 0.5, patience: 2, ..EarlyStopping::default() };
+        learner.fit(Fit::epochs(4).lr(1e-3).early_stopping(watched))?;
         learner
             .fit_phases([
                 Phase::epochs(1).lr(1e-2).lr_to(1e-3, Decay::Cosine),
@@ -228,7 +263,11 @@ const PROGRAMS: [Program; 4] = [
             Recipe { epochs: 2, cycles: 1, warm_up: 0.5, unfreeze: Unfreeze::Gradual, sizes, ..Recipe::default() };
         learner.run(&recipe, |_| Ok(()))
     },
-    |learner, _| learner.fine_tune(&FineTune::epochs(2)).map(drop),
+    |learner, _| {
+        let plateau = ReduceLrOnPlateau { min_delta: 0.5, ..ReduceLrOnPlateau::default() };
+        learner.fit(Fit::epochs(4).lr(PerGroup::All(1e-2)).reduce_on_plateau(plateau))?;
+        learner.fine_tune(&FineTune::epochs(2)).map(drop)
+    },
     |learner, _| {
         let away = Phase::epochs(9).lr(0.01).lr_to(1e4, Decay::Exponential).stop_div(true);
         learner.fit_phases([away, Phase::epochs(1)]).map(drop)

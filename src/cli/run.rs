@@ -7,7 +7,7 @@ use unfreeze::{
     Error, Precision, Result,
     checkpoint::Weights,
     data::{Split, Transforms},
-    learner::{FineTune, Learner, Recipe, RunFolder},
+    learner::{FineTune, Learner, Recipe, RunFolder, SaveModel},
     nn::{Arch, Grouping, HeadSpec},
     report,
 };
@@ -40,6 +40,9 @@ pub struct Config {
     pub groups: Grouping,
     #[serde(default)]
     pub snapshots: bool,
+    /// The metric by which the best epoch is kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub save_best: Option<String>,
     pub transforms: Transforms,
     pub recipe: Recipe,
     /// fastai 2's recipe instead, which shares the settings of precompute and batchnorms.
@@ -75,11 +78,19 @@ impl Config {
             .precision(self.dtype)?
             .seed(self.seed)?
             .grouping(self.groups);
+        // Before there is a folder for it.
+        self.save_best("").map_or(Ok(()), |options| options.validate())?;
         match &self.fine_tune {
             Some(options) => options.validate(&learner)?,
             None => self.recipe.validate(&learner)?,
         }
         Ok(learner.callback(Progress::new(mode)))
+    }
+
+    /// What is kept of the best epoch, and where.
+    fn save_best(&self, path: impl Into<PathBuf>) -> Option<SaveModel> {
+        let monitor = self.save_best.clone()?;
+        Some(SaveModel { monitor, ..SaveModel::new(path) })
     }
 
     /// Whether `flags` ask for the run that this describes; threads, device and places may differ.
@@ -112,6 +123,10 @@ impl Config {
 
 /// Runs the recipe in `folder`, from the beginning or from where it was interrupted.
 pub fn execute(folder: RunFolder, config: &Config, learner: Learner, mode: Mode) -> Result<()> {
+    let learner = match config.save_best(folder.best()) {
+        Some(options) => learner.save_best(options)?,
+        None => learner,
+    };
     let mut learner = folder.attach(learner)?;
     interrupt::cancels(learner.cancel_token())?;
     let snapshots = config.snapshots.then(|| folder.snapshots());

@@ -2,11 +2,11 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, ValueEnum};
+use clap::{ArgGroup, Args, ValueEnum};
 use unfreeze::{
     Error, Result,
     data::Transforms,
-    learner::{Course, FineTune, Learner, Parts, Recipe, RunFolder, Unfreeze},
+    learner::{Course, EarlyStopping, FineTune, Learner, Parts, Recipe, ReduceLrOnPlateau, RunFolder, Unfreeze},
     nn::Grouping,
     optim::PerGroup,
 };
@@ -25,7 +25,7 @@ Examples:
   unfreeze train --resume --out run";
 
 /// What makes no sense with fastai 2's recipe.
-const ONE_CALL_CONFLICTS: [&str; 11] = [
+const ONE_CALL_CONFLICTS: [&str; 13] = [
     "recipe",
     "epochs",
     "cycles",
@@ -37,6 +37,8 @@ const ONE_CALL_CONFLICTS: [&str; 11] = [
     "freeze_to",
     "sizes",
     "unfreeze",
+    "early_stopping",
+    "reduce_on_plateau",
 ];
 
 /// Train a classifier on a folder of images
@@ -49,6 +51,7 @@ const ONE_CALL_CONFLICTS: [&str; 11] = [
 /// ends a run in good order: the model of the last finished epoch stays.
 #[derive(Args)]
 #[command(after_help = EXAMPLES)]
+#[command(group(ArgGroup::new("watched").multiple(true).args(["early_stopping", "reduce_on_plateau"])))]
 #[command(mut_arg("data", |arg| arg.required(false).required_unless_present("resume")))]
 #[command(mut_arg("weights", |arg| arg.required(false).required_unless_present("resume")))]
 pub struct Train {
@@ -114,6 +117,18 @@ pub struct Train {
     /// the cycles
     #[arg(long, value_enum, default_value_t = Pace::AtOnce)]
     unfreeze: Pace,
+    /// End a part when --monitor has not been better for N epochs in a row
+    #[arg(long, value_name = "N", value_parser = count)]
+    early_stopping: Option<usize>,
+    /// Divide the rates by 10 when --monitor has not been better for N epochs in a row
+    #[arg(long, value_name = "N", value_parser = count)]
+    reduce_on_plateau: Option<usize>,
+    /// What these two watch: train_loss, valid_loss or a metric, such as accuracy [default: valid_loss]
+    #[arg(long, value_name = "NAME", requires = "watched")]
+    monitor: Option<String>,
+    /// Keep the model of the epoch that is best by this as RUN/best.safetensors: as for --monitor
+    #[arg(long, value_name = "NAME")]
+    save_best: Option<String>,
     /// Keep the model of each cycle's end as RUN/snapshot-N.safetensors, for `evaluate --ensemble`
     #[arg(long)]
     snapshots: bool,
@@ -213,6 +228,7 @@ impl Train {
             head,
             groups: self.groups,
             snapshots: self.snapshots,
+            save_best: self.save_best.clone(),
             transforms,
             recipe: self.recipe(),
             fine_tune: self.fine_tune()?,
@@ -239,6 +255,7 @@ impl Train {
     }
 
     fn recipe(&self) -> Recipe {
+        let monitor = self.monitor.clone().unwrap_or(EarlyStopping::default().monitor);
         let triangles = matches!(self.schedule, Shape::Triangular | Shape::TriangularTail);
         Recipe {
             parts: match self.recipe {
@@ -266,6 +283,16 @@ impl Train {
                 Pace::AtOnce => Unfreeze::AtOnce,
                 Pace::Gradual => Unfreeze::Gradual,
             },
+            early_stopping: self.early_stopping.map(|patience| EarlyStopping {
+                patience,
+                monitor: monitor.clone(),
+                ..EarlyStopping::default()
+            }),
+            reduce_on_plateau: self.reduce_on_plateau.map(|patience| ReduceLrOnPlateau {
+                patience,
+                monitor: monitor.clone(),
+                ..ReduceLrOnPlateau::default()
+            }),
             precompute: self.precompute == Switch::On,
             freeze_to: self.freeze_to,
             bn_freeze: self.bn_freeze.map(|switch| switch == Switch::On),

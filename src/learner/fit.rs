@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use super::{EarlyStopping, ReduceLrOnPlateau};
 use crate::{
     Error, Result,
     optim::{Decay, OneCycle, OptimizerKind, PerGroup, Schedule, Triangle, TriangleTail, WarmUp},
@@ -17,6 +18,8 @@ pub struct Fit {
     pub(super) snapshots: Option<PathBuf>,
     pub(super) warm_up: Option<WarmUp>,
     pub(super) stop_div: bool,
+    pub(super) early_stopping: Option<EarlyStopping>,
+    pub(super) reduce_on_plateau: Option<ReduceLrOnPlateau>,
     length: Length,
     curve: Option<Curve>,
 }
@@ -57,6 +60,8 @@ impl Fit {
             snapshots: None,
             warm_up: None,
             stop_div: false,
+            early_stopping: None,
+            reduce_on_plateau: None,
             length,
             curve: None,
         }
@@ -115,6 +120,16 @@ impl Fit {
     /// false.
     pub fn stop_div(self, on: bool) -> Self {
         Self { stop_div: on, ..self }
+    }
+
+    /// Ends the fit early where it no longer gets better. Default: never.
+    pub fn early_stopping(self, options: EarlyStopping) -> Self {
+        Self { early_stopping: Some(options), ..self }
+    }
+
+    /// Lowers the rates where the fit no longer gets better, on top of the schedule. Default: never.
+    pub fn reduce_on_plateau(self, options: ReduceLrOnPlateau) -> Self {
+        Self { reduce_on_plateau: Some(options), ..self }
     }
 
     /// Rates that rise to those of the schedule in the first steps, whichever it is. Default: none.
@@ -179,6 +194,8 @@ impl Fit {
             }
             (_, Some(total)) if total <= MOST => {
                 self.warm_up.map_or(Ok(()), |warm_up| warm_up.check(total, None))?;
+                self.early_stopping.as_ref().map_or(Ok(()), EarlyStopping::check)?;
+                self.reduce_on_plateau.as_ref().map_or(Ok(()), ReduceLrOnPlateau::check)?;
                 self.check_curve().map(|()| total)
             }
             _ => Err(Error::setting("cycles", format!("the cycles add up to more than {MOST} epochs"))),

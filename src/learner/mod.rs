@@ -43,6 +43,7 @@ pub use step::{Input, Step, Stepper};
 pub use suggestion::Suggestion;
 pub use tta::{Tta, TtaEvaluation};
 pub use unfreeze::Unfreeze;
+pub use watch::{EarlyStopping, ReduceLrOnPlateau, SaveModel};
 
 use std::collections::HashSet;
 
@@ -91,6 +92,7 @@ pub struct Learner {
     stepper: Stepper,
     progress: resume::Progress,
     last_evaluation: Option<Evaluation>,
+    save_best: Option<SaveModel>,
     /// Passes that are known to fit into memory: images, their size, trainable parameters in training.
     fitting: HashSet<(usize, usize, Option<usize>)>,
     callbacks: Vec<Box<dyn Callback>>,
@@ -132,6 +134,7 @@ impl Learner {
             stepper: Stepper::new(true),
             progress: resume::Progress::default(),
             last_evaluation: None,
+            save_best: None,
             fitting: HashSet::new(),
             callbacks: Vec::new(),
             cancel: CancelToken::default(),
@@ -209,6 +212,16 @@ impl Learner {
     pub fn callback(mut self, callback: impl Callback + 'static) -> Self {
         self.callbacks.push(Box::new(callback));
         self
+    }
+
+    /// Keeps the network of the best of all epochs in a file, written at the end of each that is better than those
+    /// before.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] if what it watches is not recorded.
+    pub fn save_best(self, options: SaveModel) -> Result<Self> {
+        options.validate()?;
+        Ok(Self { save_best: Some(options), ..self })
     }
 
     /// A token that ends running work from another thread, for good: a cancelled learner fits no more.

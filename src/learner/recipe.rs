@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Fit, Learner, Unfreeze};
+use super::{EarlyStopping, Fit, Learner, ReduceLrOnPlateau, Unfreeze};
 use crate::{
     Result,
     data::Split,
@@ -93,6 +93,12 @@ pub struct Recipe {
     /// each group that comes in before the last one.
     #[serde(default)]
     pub unfreeze: Unfreeze,
+    /// Ends a fit early: see [`Fit::early_stopping`]. Default: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub early_stopping: Option<EarlyStopping>,
+    /// Lowers the rates of a fit: see [`Fit::reduce_on_plateau`]. Default: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reduce_on_plateau: Option<ReduceLrOnPlateau>,
     /// Whether the head trains on cached activations, without augmentation. Default true.
     pub precompute: bool,
     /// First layer group trained in the second part. Default 0: all.
@@ -121,6 +127,8 @@ impl Default for Recipe {
             warm_up: 0.0,
             sizes: Vec::new(),
             unfreeze: Unfreeze::default(),
+            early_stopping: None,
+            reduce_on_plateau: None,
             precompute: true,
             freeze_to: 0,
             bn_freeze: None,
@@ -140,7 +148,7 @@ impl Recipe {
     /// The first part: `head`.
     pub fn head(&self) -> Fit {
         // Weight decays per group are checked in full before the first epoch, not only when the second part starts.
-        Fit::epochs(self.epochs).lr(self.lr.last()).wd(self.wd.clone()).phase("head")
+        self.watched(Fit::epochs(self.epochs).lr(self.lr.last()).wd(self.wd.clone()).phase("head"))
     }
 
     /// The second part: `finetune`.
@@ -151,6 +159,7 @@ impl Recipe {
         let fit = self.schedule.over(cycles, whole);
         let fit = fit.lr(self.finetune_lr()).wd(self.wd.clone()).phase("finetune");
         let fit = if self.warm_up == 0.0 { fit } else { fit.warm_up(WarmUp::epochs(self.warm_up)) };
+        let fit = self.watched(fit);
         match &self.snapshots {
             Some(prefix) => fit.snapshots(prefix),
             None => fit,
@@ -159,7 +168,18 @@ impl Recipe {
 
     /// An epoch with one group more that is trained.
     fn unfreezing(&self) -> Fit {
-        Fit::cycles(1).lr(self.finetune_lr()).wd(self.wd.clone())
+        self.watched(Fit::cycles(1).lr(self.finetune_lr()).wd(self.wd.clone()))
+    }
+
+    fn watched(&self, fit: Fit) -> Fit {
+        let fit = match &self.early_stopping {
+            Some(options) => fit.early_stopping(options.clone()),
+            None => fit,
+        };
+        match &self.reduce_on_plateau {
+            Some(options) => fit.reduce_on_plateau(options.clone()),
+            None => fit,
+        }
     }
 
     /// Checks everything that can be checked before the first epoch.

@@ -1,11 +1,6 @@
 //! The training loop.
 
-use std::{
-    collections::{BTreeMap, VecDeque},
-    ops::Range,
-    sync::Arc,
-    time::Instant,
-};
+use std::{collections::VecDeque, ops::Range, sync::Arc, time::Instant};
 
 use super::{
     EpochRecord, Event, Fit, HeadSteps, Input, Learner, Step,
@@ -117,6 +112,7 @@ impl Learner {
             self.check_memory(self.data.batch_size.min(self.samples(Split::Train)), true)?;
         }
         let (schedule, warm_up) = (fit.schedule(steps), fit.warm_up);
+        let base = lrs.clone();
         let mut state = State { schedule, warm_up, lrs, weight_decays, optimizer, steps_per_epoch: steps };
         let first = self.history.len() - start;
         if self.precompute && !self.uses_cache() {
@@ -124,6 +120,9 @@ impl Learner {
         }
         let mut stopped = false;
         for epoch in start..epochs {
+            if let Some(plateau) = &fit.reduce_on_plateau {
+                state.lrs = base.iter().map(|lr| plateau.reduced(*lr, &self.history[first..])).collect();
+            }
             let images = self.data.batch_size.min(self.samples(Split::Train));
             let outcome = self.epoch(&fit, epoch, first, &mut state);
             let (record, stop) = outcome.map_err(|error| self.explained(error, images, true))?;
@@ -132,7 +131,9 @@ impl Learner {
                 self.save(snapshot(prefix, end.cycle + 1))?;
             }
             self.history.push(record.clone());
+            self.save_if_best()?;
             stopped = self.tell(&Event::Epoch(&record))? || stop;
+            stopped |= fit.early_stopping.as_ref().is_some_and(|watch| watch.stops(&self.history[first..]));
             let last = stopped || epoch + 1 == epochs;
             let mark = FitMark { phase: fit.phase.clone(), epochs, recorded: epoch + 1, stopped, data: data.clone() };
             self.write_progress(mark, (!last).then_some(&state.optimizer))?;
@@ -212,7 +213,7 @@ impl Learner {
             epoch,
             train_loss: (loss_sum / seen as f64) as f32,
             valid_loss: valid.loss,
-            metrics: BTreeMap::from([("accuracy".to_string(), valid.accuracy)]),
+            metrics: valid.metrics(),
             lrs,
             seconds: start.elapsed().as_secs_f64(),
             images_per_second,

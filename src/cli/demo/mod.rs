@@ -272,6 +272,7 @@ impl Demo {
             head: HeadSpec::default(),
             groups: Grouping::default(),
             snapshots: false,
+            save_best: None,
             transforms: Transforms::new(SIDE as usize).augment(Augment::SideOn).max_zoom(1.1),
             recipe: Recipe {
                 epochs: plan.head_epochs,
