@@ -61,7 +61,7 @@ fn fastai_2s_recipe_is_one_flag() {
 #[test]
 fn sizes_groups_unfreezing_and_watching_are_flags() {
     let data = cats_and_dogs();
-    let run = data.path().join("run");
+    let (run, frozen) = (data.path().join("run"), data.path().join("frozen"));
     let train = TRAIN.replace("--size 32", "--threads 1 --cycles 1 --json");
     let flags = "--sizes 16,20 --groups stage --unfreeze gradual --schedule one-cycle --warm-up 0.5 --early-stopping 9 \
                  --reduce-on-plateau 9 --monitor accuracy --save-best accuracy";
@@ -77,6 +77,13 @@ fn sizes_groups_unfreezing_and_watching_are_flags() {
     let highest = printed.iter().map(EpochRecord::accuracy).fold(0.0, f32::max);
     assert_eq!(best.objects()[0]["accuracy"].as_f64().map(|accuracy| accuracy as f32), Some(highest));
     assert!(unfreeze("train --resume --out {} --json", &[&run]).succeeded().out.is_empty());
+
+    let flags = "--recipe finetune --cycles 2 --cycle-mult 1 --freeze-out linear:0.3 --size 16";
+    let ran = unfreeze(&format!("{} {flags}", train.replace("--cycles 1", "")), &[data.path(), &frozen]).succeeded();
+    let printed: Vec<EpochRecord> = ran.objects().into_iter().map(|o| serde_json::from_value(o).unwrap()).collect();
+    let trained = |record: &EpochRecord| record.lrs.iter().filter(|lr| **lr > 0.0).count();
+    // Of eleven layers number i ends at .3 + .07·i; the epochs' last steps are at 2/6 and 5/6 of the fit.
+    assert_eq!(printed.iter().map(trained).collect::<Vec<_>>(), [10, 3]);
 }
 
 #[test]
@@ -316,6 +323,8 @@ fn mistakes_in_training_are_named_and_leave_nothing() {
         (right, format!("{random} --early-stopping 1 --monitor f1"), 2, "--early-stopping: 'f1' is not recorded"),
         (right, format!("{random} --monitor accuracy"), 2, "--early-stopping"),
         (right, format!("{random} --save-best f1"), 2, "--save-best: 'f1' is not recorded"),
+        (right, format!("{random} --freeze-out quartic"), 2, "linear, quadratic or cubic"),
+        (right, format!("{random} --freeze-out cubic --schedule constant"), 2, "cannot be used with"),
         (right, format!("{random} --schedule sawtooth"), 2, "one-cycle"),
         (right, format!("{random} --warm-up 8"), 2, "--warm-up: 8 epochs, but the fit has 7"),
         (right, format!("{random} --freeze-to 3"), 2, "--freeze-to: group 3 does not exist"),

@@ -9,11 +9,11 @@ use unfreeze::{
     Error, Result,
     data::{LoaderOptions, Split, Transforms},
     learner::{
-        Classifier, EarlyStopping, Event, FineTune, Fit, Flow, Learner, ModelFile, Parts, Phase, Recipe,
+        Classifier, Course, EarlyStopping, Event, FineTune, Fit, Flow, Learner, ModelFile, Parts, Phase, Recipe,
         ReduceLrOnPlateau, SaveModel, Unfreeze,
     },
     nn::Grouping,
-    optim::{Decay, OptimizerKind, PerGroup, WarmUp},
+    optim::{Decay, FreezeOut, OptimizerKind, PerGroup, WarmUp},
     prelude::Device,
 };
 
@@ -242,10 +242,59 @@ fn fits_are_watched_and_the_best_epoch_is_kept() {
     assert!(learner(data(&folder)).save_best(SaveModel { monitor: "x".into(), ..SaveModel::new("best") }).is_err());
 }
 
+/// A learner whose fit ends after so many steps.
+fn ended(folder: &tempfile::TempDir, fit: &Fit, precompute: bool, steps: u64) -> Learner {
+    let seen = AtomicU64::new(0);
+    let mut learner = learner(data(folder)).callback(move |event: &Event| match event {
+        Event::Step { .. } if seen.fetch_add(1, Ordering::SeqCst) + 1 == steps => Flow::Stop,
+        _ => Flow::Continue,
+    });
+    learner.unfreeze();
+    learner.precompute(precompute);
+    learner.fit(fit.clone()).unwrap();
+    learner
+}
+
+#[test]
+fn layers_are_frozen_one_after_the_other() {
+    let folder = cats_and_dogs();
+    // Twelve steps; groups end at .25, .625 and 1: group 0 makes three steps, group 1 eight.
+    let options = "linear:0.25:unscaled".parse::<FreezeOut>().unwrap();
+    let fit = Fit::epochs(4).lr(0.1).freeze_out(options);
+    let [three, four, eight, nine, all] = [3, 4, 8, 9, 99].map(|steps| ended(&folder, &fit, false, steps));
+    let group = |learner: &Learner, before: &Learner| {
+        let changed = changed(&bits(before.model()), &bits(learner.model()));
+        let mut groups: Vec<usize> = changed.iter().map(|name| learner.model().group_of(name)).collect();
+        groups.dedup();
+        groups.sort_unstable();
+        groups.dedup();
+        groups
+    };
+    // Parameters and running statistics alike.
+    assert_eq!((group(&four, &three), group(&eight, &four)), (vec![1, 2], vec![1, 2]));
+    assert_eq!((group(&nine, &eight), group(&all, &nine)), (vec![2], vec![2]));
+    assert_eq!(all.history().len(), 4);
+    let lrs = &all.history()[0].lrs;
+    let course = |end: f64| 0.1 * 0.5 * (1.0 + (std::f64::consts::PI * (2.0 / 12.0) / end).cos());
+    assert_near(lrs, &[course(0.25), course(0.625), course(1.0)]);
+    assert_eq!(all.history()[3].lrs[..2], [0.0, 0.0]);
+    assert!((0..3).all(|group| all.freeze_state().is_trainable(group)), "as before the fit");
+    // What is frozen is cached, where that is asked for.
+    let cached = ended(&folder, &fit, true, 99);
+    assert_eq!(cached.history().iter().map(|record| record.cached).collect::<Vec<_>>(), [false, false, false, true]);
+
+    let mut learner = learner(data(&folder));
+    for fit in [Fit::cycles(2).freeze_out(options), Fit::epochs(1).flat_cosine(0.5, 10.0).freeze_out(options)] {
+        assert!(learner.fit(fit).unwrap_err().to_string().starts_with("freeze_out: "));
+    }
+    let recipe = Recipe { freeze_out: Some(options), schedule: Course::OneCycle, ..Recipe::default() };
+    assert!(recipe.validate(&learner).unwrap_err().to_string().starts_with("freeze_out: "));
+}
+
 type Program = fn(&mut Learner, &tempfile::TempDir) -> Result<()>;
 
 /// What has a memory over epochs, sizes or phases.
-const PROGRAMS: [Program; 4] = [
+const PROGRAMS: [Program; 5] = [
     |learner, other| {
         let larger = data(other).transforms(Transforms::new(20));
         let watched = EarlyStopping { min_delta: 0.5, patience: 2, ..EarlyStopping::default() };
@@ -262,6 +311,11 @@ const PROGRAMS: [Program; 4] = [
         let recipe =
             Recipe { epochs: 2, cycles: 1, warm_up: 0.5, unfreeze: Unfreeze::Gradual, sizes, ..Recipe::default() };
         learner.run(&recipe, |_| Ok(()))
+    },
+    |learner, _| {
+        learner.unfreeze();
+        learner.precompute(true);
+        learner.fit(Fit::epochs(4).lr(0.1).freeze_out("cubic:0.5".parse()?)).map(drop)
     },
     |learner, _| {
         let plateau = ReduceLrOnPlateau { min_delta: 0.5, ..ReduceLrOnPlateau::default() };

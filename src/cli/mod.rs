@@ -121,6 +121,7 @@ fn in_flags(error: &Error) -> String {
         "early_stopping",
         "end",
         "epochs",
+        "freeze_out",
         "freeze_to",
         "hidden",
         "groups",

@@ -8,7 +8,7 @@ use unfreeze::{
     data::Transforms,
     learner::{Course, EarlyStopping, FineTune, Learner, Parts, Recipe, ReduceLrOnPlateau, RunFolder, Unfreeze},
     nn::Grouping,
-    optim::PerGroup,
+    optim::{FreezeOut, PerGroup},
 };
 
 use super::{
@@ -25,7 +25,7 @@ Examples:
   unfreeze train --resume --out run";
 
 /// What makes no sense with fastai 2's recipe.
-const ONE_CALL_CONFLICTS: [&str; 13] = [
+const ONE_CALL_CONFLICTS: [&str; 14] = [
     "recipe",
     "epochs",
     "cycles",
@@ -37,6 +37,7 @@ const ONE_CALL_CONFLICTS: [&str; 13] = [
     "freeze_to",
     "sizes",
     "unfreeze",
+    "freeze_out",
     "early_stopping",
     "reduce_on_plateau",
 ];
@@ -111,12 +112,17 @@ pub struct Train {
     #[arg(long, value_delimiter = ',', value_name = "N,N", value_parser = side, conflicts_with_all = ["size", "resize"])]
     sizes: Vec<usize>,
     /// How the network is cut into layer groups: fastai (stem and first half, second half, head), stage or block
-    #[arg(long, default_value_t, value_name = "NAME")]
-    groups: Grouping,
+    /// [default: fastai, or block with --freeze-out]
+    #[arg(long, value_name = "NAME")]
+    groups: Option<Grouping>,
     /// Unfreeze the backbone at once, or gradually: an epoch each with one layer group more, from the last one, then
     /// the cycles
     #[arg(long, value_enum, default_value_t = Pace::AtOnce)]
     unfreeze: Pace,
+    /// Freeze the layer groups one after the other while the whole network trains, over as many epochs as the cycles
+    /// add up to: linear, quadratic or cubic, then :T0 (0.8) and :unscaled
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["schedule", "snapshots"])]
+    freeze_out: Option<FreezeOut>,
     /// End a part when --monitor has not been better for N epochs in a row
     #[arg(long, value_name = "N", value_parser = count)]
     early_stopping: Option<usize>,
@@ -226,7 +232,11 @@ impl Train {
             dtype: self.arithmetic.dtype,
             strict: self.source.strict,
             head,
-            groups: self.groups,
+            groups: self.groups.unwrap_or(if self.freeze_out.is_some() {
+                Grouping::PerBlock
+            } else {
+                Grouping::Fastai
+            }),
             snapshots: self.snapshots,
             save_best: self.save_best.clone(),
             transforms,
@@ -283,6 +293,7 @@ impl Train {
                 Pace::AtOnce => Unfreeze::AtOnce,
                 Pace::Gradual => Unfreeze::Gradual,
             },
+            freeze_out: self.freeze_out,
             early_stopping: self.early_stopping.map(|patience| EarlyStopping {
                 patience,
                 monitor: monitor.clone(),

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use super::{EarlyStopping, ReduceLrOnPlateau};
 use crate::{
     Error, Result,
-    optim::{Decay, OneCycle, OptimizerKind, PerGroup, Schedule, Triangle, TriangleTail, WarmUp},
+    optim::{Decay, FreezeOut, OneCycle, OptimizerKind, PerGroup, Schedule, Triangle, TriangleTail, WarmUp},
 };
 
 /// Options of one fit: epochs at a constant rate, or cycles of SGD with restarts.
@@ -18,6 +18,7 @@ pub struct Fit {
     pub(super) snapshots: Option<PathBuf>,
     pub(super) warm_up: Option<WarmUp>,
     pub(super) stop_div: bool,
+    pub(super) freeze_out: Option<FreezeOut>,
     pub(super) early_stopping: Option<EarlyStopping>,
     pub(super) reduce_on_plateau: Option<ReduceLrOnPlateau>,
     length: Length,
@@ -60,6 +61,7 @@ impl Fit {
             snapshots: None,
             warm_up: None,
             stop_div: false,
+            freeze_out: None,
             early_stopping: None,
             reduce_on_plateau: None,
             length,
@@ -120,6 +122,13 @@ impl Fit {
     /// false.
     pub fn stop_div(self, on: bool) -> Self {
         Self { stop_div: on, ..self }
+    }
+
+    /// Freezes the trainable layer groups one after the other, the first ones first, each with a rate of its own
+    /// course; for so many epochs at a constant rate otherwise. After the fit they are trainable again. With
+    /// [`Grouping::PerBlock`](crate::nn::Grouping::PerBlock) groups are the paper's layers. Default: none.
+    pub fn freeze_out(self, options: FreezeOut) -> Self {
+        Self { freeze_out: Some(options), ..self }
     }
 
     /// Ends the fit early where it no longer gets better. Default: never.
@@ -196,10 +205,20 @@ impl Fit {
                 self.warm_up.map_or(Ok(()), |warm_up| warm_up.check(total, None))?;
                 self.early_stopping.as_ref().map_or(Ok(()), EarlyStopping::check)?;
                 self.reduce_on_plateau.as_ref().map_or(Ok(()), ReduceLrOnPlateau::check)?;
+                self.check_freeze_out()?;
                 self.check_curve().map(|()| total)
             }
             _ => Err(Error::setting("cycles", format!("the cycles add up to more than {MOST} epochs"))),
         }
+    }
+
+    fn check_freeze_out(&self) -> Result<()> {
+        let Some(options) = &self.freeze_out else { return Ok(()) };
+        if self.curve.is_some() || matches!(self.length, Length::Cycles { .. }) {
+            let message = "freezing layers one after the other has a schedule of its own; give epochs and no other";
+            return Err(Error::setting("freeze_out", message));
+        }
+        options.check()
     }
 
     /// Whether length and shape of the schedule make sense together.

@@ -9,6 +9,7 @@ mod evaluation;
 mod feed;
 mod fine_tune;
 mod fit;
+mod freezing;
 mod head;
 mod history;
 mod lr_find;

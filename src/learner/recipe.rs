@@ -8,7 +8,7 @@ use super::{EarlyStopping, Fit, Learner, ReduceLrOnPlateau, Unfreeze};
 use crate::{
     Result,
     data::Split,
-    optim::{OneCycle, PerGroup, Triangle, TriangleTail, WarmUp},
+    optim::{FreezeOut, OneCycle, PerGroup, Triangle, TriangleTail, WarmUp},
 };
 
 /// Which parts of the recipe to run.
@@ -93,6 +93,10 @@ pub struct Recipe {
     /// each group that comes in before the last one.
     #[serde(default)]
     pub unfreeze: Unfreeze,
+    /// Freezes layer groups one after the other in the second part, in place of [`schedule`](Self::schedule): see
+    /// [`Fit::freeze_out`]. Default: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub freeze_out: Option<FreezeOut>,
     /// Ends a fit early: see [`Fit::early_stopping`]. Default: none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub early_stopping: Option<EarlyStopping>,
@@ -127,6 +131,7 @@ impl Default for Recipe {
             warm_up: 0.0,
             sizes: Vec::new(),
             unfreeze: Unfreeze::default(),
+            freeze_out: None,
             early_stopping: None,
             reduce_on_plateau: None,
             precompute: true,
@@ -156,7 +161,12 @@ impl Recipe {
         let cycles = Fit::cycles(self.cycles).cycle_len(self.cycle_len).cycle_mult(self.cycle_mult);
         // Where cycles make no sense, they say so themselves.
         let whole = cycles.total_epochs().map_or(cycles.clone(), Fit::epochs);
-        let fit = self.schedule.over(cycles, whole);
+        let fit = match (self.freeze_out, self.schedule) {
+            (Some(options), Course::Restarts | Course::Constant) => whole.freeze_out(options),
+            // Refused, where the epochs are added up.
+            (Some(options), _) => cycles.freeze_out(options),
+            (None, course) => course.over(cycles, whole),
+        };
         let fit = fit.lr(self.finetune_lr()).wd(self.wd.clone()).phase("finetune");
         let fit = if self.warm_up == 0.0 { fit } else { fit.warm_up(WarmUp::epochs(self.warm_up)) };
         let fit = self.watched(fit);

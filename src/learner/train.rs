@@ -7,6 +7,7 @@ use super::{
     diverged::Place,
     ensemble::snapshot,
     feed::{Fed, Feed},
+    freezing::Freezing,
     resume::{FitMark, Left},
     watch::RunAway,
 };
@@ -28,6 +29,7 @@ pub(super) enum Source {
 struct State {
     schedule: Schedule,
     warm_up: Option<WarmUp>,
+    freezing: Option<Freezing>,
     lrs: Vec<f32>,
     weight_decays: Vec<f32>,
     optimizer: Optimizer,
@@ -65,8 +67,10 @@ impl State {
     fn moves(&self, number: usize) -> Moves {
         let Point { lr: factor, momentum, .. } = self.schedule.at(number);
         let factor = factor * self.warm_up.map_or(1.0, |warm_up| warm_up.at(number, self.steps_per_epoch));
+        let own = |group: usize| self.freezing.as_ref().map_or(1.0, |freezing| freezing.factor(group, number));
+        let lrs = self.lrs.iter().enumerate();
         Moves {
-            lrs: self.lrs.iter().map(|lr| (f64::from(*lr) * factor) as f32).collect(),
+            lrs: lrs.map(|(group, lr)| (f64::from(*lr) * factor * own(group)) as f32).collect(),
             momentum: momentum.map_or(self.optimizer.kind().momentum(), |momentum| momentum as f32),
         }
     }
@@ -86,9 +90,14 @@ impl Learner {
 
     /// As [`Learner::fit`].
     pub(super) fn fitted(&mut self, fit: Fit) -> Result<Fitted> {
+        let frozen = self.state.clone();
         let outcome = self.epochs(fit);
         // The memory of a graph is not needed beyond.
         self.stepper.reset();
+        if self.state != frozen {
+            self.state = frozen;
+            self.apply();
+        }
         outcome
     }
 
@@ -112,8 +121,9 @@ impl Learner {
             self.check_memory(self.data.batch_size.min(self.samples(Split::Train)), true)?;
         }
         let (schedule, warm_up) = (fit.schedule(steps), fit.warm_up);
+        let freezing = fit.freeze_out.map(|options| Freezing::new(options, &self.state, epochs * steps));
         let base = lrs.clone();
-        let mut state = State { schedule, warm_up, lrs, weight_decays, optimizer, steps_per_epoch: steps };
+        let mut state = State { schedule, warm_up, freezing, lrs, weight_decays, optimizer, steps_per_epoch: steps };
         let first = self.history.len() - start;
         if self.precompute && !self.uses_cache() {
             self.note("precompute is on, but the backbone is trainable: activations are computed anew".into())?;
@@ -123,6 +133,8 @@ impl Learner {
             if let Some(plateau) = &fit.reduce_on_plateau {
                 state.lrs = base.iter().map(|lr| plateau.reduced(*lr, &self.history[first..])).collect();
             }
+            // Before it is known where the epoch's batches come from.
+            self.freeze_out(state.freezing.as_ref(), epoch * steps);
             let images = self.data.batch_size.min(self.samples(Split::Train));
             let outcome = self.epoch(&fit, epoch, first, &mut state);
             let (record, stop) = outcome.map_err(|error| self.explained(error, images, true))?;
@@ -186,6 +198,7 @@ impl Learner {
                     break;
                 }
                 self.cancel.check()?;
+                self.freeze_out(state.freezing.as_ref(), first_step + step);
                 made = self.make(&mut source, state, first_step + step)?;
             }
             let Some(Made { loss, samples, moves, cause }) = made.pop_front().flatten() else { continue };

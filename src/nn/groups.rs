@@ -170,6 +170,13 @@ impl FreezeState {
         Ok(index as usize)
     }
 
+    /// Freezes `group` too, if there is one.
+    pub(crate) fn freeze_group(&mut self, group: usize) {
+        if let Some(trainable) = self.trainable.get_mut(group) {
+            *trainable = false;
+        }
+    }
+
     /// Makes every group trainable.
     pub fn unfreeze(&mut self) {
         self.trainable.fill(true);

@@ -6,4 +6,4 @@ mod schedule;
 
 pub use optimizer::{Optimizer, OptimizerKind};
 pub use per_group::PerGroup;
-pub use schedule::{Decay, OneCycle, Point, Schedule, Triangle, TriangleTail, WarmUp};
+pub use schedule::{Decay, FreezeOut, OneCycle, Point, Schedule, Triangle, TriangleTail, WarmUp};

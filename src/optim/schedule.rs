@@ -1,9 +1,11 @@
 //! Schedules: pure functions of the step, so that they can be plotted, tested and resumed.
 
 mod decay;
+mod freeze_out;
 mod warm_up;
 
 pub use decay::Decay;
+pub use freeze_out::FreezeOut;
 pub use warm_up::WarmUp;
 
 use std::f64::consts::PI;

@@ -1,7 +1,7 @@
 //! `unfreeze demo`: transfer learning from beginning to end on pictures that the program draws itself.
 
 mod linear;
-mod pictures;
+pub(super) mod pictures;
 mod shapes;
 
 use std::{fs, path::PathBuf, time::Instant};
@@ -17,10 +17,9 @@ use unfreeze::{
     report::Records,
 };
 
-use self::{
-    pictures::Counts,
-    shapes::{SHAPES, SIDE},
-};
+pub(super) use self::{pictures::Counts, shapes::SIDE};
+
+use self::shapes::SHAPES;
 use super::{
     interrupt,
     options::{Arithmetic, Compute, Mode, absolute},
