@@ -45,6 +45,18 @@ fn every_way_of_training_a_head_gets_its_time() {
 }
 
 #[test]
+fn what_freezing_saves_is_measured_beside_what_is_predicted() {
+    let bench = unfreeze("bench freeze-out --epochs 1 --freeze-out linear:0.1 --device cpu --json", &[]).succeeded();
+    let bench = bench.objects().remove(0);
+    let saved = |key: &str| number(&bench["saved"], key);
+    assert!((0.0..1.0).contains(&number(&bench["all"], "accuracy")) && number(&bench["frozen"], "seconds") > 0.0);
+    // Equal costs would save 1 − (1 + 0.55) / 2 by the formula; kernels' backward passes cost twice the forward ones.
+    assert!((0.15..0.3).contains(&saved("formula")) && (0.2..0.4).contains(&saved("kernels")), "{bench}");
+    let measured = 1.0 - number(&bench["frozen"], "seconds") / number(&bench["all"], "seconds");
+    assert!((saved("measured") - measured).abs() < 1e-9, "{bench}");
+}
+
+#[test]
 fn measurements_stand_in_their_order_and_below_their_roof() {
     for what in
         ["forward --size 8", "train --size 8", "train --size 8 --trainable layer3", "train --trainable head", "cache"]
@@ -105,8 +117,9 @@ fn launches_are_counted() {
     assert!(!launches.is_empty() && launches.values().all(|count| *count == 3), "{launches:?}");
 }
 
-/// A folder with another side that is a shell script: `cases` of a `case $line in`, before those that do what they ought.
-/// Its logits are this engine's; its variants are slow and fast, a step of the one taking ten times that of the other.
+/// A folder with another side that is a shell script: `cases` of a `case $line in`, before those that do what they
+/// ought. Its logits are this engine's; its variants are slow and fast, a step of the one taking ten times that of the
+/// other.
 fn other_side(cases: &str) -> (tempfile::TempDir, PathBuf) {
     let folder = tempfile::tempdir().unwrap();
     let script = folder.path().join("other.sh");

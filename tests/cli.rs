@@ -45,6 +45,48 @@ fn checkpoint(folder: &Path) -> PathBuf {
 }
 
 #[test]
+fn fastai_2s_recipe_is_one_flag() {
+    let data = cats_and_dogs();
+    let run = data.path().join("run");
+    let flags = TRAIN.replace(" --epochs 1", " --fastai2 2 --threads 1 --json");
+    let ran = unfreeze(&flags, &[data.path(), &run]).succeeded();
+    let printed: Vec<EpochRecord> = ran.objects().into_iter().map(|o| serde_json::from_value(o).unwrap()).collect();
+    let phases: Vec<_> = printed.iter().map(|record| (record.phase.as_str(), record.epoch, record.cached)).collect();
+    assert_eq!(phases, [("head", 0, true), ("finetune", 0, false), ("finetune", 1, false)]);
+    let again = unfreeze("train --resume --out {} --json", &[&run]).succeeded();
+    assert_eq!(fs::read_to_string(run.join("history.jsonl")).unwrap(), ran.out);
+    assert!(again.out.is_empty(), "nothing is left to do: {}", again.out);
+}
+
+#[test]
+fn sizes_groups_unfreezing_and_watching_are_flags() {
+    let data = cats_and_dogs();
+    let (run, frozen) = (data.path().join("run"), data.path().join("frozen"));
+    let train = TRAIN.replace("--size 32", "--threads 1 --cycles 1 --json");
+    let flags = "--sizes 16,20 --groups stage --unfreeze gradual --schedule one-cycle --warm-up 0.5 --early-stopping 9 \
+                 --reduce-on-plateau 9 --monitor accuracy --save-best accuracy";
+    let ran = unfreeze(&format!("{train} {flags}"), &[data.path(), &run]).succeeded();
+    let printed: Vec<EpochRecord> = ran.objects().into_iter().map(|o| serde_json::from_value(o).unwrap()).collect();
+    let phases: Vec<_> = printed.iter().map(|record| record.phase.as_str()).collect();
+    let unfreezing = ["unfreeze layer3", "unfreeze layer2", "unfreeze layer1"];
+    assert_eq!(phases, [&["head"][..], &unfreezing, &["finetune-16", "finetune-20"]].concat());
+    assert!(printed.iter().all(|record| record.lrs.len() == 5), "{printed:?}");
+    let model = Checkpoint::read(run.join("model.safetensors")).unwrap();
+    assert_eq!(model.metadata["size"], "20");
+    let best = unfreeze("evaluate {} {} --json", &[&run.join("best.safetensors"), data.path()]).succeeded();
+    let highest = printed.iter().map(EpochRecord::accuracy).fold(0.0, f32::max);
+    assert_eq!(best.objects()[0]["accuracy"].as_f64().map(|accuracy| accuracy as f32), Some(highest));
+    assert!(unfreeze("train --resume --out {} --json", &[&run]).succeeded().out.is_empty());
+
+    let flags = "--recipe finetune --cycles 2 --cycle-mult 1 --freeze-out linear:0.3 --size 16";
+    let ran = unfreeze(&format!("{} {flags}", train.replace("--cycles 1", "")), &[data.path(), &frozen]).succeeded();
+    let printed: Vec<EpochRecord> = ran.objects().into_iter().map(|o| serde_json::from_value(o).unwrap()).collect();
+    let trained = |record: &EpochRecord| record.lrs.iter().filter(|lr| **lr > 0.0).count();
+    // Of eleven layers number i ends at .3 + .07·i; the epochs' last steps are at 2/6 and 5/6 of the fit.
+    assert_eq!(printed.iter().map(trained).collect::<Vec<_>>(), [10, 3]);
+}
+
+#[test]
 fn train_writes_a_run_and_prints_an_object_per_epoch() {
     let data = cats_and_dogs();
     let run = data.path().join("runs/full");
@@ -355,6 +397,21 @@ fn mistakes_in_training_are_named_and_leave_nothing() {
         (right, format!("{random} --batch-size 0"), 2, "--batch-size"),
         (right, format!("{random} --epochs 0"), 2, "--epochs: 0"),
         (right, format!("{random} --cycles 99 --cycle-mult 99"), 2, "cycles"),
+        (right, format!("{random} --schedule triangular --cycle-mult 2"), 2, "--cycle-mult: 2, but"),
+        (right, format!("{random} --fastai2 0 --freeze-epochs 0"), 2, "--epochs: 0 trains nothing"),
+        (right, format!("{random} --fastai2 2 --lr 1,2,3"), 2, "--lr: --fastai2 takes one value"),
+        (right, format!("{random} --fastai2 2 --cycles 2"), 2, "cannot be used with"),
+        (right, format!("{random} --freeze-epochs 2"), 2, "--fastai2"),
+        (right, format!("{random} --sizes 16,0"), 2, "from 1 to 8192"),
+        (right, format!("{random} --sizes 16 --size 16"), 2, "cannot be used with"),
+        (right, format!("{random} --groups layer"), 2, "give fastai, stage or block"),
+        (right, format!("{random} --early-stopping 1 --monitor f1"), 2, "--early-stopping: 'f1' is not recorded"),
+        (right, format!("{random} --monitor accuracy"), 2, "--early-stopping"),
+        (right, format!("{random} --save-best f1"), 2, "--save-best: 'f1' is not recorded"),
+        (right, format!("{random} --freeze-out quartic"), 2, "linear, quadratic or cubic"),
+        (right, format!("{random} --freeze-out cubic --schedule constant"), 2, "cannot be used with"),
+        (right, format!("{random} --schedule sawtooth"), 2, "one-cycle"),
+        (right, format!("{random} --warm-up 8"), 2, "--warm-up: 8 epochs, but the fit has 7"),
         (right, format!("{random} --freeze-to 3"), 2, "--freeze-to: group 3 does not exist"),
         (right, format!("{random} --hidden 99999999999"), 2, "--hidden"),
         (right, format!("{random} --hidden a,b"), 2, "--hidden: 'a,b'"),

@@ -134,12 +134,14 @@ fn callbacks_and_tokens_end_a_fit() {
 fn divergence_names_the_place_and_is_never_recorded() {
     let folder = cats_and_dogs();
     // With one step to an epoch, only the validation can notice.
-    for batch_size in [4, 10] {
+    for (batch_size, precompute) in [(4, false), (4, true), (10, false), (10, true)] {
         let mut learner = learner(data(&folder).batch_size(batch_size));
+        learner.precompute(precompute);
         let error = learner.fit(Fit::epochs(1).lr(1e38).phase("boom")).unwrap_err();
         let message = error.to_string();
         assert!(matches!(error, Error::Diverged(_)) && message.contains("phase 'boom'"), "{message}");
         assert!(message.contains("epoch 0, step 1") && message.contains("lower the learning rate"), "{message}");
+        assert!(message.contains("head"), "the layer is named: {message}");
         assert!(learner.history().is_empty());
     }
 }

@@ -129,6 +129,17 @@ fn rates_keep_their_ratios_and_all_steps_are_told() {
 }
 
 #[test]
+fn a_search_of_one_epoch_has_its_steps() {
+    let (few, many) = (cats_and_dogs(), tinted());
+    let find = || LrFind::default().end(1e-3).one_epoch();
+    // Ninety images by eight, the last two in a batch of their own.
+    let found = learner(data(&many).batch_size(8)).lr_find(find()).unwrap();
+    assert!(found.lrs.len() == 12 && (found.lrs[11] / 1e-3 - 1.0).abs() < 1e-5, "{found:?}");
+    let message = learner(data(&few)).lr_find(find()).unwrap_err().to_string();
+    assert!(message.starts_with("steps: 3, the batches of an epoch, is not between 10"), "{message}");
+}
+
+#[test]
 fn numbers_beyond_floats_end_the_search() {
     let folder = cats_and_dogs();
     let mut searched = learner(data(&folder));

@@ -7,6 +7,7 @@ use unfreeze::{
     Error, Result,
     data::{Split, Transforms},
     learner::{Learner, LrFind, Suggestion},
+    nn::Grouping,
     optim::PerGroup,
 };
 
@@ -52,6 +53,9 @@ pub struct Find {
     /// Images per batch
     #[arg(long, default_value_t = 64, value_name = "N", value_parser = count)]
     batch_size: usize,
+    /// How the network is cut into layer groups: fastai (stem and first half, second half, head), stage or block
+    #[arg(long, default_value_t, value_name = "NAME")]
+    groups: Grouping,
     /// First layer group trained; negative numbers count from the end, so -1 is the head alone
     #[arg(long, default_value_t = -1, allow_hyphen_values = true, value_name = "N")]
     freeze_to: isize,
@@ -119,7 +123,8 @@ impl Find {
         let learner = Learner::with_head(weights, data, head)?
             .device(device)?
             .precision(self.arithmetic.dtype)?
-            .seed(self.compute.seed)?;
+            .seed(self.compute.seed)?
+            .grouping(self.groups);
         let mut learner = learner.callback(Progress::new(mode));
         learner.freeze_to(self.freeze_to)?;
         learner.bn_freeze(self.bn_freeze == Switch::On);

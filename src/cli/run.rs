@@ -7,8 +7,8 @@ use unfreeze::{
     Error, Precision, Result,
     checkpoint::Weights,
     data::{Split, Transforms},
-    learner::{Learner, Metric, Recipe, RunFolder},
-    nn::{Arch, HeadSpec},
+    learner::{FineTune, Learner, Metric, Recipe, RunFolder, SaveModel},
+    nn::{Arch, Grouping, HeadSpec},
     report,
 };
 
@@ -40,13 +40,20 @@ pub struct Config {
     pub verify_content: bool,
     pub head: HeadSpec,
     #[serde(default)]
-    pub snapshots: bool,
+    pub groups: Grouping,
     #[serde(default)]
+    pub snapshots: bool,
     pub learning: Learning,
     #[serde(default)]
     pub metrics: Vec<Metric>,
+    /// The metric by which the best epoch is kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub save_best: Option<String>,
     pub transforms: Transforms,
     pub recipe: Recipe,
+    /// fastai 2's recipe instead, which shares the settings of precompute and batchnorms.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fine_tune: Option<FineTune>,
 }
 
 impl Config {
@@ -77,10 +84,22 @@ impl Config {
             .device(device)?
             .precision(self.dtype)?
             .seed(self.seed)?
-            .metrics(self.metrics.iter().copied())?;
+            .metrics(self.metrics.iter().copied())?
+            .grouping(self.groups);
         let learner = self.learning.set(learner)?;
-        self.recipe.validate(&learner)?;
+        // Before there is a folder for it.
+        self.save_best("").map_or(Ok(()), |options| options.validate())?;
+        match &self.fine_tune {
+            Some(options) => options.validate(&learner)?,
+            None => self.recipe.validate(&learner)?,
+        }
         Ok(learner.callback(Progress::new(mode)))
+    }
+
+    /// What is kept of the best epoch, and where.
+    fn save_best(&self, path: impl Into<PathBuf>) -> Option<SaveModel> {
+        let monitor = self.save_best.clone()?;
+        Some(SaveModel { monitor, ..SaveModel::new(path) })
     }
 
     /// Whether `flags` ask for the run that this describes; threads, device and places may differ.
@@ -113,11 +132,23 @@ impl Config {
 
 /// Runs the recipe in `folder`, from the beginning or from where it was interrupted.
 pub fn execute(folder: RunFolder, config: &Config, learner: Learner, mode: Mode) -> Result<()> {
+    let learner = match config.save_best(folder.best()) {
+        Some(options) => learner.save_best(options)?,
+        None => learner,
+    };
     let mut learner = folder.attach(learner)?;
     interrupt::cancels(learner.cancel_token())?;
     let snapshots = config.snapshots.then(|| folder.snapshots());
     let recipe = Recipe { snapshots, ..config.recipe.clone() };
-    if let Err(error) = learner.run(&recipe, |learner| folder.save(learner)) {
+    let outcome = match &config.fine_tune {
+        None => learner.run(&recipe, |learner| folder.save(learner)),
+        Some(options) => {
+            learner.precompute(recipe.precompute);
+            learner.bn_freeze(recipe.bn_freeze.unwrap_or(false));
+            learner.fine_tune(options).map(drop).and_then(|()| folder.save(&mut learner))
+        }
+    };
+    if let Err(error) = outcome {
         let path = folder.path().to_owned();
         // What happened first matters more than what rescuing it may meet, and that is often the same.
         let rescued = folder.rescue(&mut learner).is_ok();

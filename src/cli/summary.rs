@@ -5,7 +5,7 @@ use serde_json::json;
 use unfreeze::{
     Device, Precision, Result, Tensor,
     autograd::{Parameters, Var},
-    nn::{Arch, FreezeState, HeadSpec, Model, Pass, Unit, cost::Network},
+    nn::{Arch, FreezeState, Grouping, HeadSpec, Model, Pass, Unit, cost::Network},
 };
 
 use super::options::{count, side};
@@ -22,6 +22,9 @@ pub struct Summary {
     /// Number of classes
     #[arg(long, default_value_t = 2, value_name = "N", value_parser = count)]
     classes: usize,
+    /// How the network is cut into layer groups: fastai (stem and first half, second half, head), stage or block
+    #[arg(long, default_value_t, value_name = "NAME")]
+    groups: Grouping,
     /// Freeze all layer groups before this one; negative numbers count from the end
     #[arg(long, default_value_t = -1, allow_hyphen_values = true, value_name = "N")]
     freeze_to: isize,
@@ -45,7 +48,8 @@ impl Summary {
     pub fn run(self) -> Result<()> {
         let device = Device::cpu(1)?;
         let mut model = Model::new(self.arch, HeadSpec::default(), self.classes, 0, &device)?;
-        let mut state = FreezeState::head_only(self.arch, model.grouping());
+        model.set_grouping(self.groups);
+        let mut state = FreezeState::head_only(self.arch, self.groups);
         state.freeze_to(self.freeze_to)?;
         model.apply(&state, false);
 

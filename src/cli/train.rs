@@ -2,16 +2,19 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, ValueEnum};
+use clap::{ArgGroup, Args, ValueEnum};
 use unfreeze::{
     Error, Result,
     data::Transforms,
-    learner::{Learner, Metric, Parts, Recipe, RunFolder},
-    optim::PerGroup,
+    learner::{
+        Course, EarlyStopping, FineTune, Learner, Metric, Parts, Recipe, ReduceLrOnPlateau, RunFolder, Unfreeze,
+    },
+    nn::Grouping,
+    optim::{FreezeOut, PerGroup},
 };
 
 use super::{
-    options::{Arithmetic, Compute, DataSource, HeadFlags, Mode, Pretrained, Switch, TransformFlags, count},
+    options::{Arithmetic, Compute, DataSource, HeadFlags, Mode, Pretrained, Switch, TransformFlags, count, side},
     precompute_flags::PrecomputeFlags,
     run::{self, Config},
     step_flags::StepFlags,
@@ -22,7 +25,26 @@ Examples:
   unfreeze train photos --valid-fraction 0.2 --weights resnet18.pth --out run
   unfreeze train photos --weights resnet34.pth --out run --epochs 3 --cycles 2 --lr 0.005
   unfreeze train labels.csv --weights resnet50.pth --out run --augment top-down --size 128
+  unfreeze train photos --weights resnet50.pth --out run --fastai2 5
   unfreeze train --resume --out run";
+
+/// What makes no sense with fastai 2's recipe.
+const ONE_CALL_CONFLICTS: [&str; 14] = [
+    "recipe",
+    "epochs",
+    "cycles",
+    "cycle_len",
+    "cycle_mult",
+    "schedule",
+    "warm_up",
+    "snapshots",
+    "freeze_to",
+    "sizes",
+    "unfreeze",
+    "freeze_out",
+    "early_stopping",
+    "reduce_on_plateau",
+];
 
 /// Train a classifier on a folder of images
 ///
@@ -34,6 +56,7 @@ Examples:
 /// ends a run in good order: the model of the last finished epoch stays.
 #[derive(Args)]
 #[command(after_help = EXAMPLES)]
+#[command(group(ArgGroup::new("watched").multiple(true).args(["early_stopping", "reduce_on_plateau"])))]
 #[command(mut_arg("data", |arg| arg.required(false).required_unless_present("resume")))]
 #[command(mut_arg("weights", |arg| arg.required(false).required_unless_present("resume")))]
 pub struct Train {
@@ -51,6 +74,13 @@ pub struct Train {
     /// full: head, then the whole network; or one of the two
     #[arg(long, value_enum, default_value_t = Part::Full)]
     recipe: Part,
+    /// Instead of this recipe, fastai 2's `fine_tune(EPOCHS)`: the head, then for EPOCHS the whole network, each in one
+    /// cycle of AdamW. --lr V is then its base_lr [default: 0.002], the default of --wd 0.01
+    #[arg(long, value_name = "EPOCHS", conflicts_with_all = ONE_CALL_CONFLICTS)]
+    fastai2: Option<usize>,
+    /// Epochs of the head before those of --fastai2 [default: 1]
+    #[arg(long, value_name = "N", requires = "fastai2")]
+    freeze_epochs: Option<usize>,
     /// Images per batch
     #[arg(long, default_value_t = 64, value_name = "N", value_parser = count)]
     batch_size: usize,
@@ -58,21 +88,57 @@ pub struct Train {
     #[arg(long, default_value_t = Recipe::default().epochs, value_name = "N")]
     epochs: usize,
     /// Learning rate: V is the head's, and once unfrozen the layer groups get V/1000..V/10; V,V,V gives one per layer
-    /// group, LO..HI a geometric range
-    #[arg(long, default_value_t = Recipe::default().lr, allow_hyphen_values = true, value_name = "V|V,V,V|LO..HI")]
-    lr: PerGroup,
-    /// Weight decay, in the same forms
-    #[arg(long, default_value_t = Recipe::default().wd, allow_hyphen_values = true, value_name = "V|V,V,V|LO..HI")]
-    wd: PerGroup,
+    /// group, LO..HI a geometric range [default: 0.01]
+    #[arg(long, allow_hyphen_values = true, value_name = "V|V,V,V|LO..HI")]
+    lr: Option<PerGroup>,
+    /// Weight decay, in the same forms [default: 0]
+    #[arg(long, allow_hyphen_values = true, value_name = "V|V,V,V|LO..HI")]
+    wd: Option<PerGroup>,
     /// Cycles of the whole network's training
     #[arg(long, default_value_t = Recipe::default().cycles, value_name = "N")]
     cycles: usize,
     /// Epochs of the first cycle
     #[arg(long, default_value_t = Recipe::default().cycle_len, value_name = "N")]
     cycle_len: usize,
-    /// Growth of each cycle over the one before
-    #[arg(long, default_value_t = Recipe::default().cycle_mult, value_name = "N")]
-    cycle_mult: usize,
+    /// Growth of each cycle over the one before [default: 2, or 1 for triangles]
+    #[arg(long, value_name = "N")]
+    cycle_mult: Option<usize>,
+    /// What the rates follow while the whole network trains: in each cycle a half cosine, a triangle or one with a
+    /// tail; or once over all the epochs of the cycles one cycle with its own momentum, a constant and a half cosine, a
+    /// constant
+    #[arg(long, value_enum, default_value_t = Shape::Restarts, value_name = "NAME")]
+    schedule: Shape,
+    /// Epochs, or a part of one, in which the rates of the whole network rise from a quarter to those of the schedule
+    #[arg(long, default_value_t = 0.0, allow_hyphen_values = true, value_name = "EPOCHS")]
+    warm_up: f64,
+    /// Sides of the images: the whole network (with --recipe head: the head) is trained at each in turn, and what comes
+    /// before at the first
+    #[arg(long, value_delimiter = ',', value_name = "N,N", value_parser = side, conflicts_with_all = ["size", "resize"])]
+    sizes: Vec<usize>,
+    /// How the network is cut into layer groups: fastai (stem and first half, second half, head), stage or block
+    /// [default: fastai, or block with --freeze-out]
+    #[arg(long, value_name = "NAME")]
+    groups: Option<Grouping>,
+    /// Unfreeze the backbone at once, or gradually: an epoch each with one layer group more, from the last one, then
+    /// the cycles
+    #[arg(long, value_enum, default_value_t = Pace::AtOnce)]
+    unfreeze: Pace,
+    /// Freeze the layer groups one after the other while the whole network trains, over as many epochs as the cycles
+    /// add up to: linear, quadratic or cubic, then :T0 (0.8) and :unscaled
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["schedule", "snapshots"])]
+    freeze_out: Option<FreezeOut>,
+    /// End a part when --monitor has not been better for N epochs in a row
+    #[arg(long, value_name = "N", value_parser = count)]
+    early_stopping: Option<usize>,
+    /// Divide the rates by 10 when --monitor has not been better for N epochs in a row
+    #[arg(long, value_name = "N", value_parser = count)]
+    reduce_on_plateau: Option<usize>,
+    /// What these two watch: train_loss, valid_loss or a metric, such as accuracy [default: valid_loss]
+    #[arg(long, value_name = "NAME", requires = "watched")]
+    monitor: Option<String>,
+    /// Keep the model of the epoch that is best by this as RUN/best.safetensors: as for --monitor
+    #[arg(long, value_name = "NAME")]
+    save_best: Option<String>,
     /// Keep the model of each cycle's end as RUN/snapshot-N.safetensors, for `evaluate --ensemble`
     #[arg(long)]
     snapshots: bool,
@@ -113,6 +179,22 @@ enum Part {
     Finetune,
 }
 
+#[derive(Clone, Copy, ValueEnum)]
+enum Pace {
+    AtOnce,
+    Gradual,
+}
+
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+enum Shape {
+    Restarts,
+    OneCycle,
+    FlatCosine,
+    Triangular,
+    TriangularTail,
+    Constant,
+}
+
 impl Train {
     pub fn run(self) -> Result<()> {
         if self.resume {
@@ -143,7 +225,8 @@ impl Train {
         self.precompute.check()?;
         let head = self.head.spec()?;
         let weights = self.pretrained.read()?;
-        let size = self.transforms.size.unwrap_or(weights.arch().published_size());
+        let size = self.sizes.first().copied().or(self.transforms.size);
+        let size = size.unwrap_or(weights.arch().published_size());
         let transforms = self.transforms.set(Transforms::for_weights(&weights, size))?;
         let mut config = Config {
             engine_version: env!("CARGO_PKG_VERSION").into(),
@@ -160,18 +243,43 @@ impl Train {
             strict: self.source.strict,
             verify_content: self.precompute.verify_content,
             head,
+            groups: self.groups.unwrap_or(if self.freeze_out.is_some() {
+                Grouping::PerBlock
+            } else {
+                Grouping::Fastai
+            }),
             snapshots: self.snapshots,
             learning: self.step.learning.clone(),
             metrics: self.metrics.clone(),
             transforms,
             recipe: self.recipe()?,
+            save_best: self.save_best.clone(),
+            fine_tune: self.fine_tune()?,
         };
         let learner = config.prepare_with(weights, &self.compute, self.mode)?;
         config.classes = learner.data().classes().to_vec();
         Ok((config, learner.graphs(self.graphs == Switch::On)))
     }
 
+    fn fine_tune(&self) -> Result<Option<FineTune>> {
+        let Some(epochs) = self.fastai2 else { return Ok(None) };
+        let defaults = FineTune::epochs(epochs);
+        let base_lr = match self.lr {
+            None => defaults.base_lr,
+            Some(PerGroup::All(lr)) => lr,
+            Some(_) => return Err(Error::setting("lr", "--fastai2 takes one value, and makes a range of it itself")),
+        };
+        Ok(Some(FineTune {
+            base_lr,
+            freeze_epochs: self.freeze_epochs.unwrap_or(defaults.freeze_epochs),
+            wd: self.wd.clone().unwrap_or(defaults.wd.clone()),
+            ..defaults
+        }))
+    }
+
     fn recipe(&self) -> Result<Recipe> {
+        let monitor = self.monitor.clone().unwrap_or(EarlyStopping::default().monitor);
+        let triangles = matches!(self.schedule, Shape::Triangular | Shape::TriangularTail);
         Ok(Recipe {
             parts: match self.recipe {
                 Part::Full => Parts::Full,
@@ -179,11 +287,36 @@ impl Train {
                 Part::Finetune => Parts::Finetune,
             },
             epochs: self.epochs,
-            lr: self.lr.clone(),
-            wd: self.wd.clone(),
+            lr: self.lr.clone().unwrap_or(Recipe::default().lr),
+            wd: self.wd.clone().unwrap_or(Recipe::default().wd),
             cycles: self.cycles,
             cycle_len: self.cycle_len,
-            cycle_mult: self.cycle_mult,
+            cycle_mult: self.cycle_mult.unwrap_or(if triangles { 1 } else { Recipe::default().cycle_mult }),
+            schedule: match self.schedule {
+                Shape::Restarts => Course::Restarts,
+                Shape::OneCycle => Course::OneCycle,
+                Shape::FlatCosine => Course::FlatCosine,
+                Shape::Triangular => Course::Triangular,
+                Shape::TriangularTail => Course::TriangularTail,
+                Shape::Constant => Course::Constant,
+            },
+            warm_up: self.warm_up,
+            sizes: self.sizes.clone(),
+            unfreeze: match self.unfreeze {
+                Pace::AtOnce => Unfreeze::AtOnce,
+                Pace::Gradual => Unfreeze::Gradual,
+            },
+            freeze_out: self.freeze_out,
+            early_stopping: self.early_stopping.map(|patience| EarlyStopping {
+                patience,
+                monitor: monitor.clone(),
+                ..EarlyStopping::default()
+            }),
+            reduce_on_plateau: self.reduce_on_plateau.map(|patience| ReduceLrOnPlateau {
+                patience,
+                monitor: monitor.clone(),
+                ..ReduceLrOnPlateau::default()
+            }),
             precompute: self.precompute.views() > 0,
             views: self.precompute.views().max(1),
             renew_views: self.precompute.renew_views,

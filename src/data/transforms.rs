@@ -63,6 +63,12 @@ impl Transforms {
         Self::new(size).normalise(mean, std)
     }
 
+    /// The same for another size, the short side before the crop in proportion.
+    pub fn at_size(self, size: usize) -> Self {
+        let share = self.resize as f64 / self.size.max(1) as f64;
+        Self { size, resize: (share * size as f64).round() as usize, ..self }
+    }
+
     /// Sets the short side before the crop, in pixels.
     pub fn resize(self, resize: usize) -> Self {
         Self { resize, ..self }

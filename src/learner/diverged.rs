@@ -4,6 +4,7 @@ use super::{Fit, Learner};
 use crate::{
     Error, Result, Tensor,
     autograd::{Parameters, Var},
+    data::{LoaderOptions, Split},
     nn::{Pass, Unit},
     ops::reduce::Summary,
 };
@@ -36,6 +37,20 @@ impl Learner {
             }
         });
         found
+    }
+
+    /// Why the loss on the validation set is not finite.
+    pub(super) fn validation_cause(&self) -> Result<Option<String>> {
+        if let Some(found) = self.not_finite()? {
+            return Ok(Some(found));
+        }
+        for fed in self.feed(Split::Valid, LoaderOptions::evaluation())? {
+            let Some(images) = fed?.images else { continue };
+            if let Some(found) = self.not_finite_layer(Pass::evaluation(), &images, 0)? {
+                return Ok(Some(found));
+            }
+        }
+        Ok(None)
     }
 
     /// The first layer whose output for `input`, the output of the first `units`, is not finite in `pass`, where every

@@ -2,10 +2,10 @@
 
 use std::path::PathBuf;
 
-use super::StepOptions;
+use super::{EarlyStopping, ReduceLrOnPlateau, StepOptions};
 use crate::{
     Error, Result,
-    optim::{OneCycle, PerGroup, Point, Schedule, Triangle, TriangleTail},
+    optim::{Decay, FreezeOut, OneCycle, PerGroup, Point, Schedule, Triangle, TriangleTail, WarmUp},
 };
 
 /// Options of one fit: epochs at a constant rate, or cycles of SGD with restarts.
@@ -16,6 +16,11 @@ pub struct Fit {
     pub(super) weight_decay: PerGroup,
     pub(super) options: StepOptions,
     pub(super) snapshots: Option<PathBuf>,
+    pub(super) warm_up: Option<WarmUp>,
+    pub(super) stop_div: bool,
+    pub(super) freeze_out: Option<FreezeOut>,
+    pub(super) early_stopping: Option<EarlyStopping>,
+    pub(super) reduce_on_plateau: Option<ReduceLrOnPlateau>,
     length: Length,
     curve: Option<Curve>,
 }
@@ -33,6 +38,7 @@ enum Curve {
     TriangularTail(TriangleTail),
     OneCycle(OneCycle),
     FlatCosine { flat: f64, div_final: f64 },
+    Decaying { lr: (Decay, f64), momentum: Option<(Decay, [f64; 2])> },
 }
 
 impl Fit {
@@ -53,6 +59,11 @@ impl Fit {
             weight_decay: PerGroup::All(0.0),
             options: StepOptions::default(),
             snapshots: None,
+            warm_up: None,
+            stop_div: false,
+            freeze_out: None,
+            early_stopping: None,
+            reduce_on_plateau: None,
             length,
             curve: None,
         }
@@ -95,10 +106,51 @@ impl Fit {
         Self { curve: Some(Curve::OneCycle(shape)), ..self }
     }
 
-    /// A constant rate that falls along a half cosine after a share `flat` of the steps, to one in `div_final`, as fastai
-    /// 2's `fit_flat_cos` (0.75 and 1e5 there).
+    /// A constant rate that falls along a half cosine after a share `flat` of the steps, to one in `div_final`, as
+    /// fastai 2's `fit_flat_cos` (0.75 and 1e5 there).
     pub fn flat_cosine(self, flat: f64, div_final: f64) -> Self {
         Self { curve: Some(Curve::FlatCosine { flat, div_final }), ..self }
+    }
+
+    /// The way of the rate, with the factor on it that it leads to, and that of the momentum, with its ends.
+    pub(super) fn decaying(self, lr: (Decay, f64), momentum: Option<(Decay, [f64; 2])>) -> Self {
+        Self { curve: Some(Curve::Decaying { lr, momentum }), ..self }
+    }
+
+    /// Whether the fit ends at the step whose smoothed loss is more than four times the lowest, as with fastai 0.7's
+    /// `stop_div`. The loss is smoothed anew in each epoch. One that is no number is an error in any case. Default
+    /// false.
+    pub fn stop_div(self, on: bool) -> Self {
+        Self { stop_div: on, ..self }
+    }
+
+    /// Freezes the trainable layer groups one after the other, the first ones first, each with a rate of its own
+    /// course; for so many epochs at a constant rate otherwise. After the fit they are trainable again. With
+    /// [`Grouping::PerBlock`](crate::nn::Grouping::PerBlock) groups are the paper's layers. Default: none.
+    pub fn freeze_out(self, options: FreezeOut) -> Self {
+        Self { freeze_out: Some(options), ..self }
+    }
+
+    /// Ends the fit early where it no longer gets better. Default: never.
+    pub fn early_stopping(self, options: EarlyStopping) -> Self {
+        Self { early_stopping: Some(options), ..self }
+    }
+
+    /// Lowers the rates where the fit no longer gets better, on top of the schedule. Default: never.
+    pub fn reduce_on_plateau(self, options: ReduceLrOnPlateau) -> Self {
+        Self { reduce_on_plateau: Some(options), ..self }
+    }
+
+    /// Rates that rise to those of the schedule in the first steps, whichever it is. Default: none.
+    ///
+    /// ```
+    /// # use unfreeze::{learner::Fit, optim::WarmUp};
+    /// let fit = Fit::cycles(3).cycle_len(2).warm_up(WarmUp::epochs(0.5));
+    /// # fit.total_epochs()?;
+    /// # Ok::<_, unfreeze::Error>(())
+    /// ```
+    pub fn warm_up(self, warm_up: WarmUp) -> Self {
+        Self { warm_up: Some(warm_up), ..self }
     }
 
     /// Learning rates: one value, one per layer group, or `PerGroup::Range`. Default 0.01.
@@ -113,8 +165,8 @@ impl Fit {
         self
     }
 
-    /// Writes the network to `prefix-1.safetensors`, `prefix-2.safetensors` and so on, after the last step of each cycle (of
-    /// the fit, where it has none): see [`Ensemble`](super::Ensemble). Default: none.
+    /// Writes the network to `prefix-1.safetensors`, `prefix-2.safetensors` and so on, after the last step of each
+    /// cycle (of the fit, where it has none): see [`Ensemble`](super::Ensemble). Default: none.
     pub fn snapshots(self, prefix: impl Into<PathBuf>) -> Self {
         Self { snapshots: Some(prefix.into()), ..self }
     }
@@ -143,9 +195,24 @@ impl Fit {
                 let message = format!("{count} cycles of {len} epochs, times {mult}: each must be at least 1");
                 Err(Error::setting("cycles", message))
             }
-            (_, Some(total)) if total <= MOST => self.check_curve().map(|()| total),
+            (_, Some(total)) if total <= MOST => {
+                self.warm_up.map_or(Ok(()), |warm_up| warm_up.check(total, None))?;
+                self.early_stopping.as_ref().map_or(Ok(()), EarlyStopping::check)?;
+                self.reduce_on_plateau.as_ref().map_or(Ok(()), ReduceLrOnPlateau::check)?;
+                self.check_freeze_out()?;
+                self.check_curve().map(|()| total)
+            }
             _ => Err(Error::setting("cycles", format!("the cycles add up to more than {MOST} epochs"))),
         }
+    }
+
+    fn check_freeze_out(&self) -> Result<()> {
+        let Some(options) = &self.freeze_out else { return Ok(()) };
+        if self.curve.is_some() || matches!(self.length, Length::Cycles { .. }) {
+            let message = "freezing layers one after the other has a schedule of its own; give epochs and no other";
+            return Err(Error::setting("freeze_out", message));
+        }
+        options.check()
     }
 
     /// Whether length and shape of the schedule make sense together.
@@ -166,12 +233,13 @@ impl Fit {
             Curve::Triangular(Triangle { div, .. }) | Curve::TriangularTail(TriangleTail { div, .. }) => [div; 2],
             Curve::OneCycle(OneCycle { div, div_final, .. }) => [div, div_final],
             Curve::FlatCosine { div_final, .. } => [div_final; 2],
+            Curve::Decaying { .. } => [1.0; 2],
         };
         if let Some(div) = divisors.into_iter().find(|div| !(*div >= 1.0 && div.is_finite())) {
             return Err(Error::setting("schedule", format!("the rate is divided by {div}; give a number from 1 on")));
         }
         let share = match curve {
-            Curve::Triangular(_) => 0.0,
+            Curve::Triangular(_) | Curve::Decaying { .. } => 0.0,
             Curve::TriangularTail(TriangleTail { tail_percent, .. }) => tail_percent / 100.0,
             Curve::OneCycle(OneCycle { rising, .. }) => rising,
             Curve::FlatCosine { flat, .. } => flat,
@@ -184,6 +252,7 @@ impl Fit {
                 momentum.map(Vec::from)
             }
             Curve::OneCycle(OneCycle { momentum, .. }) => momentum.map(Vec::from),
+            Curve::Decaying { momentum, .. } => momentum.map(|(_, ends)| Vec::from(ends)),
             Curve::FlatCosine { .. } => None,
         };
         match momenta.unwrap_or_default().into_iter().find(|momentum| !(0.0..1.0).contains(momentum)) {
@@ -206,6 +275,7 @@ impl Fit {
             (Some(Curve::TriangularTail(shape)), _) => Schedule::TriangularTail { cycle_steps, cycles, shape },
             (Some(Curve::OneCycle(shape)), _) => Schedule::OneCycle { steps, shape },
             (Some(Curve::FlatCosine { flat, div_final }), _) => Schedule::FlatCosine { steps, flat, div_final },
+            (Some(Curve::Decaying { lr, momentum }), _) => Schedule::Decaying { steps, lr, momentum },
             (None, Length::Epochs(_)) => Schedule::Constant { steps },
             (None, Length::Cycles { .. }) => Schedule::Restarts { cycle_steps, cycle_mult, cycles },
         }
@@ -257,6 +327,9 @@ mod tests {
             (Fit::cycles(1).triangular(Triangle { div: 0.0, ..triangle }), "divided by 0"),
             (Fit::epochs(1).one_cycle(OneCycle { rising: 1.5, ..one }), "1.5"),
             (Fit::epochs(1).flat_cosine(f64::NAN, 1e5), "NaN"),
+            (Fit::epochs(2).warm_up(WarmUp::epochs(2.1)), "warm_up: 2.1 epochs, but the fit has 2"),
+            (Fit::epochs(2).warm_up(WarmUp::epochs(f64::NAN)), "warm_up: NaN"),
+            (Fit::epochs(2).warm_up(WarmUp::steps(1).start_div(0.5)), "warm_up: the first rate is divided by 0.5"),
             (Fit::epochs(1).one_cycle(OneCycle { momentum: Some([0.9, 1.0, 0.9]), ..one }), "momentum"),
         ] {
             let error = fit.total_epochs().unwrap_err().to_string();

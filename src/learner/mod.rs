@@ -10,7 +10,9 @@ mod diverged;
 mod ensemble;
 mod evaluation;
 mod feed;
+mod fine_tune;
 mod fit;
+mod freezing;
 mod head;
 mod history;
 mod interpretation;
@@ -19,6 +21,7 @@ mod memory;
 mod metrics;
 mod mixing;
 mod model_file;
+mod phases;
 mod precompute;
 mod predictions;
 mod recipe;
@@ -30,6 +33,8 @@ mod step_options;
 mod suggestion;
 mod train;
 mod tta;
+mod unfreeze;
+mod watch;
 
 pub use averaging::WeightAverage;
 pub use class_weights::ClassWeights;
@@ -37,6 +42,7 @@ pub use classifier::{Classifier, Prediction};
 pub use control::{Callback, CancelToken, Event, Flow};
 pub use ensemble::{Ensemble, EnsembleEvaluation};
 pub use evaluation::{Evaluation, Mean};
+pub use fine_tune::FineTune;
 pub use fit::Fit;
 pub use head::HeadSteps;
 pub use history::{EpochRecord, PredictionRecord, StepRecord};
@@ -45,14 +51,17 @@ pub use lr_find::{LrFind, LrFound};
 pub use metrics::{Average, Confusion, Counts, Metric};
 pub use mixing::Mixing;
 pub use model_file::ModelFile;
+pub use phases::Phase;
 pub use predictions::Predictions;
-pub use recipe::{Parts, Recipe};
+pub use recipe::{Course, Parts, Recipe};
 pub use run_folder::RunFolder;
 pub use sampling::Sampling;
 pub use step::{Input, Labels, Step, Stepper};
 pub use step_options::StepOptions;
 pub use suggestion::Suggestion;
 pub use tta::{Tta, TtaEvaluation};
+pub use unfreeze::Unfreeze;
+pub use watch::{EarlyStopping, ReduceLrOnPlateau, SaveModel};
 
 use std::collections::HashSet;
 
@@ -105,6 +114,7 @@ pub struct Learner {
     progress: resume::Progress,
     averages: averaging::Averages,
     last_evaluation: Option<Evaluation>,
+    save_best: Option<SaveModel>,
     /// Passes that are known to fit into memory: images, their size, trainable parameters in training.
     fitting: HashSet<(usize, usize, Option<usize>)>,
     callbacks: Vec<Box<dyn Callback>>,
@@ -150,6 +160,7 @@ impl Learner {
             progress: resume::Progress::default(),
             averages: averaging::Averages::default(),
             last_evaluation: None,
+            save_best: None,
             fitting: HashSet::new(),
             callbacks: Vec::new(),
             cancel: CancelToken::default(),
@@ -229,6 +240,16 @@ impl Learner {
         self
     }
 
+    /// Keeps the network of the best of all epochs in a file, written at the end of each that is better than those
+    /// before.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] if what it watches is not recorded.
+    pub fn save_best(self, options: SaveModel) -> Result<Self> {
+        options.validate()?;
+        Ok(Self { save_best: Some(options), ..self })
+    }
+
     /// A token that ends running work from another thread, for good: a cancelled learner fits no more.
     pub fn cancel_token(&self) -> CancelToken {
         self.cancel.clone()
@@ -293,12 +314,23 @@ impl Learner {
     /// # Errors
     /// [`Error::Data`] if its classes are others.
     pub fn set_data(&mut self, data: ImageData) -> Result<()> {
+        self.check_data(&data)?;
+        self.data = data;
+        Ok(())
+    }
+
+    /// Whether `data` can take the place of the data set.
+    fn check_data(&self, data: &ImageData) -> Result<()> {
         if data.classes() != self.data.classes() {
             let message = format!("its classes {:?} are not {:?}", data.classes(), self.data.classes());
             return Err(Error::data(data.root(), message));
         }
-        self.data = data;
         Ok(())
+    }
+
+    /// Goes on with images of another size, their short side before the crop in proportion; all else stays as it is.
+    pub fn set_size(&mut self, size: usize) {
+        self.data.transforms = self.data.transforms.clone().at_size(size);
     }
 
     /// One record per finished epoch.

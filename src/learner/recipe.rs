@@ -4,8 +4,12 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Fit, Learner, StepOptions};
-use crate::{Result, data::Split, optim::PerGroup};
+use super::{EarlyStopping, Fit, Learner, ReduceLrOnPlateau, StepOptions, Unfreeze};
+use crate::{
+    Result,
+    data::Split,
+    optim::{FreezeOut, OneCycle, PerGroup, Triangle, TriangleTail, WarmUp},
+};
 
 /// Which parts of the recipe to run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -18,6 +22,41 @@ pub enum Parts {
     Head,
     /// The whole network alone.
     Finetune,
+}
+
+/// What the learning rates of the second part follow. Those that know no restarts go once over as many epochs as the
+/// cycles add up to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum Course {
+    /// A half cosine in each cycle: [`Schedule::Restarts`](crate::optim::Schedule::Restarts).
+    #[default]
+    Restarts,
+    /// [`Fit::one_cycle`] with its defaults.
+    OneCycle,
+    /// [`Fit::flat_cosine`], falling in the last quarter.
+    FlatCosine,
+    /// [`Fit::triangular`] cycles with their defaults, all of one length.
+    Triangular,
+    /// [`Fit::triangular_tail`] cycles with their defaults, all of one length.
+    TriangularTail,
+    /// No change.
+    Constant,
+}
+
+impl Course {
+    /// Of `cycles`, or of the `whole` that they add up to.
+    fn over(self, cycles: Fit, whole: Fit) -> Fit {
+        match self {
+            Course::Restarts => cycles,
+            Course::OneCycle => whole.one_cycle(OneCycle::default()),
+            Course::FlatCosine => whole.flat_cosine(0.75, 1e5),
+            Course::Triangular => cycles.triangular(Triangle::default()),
+            Course::TriangularTail => cycles.triangular_tail(TriangleTail::default()),
+            Course::Constant => whole,
+        }
+    }
 }
 
 /// The recipe's numbers.
@@ -39,6 +78,31 @@ pub struct Recipe {
     pub cycle_len: usize,
     /// Growth of its cycles. Default 2, so that the defaults make 1 + 2 + 4 epochs.
     pub cycle_mult: usize,
+    /// What its rates follow. Default: restarts.
+    #[serde(default)]
+    pub schedule: Course,
+    /// Epochs, or a part of one, in which its rates rise to those of the schedule: see [`Fit::warm_up`]. Default 0.
+    #[serde(default)]
+    pub warm_up: f64,
+    /// Sides of the images, in pixels, at which the last part is run one after the other; an earlier part is run at the
+    /// first (progressive resizing, Howard 2018). The parts' names then end in the size, and snapshots are those of the
+    /// last size. Default: none, the size of the data set alone.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sizes: Vec<usize>,
+    /// How the backbone becomes trainable in the second part. Default: at once. Gradually, there is an epoch first for
+    /// each group that comes in before the last one.
+    #[serde(default)]
+    pub unfreeze: Unfreeze,
+    /// Freezes layer groups one after the other in the second part, in place of [`schedule`](Self::schedule): see
+    /// [`Fit::freeze_out`]. Default: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub freeze_out: Option<FreezeOut>,
+    /// Ends a fit early: see [`Fit::early_stopping`]. Default: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub early_stopping: Option<EarlyStopping>,
+    /// Lowers the rates of a fit: see [`Fit::reduce_on_plateau`]. Default: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reduce_on_plateau: Option<ReduceLrOnPlateau>,
     /// Whether the head trains on cached activations: see [`Learner::precompute`]. The second part does where it leaves
     /// leading layers frozen and would show the same images without: where nothing is random in training, or `views`
     /// are. Default true.
@@ -56,7 +120,8 @@ pub struct Recipe {
     /// is pretrained and the head was trained on it first, because statistics of small batches of a narrow subject
     /// shift the features that the head has learned from.
     pub bn_freeze: Option<bool>,
-    /// What the snapshots after each cycle of the second part are called: see [`Fit::snapshots`]. Default: none are written.
+    /// What the snapshots after each cycle of the second part are called: see [`Fit::snapshots`]. Default: none are
+    /// written.
     #[serde(skip)]
     pub snapshots: Option<PathBuf>,
     /// How the steps of both parts are made.
@@ -78,6 +143,13 @@ impl Default for Recipe {
             cycles: 3,
             cycle_len: 1,
             cycle_mult: 2,
+            schedule: Course::default(),
+            warm_up: 0.0,
+            sizes: Vec::new(),
+            unfreeze: Unfreeze::default(),
+            freeze_out: None,
+            early_stopping: None,
+            reduce_on_plateau: None,
             precompute: true,
             views: 1,
             renew_views: 0,
@@ -90,13 +162,6 @@ impl Default for Recipe {
 }
 
 impl Recipe {
-    fn head_lr(&self) -> f32 {
-        match &self.lr {
-            PerGroup::All(lr) | PerGroup::Range(_, lr) => *lr,
-            PerGroup::Each(lrs) => lrs.last().copied().unwrap_or_default(),
-        }
-    }
-
     fn finetune_lr(&self) -> PerGroup {
         match self.lr {
             PerGroup::All(lr) if lr > 0.0 => PerGroup::Range(lr / 1000.0, lr / 10.0),
@@ -107,16 +172,42 @@ impl Recipe {
     /// The first part: `head`.
     pub fn head(&self) -> Fit {
         // Weight decays per group are checked in full before the first epoch, not only when the second part starts.
-        let fit = Fit::epochs(self.epochs).lr(self.head_lr()).wd(self.wd.clone()).phase("head");
-        fit.options(self.options.clone())
+        self.equipped(Fit::epochs(self.epochs).lr(self.lr.last()).wd(self.wd.clone()).phase("head"))
     }
 
     /// The second part: `finetune`.
     pub fn finetune(&self) -> Fit {
         let cycles = Fit::cycles(self.cycles).cycle_len(self.cycle_len).cycle_mult(self.cycle_mult);
-        let fit = cycles.lr(self.finetune_lr()).wd(self.wd.clone()).phase("finetune").options(self.options.clone());
+        // Where cycles make no sense, they say so themselves.
+        let whole = cycles.total_epochs().map_or(cycles.clone(), Fit::epochs);
+        let fit = match (self.freeze_out, self.schedule) {
+            (Some(options), Course::Restarts | Course::Constant) => whole.freeze_out(options),
+            // Refused, where the epochs are added up.
+            (Some(options), _) => cycles.freeze_out(options),
+            (None, course) => course.over(cycles, whole),
+        };
+        let fit = fit.lr(self.finetune_lr()).wd(self.wd.clone()).phase("finetune");
+        let fit = if self.warm_up == 0.0 { fit } else { fit.warm_up(WarmUp::epochs(self.warm_up)) };
+        let fit = self.equipped(fit);
         match &self.snapshots {
             Some(prefix) => fit.snapshots(prefix),
+            None => fit,
+        }
+    }
+
+    /// An epoch with one group more that is trained.
+    fn unfreezing(&self) -> Fit {
+        self.equipped(Fit::cycles(1).lr(self.finetune_lr()).wd(self.wd.clone()))
+    }
+
+    fn equipped(&self, fit: Fit) -> Fit {
+        let fit = fit.options(self.options.clone());
+        let fit = match &self.early_stopping {
+            Some(options) => fit.early_stopping(options.clone()),
+            None => fit,
+        };
+        match &self.reduce_on_plateau {
+            Some(options) => fit.reduce_on_plateau(options.clone()),
             None => fit,
         }
     }
@@ -138,7 +229,7 @@ impl Recipe {
             self.finetune().total_epochs()?;
         }
         state.freeze_to(self.freeze_to)?;
-        Ok(())
+        self.sizes.iter().try_for_each(|size| learner.transforms().clone().at_size(*size).validate())
     }
 }
 
@@ -153,7 +244,13 @@ impl Learner {
         if recipe.parts != Parts::Head {
             // Better now than when the head has been trained.
             self.freeze_to(recipe.freeze_to)?;
-            self.check_memory(self.data.batch_size.min(self.samples(Split::Train)), true)?;
+            for size in recipe.sizes.iter().copied().chain([self.transforms().size]) {
+                self.set_size(size);
+                self.check_memory(self.data.batch_size.min(self.samples(Split::Train)), true)?;
+            }
+        }
+        if let Some(first) = recipe.sizes.first() {
+            self.set_size(*first);
         }
         let freeze_norms = self.freeze_norms;
         let outcome = self.run_parts(recipe, &mut part_done);
@@ -178,20 +275,83 @@ impl Learner {
             self.freeze();
             self.bn_freeze(false);
             self.show(recipe, recipe.precompute)?;
+            if recipe.parts == Parts::Head {
+                return self.at_each_size(&recipe.sizes, &recipe.head(), "head", part_done);
+            }
             self.fit(recipe.head())?;
             if !self.is_catching_up() {
                 part_done(self)?;
             }
         }
-        if recipe.parts != Parts::Head {
-            self.freeze_to(recipe.freeze_to)?;
-            let alike = recipe.views > 1 || !self.transforms().is_random();
-            let frozen = self.model.backbone.frozen_units() > 0;
-            self.show(recipe, recipe.precompute && alike && frozen)?;
-            self.bn_freeze(recipe.bn_freeze.unwrap_or(self.pretrained && recipe.parts == Parts::Full));
-            self.fit(recipe.finetune())?;
-            part_done(self)?;
+        self.precompute(false);
+        self.bn_freeze(recipe.bn_freeze.unwrap_or(self.pretrained && recipe.parts == Parts::Full));
+        if recipe.unfreeze == Unfreeze::Gradual {
+            let groups = self.state.names().len() as isize;
+            let first = if recipe.parts == Parts::Full { groups - 2 } else { groups - 1 };
+            let last = self.state.position(recipe.freeze_to)? as isize + 1;
+            if first >= last {
+                self.gradual_unfreeze(first, last, &recipe.unfreezing())?;
+            }
         }
-        Ok(())
+        self.freeze_to(recipe.freeze_to)?;
+        let alike = recipe.views > 1 || !self.transforms().is_random();
+        let frozen = self.model.backbone.frozen_units() > 0;
+        self.show(recipe, recipe.precompute && alike && frozen)?;
+        self.at_each_size(&recipe.sizes, &recipe.finetune(), "finetune", part_done)
+    }
+
+    /// Runs `fit`, called `phase`, at each of these sizes, or once at that of the data.
+    fn at_each_size(
+        &mut self,
+        sizes: &[usize],
+        fit: &Fit,
+        phase: &str,
+        part_done: &mut dyn FnMut(&mut Self) -> Result<()>,
+    ) -> Result<()> {
+        let Some((last, before)) = sizes.split_last() else {
+            self.fit(fit.clone())?;
+            return part_done(self);
+        };
+        for size in before {
+            self.set_size(*size);
+            let mut fit = fit.clone();
+            fit.snapshots = None;
+            self.fit(fit.phase(format!("{phase}-{size}")))?;
+            if !self.is_catching_up() {
+                part_done(self)?;
+            }
+        }
+        self.set_size(*last);
+        self.fit(fit.clone().phase(format!("{phase}-{last}")))?;
+        part_done(self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::optim::Schedule;
+
+    #[test]
+    fn the_second_part_follows_the_course_asked_for() {
+        let of = |schedule, cycle_mult| Recipe { schedule, cycle_mult, ..Recipe::default() }.finetune();
+        for (course, cycle_mult, epochs) in [
+            (Course::Restarts, 2, 7),
+            (Course::OneCycle, 2, 7),
+            (Course::FlatCosine, 2, 7),
+            (Course::Constant, 2, 7),
+            (Course::Triangular, 1, 3),
+            (Course::TriangularTail, 1, 3),
+        ] {
+            let fit = of(course, cycle_mult);
+            assert_eq!((fit.total_epochs().unwrap(), fit.schedule(5).steps()), (epochs, 5 * epochs), "{course:?}");
+        }
+        assert!(matches!(of(Course::OneCycle, 2).schedule(5), Schedule::OneCycle { steps: 35, .. }));
+        assert!(matches!(of(Course::TriangularTail, 1).schedule(5), Schedule::TriangularTail { cycles: 3, .. }));
+        let message = |recipe: Recipe| recipe.finetune().total_epochs().unwrap_err().to_string();
+        assert!(message(Recipe { schedule: Course::Triangular, ..Recipe::default() }).contains("cycle_mult"));
+        let nothing = Recipe { schedule: Course::OneCycle, cycles: 0, ..Recipe::default() };
+        assert!(message(nothing).contains("0 cycles"));
+        assert!(message(Recipe { warm_up: 8.0, ..Recipe::default() }).contains("warm_up: 8 epochs"));
     }
 }

@@ -7,13 +7,12 @@
 use std::{
     collections::BTreeMap,
     fs,
-    ops::Range,
     path::{Path, PathBuf},
 };
 
 use serde::{Deserialize, Serialize};
 
-use super::{EpochRecord, Fit, Learner, WeightAverage};
+use super::{EpochRecord, Fit, Learner, WeightAverage, train::Fitted};
 use crate::{
     Error, Result, Tensor,
     autograd::{Parameter, Parameters},
@@ -31,12 +30,18 @@ const OPTIMIZER: &str = "optimizer.";
 
 /// A fit that a program asked for.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-struct FitMark {
-    phase: String,
+pub(super) struct FitMark {
+    pub phase: String,
     /// Epochs planned.
-    epochs: usize,
+    pub epochs: usize,
     /// Epochs recorded, fewer if a callback ended it.
-    recorded: usize,
+    pub recorded: usize,
+    /// Whether it was ended, rather than coming to its end.
+    #[serde(default)]
+    pub stopped: bool,
+    /// What the images were.
+    #[serde(default)]
+    pub data: String,
 }
 
 /// The metadata of the state.
@@ -51,7 +56,7 @@ struct State {
     history: Vec<EpochRecord>,
     /// The file with the backbone.
     backbone: String,
-    /// What the images were.
+    /// What the images of the first fit were.
     data: String,
     optimizer: Option<(OptimizerKind, u32)>,
     /// Networks in the average of weights.
@@ -78,22 +83,27 @@ struct Restored {
 
 /// What is left of a fit.
 pub(super) enum Left {
-    /// Nothing; these are its records.
-    Nothing(Range<usize>),
+    /// Nothing.
+    Nothing(Fitted),
     /// Its epochs from here on.
     From(usize, Box<Optimizer>),
 }
 
 impl Progress {
     /// What of `fit` is left to do.
-    pub(super) fn left(&mut self, fit: &Fit, epochs: usize) -> Result<Left> {
+    pub(super) fn left(&mut self, fit: &Fit, epochs: usize, data: &str) -> Result<Left> {
         let options = &fit.options;
         let fresh = || Optimizer::new(options.optimizer);
         let from = |epoch, optimizer| Ok(Left::From(epoch, Box::new(options.equip(optimizer))));
         let Some(restored) = &mut self.restored else { return from(0, fresh()) };
         let number = self.finished.len();
         let done = restored.finished.get(number);
-        if let Some(mark) = done.or(restored.current.as_ref())
+        let mark = done.or(restored.current.as_ref());
+        if mark.is_some_and(|mark| mark.data != data) {
+            let message = format!("the images of fit {number}, '{}', are not those that it was begun with", fit.phase);
+            return Err(Error::setting("resume", message));
+        }
+        if let Some(mark) = mark
             && (mark.phase.as_str(), mark.epochs) != (&fit.phase, epochs)
         {
             let message = format!(
@@ -105,8 +115,9 @@ impl Progress {
         if let Some(mark) = done {
             let first = self.finished.iter().map(|mark| mark.recorded).sum();
             let records = first..first + mark.recorded;
+            let stopped = mark.stopped;
             self.finished.push(mark.clone());
-            return Ok(Left::Nothing(records));
+            return Ok(Left::Nothing(Fitted { records, stopped }));
         }
         let epoch = restored.current.take().map_or(0, |mark| mark.recorded);
         let optimizer = restored.optimizer.take().unwrap_or_else(fresh);
@@ -146,7 +157,7 @@ impl Learner {
         let file = Checkpoint::read(folder.join(STATE))?;
         let fail = |message: String| Error::checkpoint(&file.path, message);
         let text = file.metadata.get("state").ok_or_else(|| fail("holds no state of a training run".into()))?;
-        let state: State = serde_json::from_str(text).map_err(|e| fail(format!("has a bad state: {e}")))?;
+        let mut state: State = serde_json::from_str(text).map_err(|e| fail(format!("has a bad state: {e}")))?;
         if state.format_version != FORMAT_VERSION {
             let message = format!("is of format {}, not this program's {FORMAT_VERSION}", state.format_version);
             return Err(fail(message));
@@ -155,6 +166,9 @@ impl Learner {
             let message = "the images, or their classes, are not those that the run began with; begin a new one";
             return Err(Error::data(self.data.root(), message));
         }
+        // States of earlier versions knew the images of one fit alone.
+        let marks = state.finished.iter_mut().chain(&mut state.current);
+        marks.filter(|mark| mark.data.is_empty()).for_each(|mark| mark.data.clone_from(&state.data));
         let backbone = Checkpoint::read(folder.join(&state.backbone))?;
         load_into(&mut self.model.backbone, &backbone, &LoadOptions::default())?;
         let averages = WeightAverage::ALL.map(|average| format!("{average}."));
@@ -200,15 +214,9 @@ impl Learner {
         self.steps
     }
 
-    /// Writes down the end of an epoch of `fit`; `optimizer` is `None` after its last one.
-    pub(super) fn write_progress(
-        &mut self,
-        fit: &Fit,
-        epochs: usize,
-        done: usize,
-        optimizer: Option<&Optimizer>,
-    ) -> Result<()> {
-        let mut current = Some(FitMark { phase: fit.phase.clone(), epochs, recorded: done });
+    /// Writes down the end of an epoch of the fit that `mark` describes; `optimizer` is `None` after its last one.
+    pub(super) fn write_progress(&mut self, mark: FitMark, optimizer: Option<&Optimizer>) -> Result<()> {
+        let mut current = Some(mark);
         if optimizer.is_none() {
             self.progress.finished.extend(current.take());
         }
@@ -223,14 +231,16 @@ impl Learner {
                 self.progress.backbone.insert(name).clone()
             }
         };
+        let first = self.progress.finished.first().or(current.as_ref());
+        let data = first.map(|mark| mark.data.clone()).unwrap_or_default();
         let state = State {
             format_version: FORMAT_VERSION,
+            data,
             finished: self.progress.finished.clone(),
             current,
             steps: self.steps,
             history: self.history.clone(),
             backbone,
-            data: self.data_digest(),
             optimizer: optimizer.map(|optimizer| (optimizer.kind(), optimizer.steps())),
             averaged: self.averages.count(),
         };
@@ -270,7 +280,7 @@ impl Learner {
     }
 
     /// A digest of the names and labels of the images.
-    fn data_digest(&self) -> String {
+    pub(super) fn data_digest(&self) -> String {
         let mut key = KeyBuilder::new("");
         for split in [Split::Train, Split::Valid] {
             key.text(&split.to_string());

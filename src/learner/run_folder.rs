@@ -24,11 +24,12 @@ const MODEL: &str = "model.safetensors";
 const CHECKPOINT: &str = "checkpoint";
 const LOCK: &str = ".lock";
 const SNAPSHOT: &str = "snapshot";
+const BEST: &str = "best.safetensors";
 
 /// A run's folder: `config.toml`, `history.jsonl` (a line per epoch), `steps.jsonl` (a line per step),
-/// `predictions.jsonl` (a line per validation image), `model.safetensors`, `snapshot-N.safetensors` and `checkpoint/`.
-/// It is locked while this value lives, so that no two runs write to it; the lock ends with the process, however that
-/// ends.
+/// `predictions.jsonl` (a line per validation image), `model.safetensors`, `snapshot-N.safetensors`, `best.safetensors`,
+/// `ema.safetensors`, `swa.safetensors` and `checkpoint/`. It is locked while this value lives, so that no two runs write
+/// to it; the lock ends with the process, however that ends.
 #[derive(Debug)]
 pub struct RunFolder {
     path: PathBuf,
@@ -110,7 +111,7 @@ impl RunFolder {
         let ours = path.join(LOCK).exists();
         for entry in entries {
             let name = entry.map_err(|error| Error::io(path, error))?.file_name();
-            let begun = [CONFIG, LOCK, STEPS, HISTORY, CHECKPOINT].iter().any(|known| name == *known);
+            let begun = [CONFIG, LOCK, STEPS, HISTORY, CHECKPOINT, BEST].iter().any(|known| name == *known);
             let name = name.to_string_lossy();
             let begun = begun || name.starts_with(TEMPORARY) || is_snapshot(&name);
             let resumable = Learner::can_resume(path.join(CHECKPOINT));
@@ -134,6 +135,11 @@ impl RunFolder {
     /// Where the learner's [`checkpoints`](Learner::checkpoints) go.
     pub fn checkpoints(&self) -> PathBuf {
         self.file(CHECKPOINT)
+    }
+
+    /// Where the model of the best epoch goes: see [`Learner::save_best`].
+    pub fn best(&self) -> PathBuf {
+        self.file(BEST)
     }
 
     /// What its snapshots are called, the model of each cycle's end: see [`Fit::snapshots`](super::Fit::snapshots).
@@ -232,7 +238,7 @@ impl RunFolder {
     /// Removes what a run writes before its first epoch has ended.
     fn clear(&self) -> Result<()> {
         remove_temporaries(&self.path);
-        for name in [HISTORY, STEPS, CONFIG] {
+        for name in [HISTORY, STEPS, CONFIG, BEST] {
             remove(&self.file(name))?;
         }
         Learner::forget(&self.checkpoints());

@@ -7,15 +7,17 @@ use super::{
     diverged::Place,
     ensemble::snapshot,
     feed::{Fed, Feed},
+    freezing::Freezing,
     precompute::Boundary,
-    resume::Left,
+    resume::{FitMark, Left},
+    watch::RunAway,
 };
 use crate::{
     Device, Error, Result, Tensor,
     cache::Activations,
     data::{LoaderOptions, Split, batches},
     nn::Pass,
-    optim::{Optimizer, Point, Schedule},
+    optim::{Optimizer, PerGroup, Point, Schedule, WarmUp},
 };
 
 /// Where an epoch's batches come from.
@@ -27,6 +29,8 @@ pub(super) enum Source {
 /// What a fit keeps from step to step.
 pub(super) struct State {
     schedule: Schedule,
+    warm_up: Option<WarmUp>,
+    freezing: Option<Freezing>,
     lrs: Vec<f32>,
     pub weight_decays: Vec<f32>,
     pub optimizer: Optimizer,
@@ -44,6 +48,14 @@ pub(super) struct Made {
     pub cause: Option<String>,
 }
 
+/// A fit that was made.
+pub(super) struct Fitted {
+    /// Its epochs, as numbered in the history.
+    pub records: Range<usize>,
+    /// Whether it was ended, rather than coming to its end.
+    pub stopped: bool,
+}
+
 /// How fast a step moves parameters.
 pub(super) struct Moves {
     /// A learning rate per layer group.
@@ -56,8 +68,11 @@ impl State {
     /// How step `number` of the fit moves.
     pub fn moves(&self, number: usize) -> Moves {
         let Point { lr: factor, momentum, .. } = self.schedule.at(number);
+        let factor = factor * self.warm_up.map_or(1.0, |warm_up| warm_up.at(number, self.steps_per_epoch));
+        let own = |group: usize| self.freezing.as_ref().map_or(1.0, |freezing| freezing.factor(group, number));
+        let lrs = self.lrs.iter().enumerate();
         Moves {
-            lrs: self.lrs.iter().map(|lr| (f64::from(*lr) * factor) as f32).collect(),
+            lrs: lrs.map(|(group, lr)| (f64::from(*lr) * factor * own(group)) as f32).collect(),
             momentum: momentum.map_or(self.optimizer.kind().momentum(), |momentum| momentum as f32),
         }
     }
@@ -71,42 +86,64 @@ impl Learner {
     /// [`Error::Diverged`] if the loss is no longer finite: parameters are those of the step before, but on a GPU that
     /// step has spoiled them; [`Error::Cancelled`]; errors of files. Epochs finished before stay in the history.
     pub fn fit(&mut self, fit: Fit) -> Result<&[EpochRecord]> {
-        let records = self.epochs(fit);
-        // The memory of a graph is not needed beyond.
-        self.stepper.reset();
-        Ok(&self.history[records?])
+        let fitted = self.fitted(fit)?;
+        Ok(&self.history[fitted.records])
     }
 
-    /// All epochs of `fit`, as numbered in the history.
-    fn epochs(&mut self, fit: Fit) -> Result<Range<usize>> {
+    /// As [`Learner::fit`].
+    pub(super) fn fitted(&mut self, fit: Fit) -> Result<Fitted> {
+        let frozen = self.state.clone();
+        let outcome = self.epochs(fit);
+        // The memory of a graph is not needed beyond.
+        self.stepper.reset();
+        if self.state != frozen {
+            self.state = frozen;
+            self.apply();
+        }
+        outcome
+    }
+
+    /// All epochs of `fit`.
+    fn epochs(&mut self, fit: Fit) -> Result<Fitted> {
         let epochs = fit.total_epochs()?;
         fit.options.validate()?;
         self.check_batch_size()?;
         let steps = fit.options.steps(batches(self.samples(Split::Train), self.data.batch_size).len());
+        fit.warm_up.map_or(Ok(()), |warm_up| warm_up.check(epochs, Some(steps)))?;
         let mut lrs = fit.lr.resolve("lr", &self.state)?;
         // A frozen group has no rate, and is recorded with none.
         lrs.iter_mut().enumerate().filter(|(group, _)| !self.state.is_trainable(*group)).for_each(|(_, lr)| *lr = 0.0);
         let weight_decays = fit.weight_decay.resolve("wd", &self.state)?;
-        let (start, optimizer) = match self.progress.left(&fit, epochs)? {
-            Left::Nothing(records) => return Ok(records),
+        let data = self.data_digest();
+        let (start, optimizer) = match self.progress.left(&fit, epochs, &data)? {
+            Left::Nothing(fitted) => return Ok(fitted),
             Left::From(start, optimizer) => (start, *optimizer),
         };
+        self.note_frozen_rates(&fit.lr)?;
         if self.cached_at(Split::Train)? != Some(Boundary::Pool) {
             self.check_memory(self.data.batch_size.min(self.samples(Split::Train)), true)?;
         }
         if start == 0 {
             self.begin_averages(&fit);
         }
-        let schedule = fit.schedule(steps);
-        let options = fit.options.clone();
-        let mut state = State { schedule, lrs, weight_decays, optimizer, options, steps_per_epoch: steps };
+        let (schedule, warm_up, options) = (fit.schedule(steps), fit.warm_up, fit.options.clone());
+        let freezing = fit.freeze_out.map(|options| Freezing::new(options, &self.state, epochs * steps));
+        let base = lrs.clone();
+        let mut state =
+            State { schedule, warm_up, freezing, lrs, weight_decays, optimizer, options, steps_per_epoch: steps };
         let first = self.history.len() - start;
         if self.precompute && self.boundary().is_none() {
             self.note("precompute is on, but the backbone is trainable: activations are computed anew".into())?;
         }
+        let mut stopped = false;
         for epoch in start..epochs {
+            if let Some(plateau) = &fit.reduce_on_plateau {
+                state.lrs = base.iter().map(|lr| plateau.reduced(*lr, &self.history[first..])).collect();
+            }
+            // Before it is known where the epoch's batches come from.
+            self.freeze_out(state.freezing.as_ref(), epoch * steps);
             let images = self.data.batch_size.min(self.samples(Split::Train));
-            let outcome = self.epoch(&fit, epoch, &mut state);
+            let outcome = self.epoch(&fit, epoch, first, &mut state);
             let (record, stop) = outcome.map_err(|error| self.explained(error, images, true))?;
             let end = state.schedule.at((epoch + 1) * steps - 1);
             if let Some(prefix) = fit.snapshots.as_ref().filter(|_| end.ends_cycle && !stop) {
@@ -116,16 +153,32 @@ impl Learner {
                 self.average(&fit, epoch, &end)?;
             }
             self.history.push(record.clone());
-            let last = self.tell(&Event::Epoch(&record))? || stop || epoch + 1 == epochs;
+            self.save_if_best()?;
+            stopped = self.tell(&Event::Epoch(&record))? || stop;
+            stopped |= fit.early_stopping.as_ref().is_some_and(|watch| watch.stops(&self.history[first..]));
+            let last = stopped || epoch + 1 == epochs;
             if last {
                 self.finish_averages()?;
             }
-            self.write_progress(&fit, epochs, epoch + 1, (!last).then_some(&state.optimizer))?;
+            let mark = FitMark { phase: fit.phase.clone(), epochs, recorded: epoch + 1, stopped, data: data.clone() };
+            self.write_progress(mark, (!last).then_some(&state.optimizer))?;
             if last {
                 break;
             }
         }
-        Ok(first..self.history.len())
+        Ok(Fitted { records: first..self.history.len(), stopped })
+    }
+
+    /// Says which of the rates given one by one are of no effect.
+    fn note_frozen_rates(&mut self, lr: &PerGroup) -> Result<()> {
+        let PerGroup::Each(lrs) = lr else { return Ok(()) };
+        let frozen = |&(group, lr): &(usize, &f32)| *lr > 0.0 && !self.state.is_trainable(group);
+        let name = |(group, lr): (usize, &f32)| format!("{lr} for {group} {}", self.state.names()[group]);
+        let frozen: Vec<String> = lrs.iter().enumerate().filter(frozen).map(name).collect();
+        match frozen.is_empty() {
+            true => Ok(()),
+            false => self.note(format!("lr: frozen groups do not learn: {} has no effect", frozen.join(", "))),
+        }
     }
 
     pub(super) fn check_batch_size(&self) -> Result<()> {
@@ -138,8 +191,8 @@ impl Learner {
         }
     }
 
-    /// One epoch: its record, and whether a callback wants to stop.
-    fn epoch(&mut self, fit: &Fit, epoch: usize, state: &mut State) -> Result<(EpochRecord, bool)> {
+    /// One epoch of a fit whose records begin at `first`: its record, and whether the fit is to end.
+    fn epoch(&mut self, fit: &Fit, epoch: usize, first: usize, state: &mut State) -> Result<(EpochRecord, bool)> {
         let start = Instant::now();
         // Epochs are numbered through all fits, so that no two see the same order or views.
         let mut source = self.source(self.history.len() as u64)?;
@@ -150,6 +203,7 @@ impl Learner {
         let first_step = epoch * state.steps_per_epoch;
         let (mut loss_sum, mut seen, mut stop) = (0f64, 0usize, false);
         let (mut lrs, phase) = (state.lrs.clone(), fit.phase.as_str());
+        let mut run_away = fit.stop_div.then(|| RunAway::after(&self.history[first..]));
         let mut made = VecDeque::new();
         for step in 0..steps {
             if made.is_empty() {
@@ -157,6 +211,7 @@ impl Learner {
                     break;
                 }
                 self.cancel.check()?;
+                self.freeze_out(state.freezing.as_ref(), first_step + step);
                 made = self.make(&mut source, state, first_step + step)?;
             }
             let Some(Made { loss, samples, moves, cause }) = made.pop_front().flatten() else { continue };
@@ -167,6 +222,7 @@ impl Learner {
             lrs = own;
             loss_sum += f64::from(loss) * samples as f64;
             seen += samples;
+            stop |= run_away.as_mut().is_some_and(|run_away| run_away.with(loss));
             stop |= self.tell(&Event::Step { phase, epoch, step, steps, loss, lrs: &lrs, momentum })?;
         }
         if seen == 0 {
@@ -175,7 +231,7 @@ impl Learner {
         let images_per_second = seen as f64 / training.elapsed().as_secs_f64();
         let valid = self.evaluate(Split::Valid)?;
         if !valid.loss.is_finite() {
-            let cause = self.not_finite()?;
+            let cause = self.validation_cause()?;
             return Err(Place { fit, epoch, step: steps }.error("validation loss", valid.loss, cause));
         }
         let record = EpochRecord {

@@ -1,6 +1,6 @@
 //! Layer groups: which parts of a network share a learning rate, and which are frozen.
 
-use std::fmt;
+use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
@@ -45,8 +45,10 @@ impl fmt::Display for Unit {
 }
 
 /// How a network is cut into layer groups.
+///
+/// As text `fastai`, `stage` or `block`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[serde(try_from = "String", into = "String")]
 #[non_exhaustive]
 pub enum Grouping {
     /// fastai 0.7's three groups: stem to layer2 | layer3 and layer4 | head. For the three-stage CIFAR networks: stem
@@ -57,6 +59,40 @@ pub enum Grouping {
     PerStage,
     /// The stem, each block, and the head.
     PerBlock,
+}
+
+impl fmt::Display for Grouping {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Grouping::Fastai => "fastai",
+            Grouping::PerStage => "stage",
+            Grouping::PerBlock => "block",
+        })
+    }
+}
+
+impl FromStr for Grouping {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let all = [Grouping::Fastai, Grouping::PerStage, Grouping::PerBlock];
+        let found = all.into_iter().find(|grouping| grouping.to_string() == text);
+        found.ok_or_else(|| Error::setting("groups", format!("'{text}' is none; give fastai, stage or block")))
+    }
+}
+
+impl TryFrom<String> for Grouping {
+    type Error = Error;
+
+    fn try_from(text: String) -> Result<Self> {
+        text.parse()
+    }
+}
+
+impl From<Grouping> for String {
+    fn from(grouping: Grouping) -> Self {
+        grouping.to_string()
+    }
 }
 
 impl Grouping {
@@ -118,14 +154,27 @@ impl FreezeState {
     /// # Errors
     /// [`Error::Setting`] if there is no such group.
     pub fn freeze_to(&mut self, first: isize) -> Result<()> {
+        let first = self.position(first)?;
+        self.trainable.iter_mut().enumerate().for_each(|(group, trainable)| *trainable = group >= first);
+        Ok(())
+    }
+
+    /// The group that `number` means, which counts from the end where it is negative.
+    pub(crate) fn position(&self, number: isize) -> Result<usize> {
         let count = self.trainable.len();
-        let index = if first < 0 { first + count as isize } else { first };
+        let index = if number < 0 { number + count as isize } else { number };
         if index < 0 || index >= count as isize {
-            let message = format!("group {first} does not exist; the groups are {self}");
+            let message = format!("group {number} does not exist; the groups are {self}");
             return Err(Error::setting("freeze_to", message));
         }
-        self.trainable.iter_mut().enumerate().for_each(|(group, trainable)| *trainable = group as isize >= index);
-        Ok(())
+        Ok(index as usize)
+    }
+
+    /// Freezes `group` too, if there is one.
+    pub(crate) fn freeze_group(&mut self, group: usize) {
+        if let Some(trainable) = self.trainable.get_mut(group) {
+            *trainable = false;
+        }
     }
 
     /// Makes every group trainable.

@@ -6,4 +6,4 @@ mod schedule;
 
 pub use optimizer::{Optimizer, OptimizerKind};
 pub use per_group::PerGroup;
-pub use schedule::{OneCycle, Point, Schedule, Triangle, TriangleTail};
+pub use schedule::{Decay, FreezeOut, OneCycle, Point, Schedule, Triangle, TriangleTail, WarmUp};

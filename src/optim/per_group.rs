@@ -26,6 +26,14 @@ pub enum PerGroup {
 }
 
 impl PerGroup {
+    /// The last group's value.
+    pub(crate) fn last(&self) -> f32 {
+        match self {
+            PerGroup::All(value) | PerGroup::Range(_, value) => *value,
+            PerGroup::Each(values) => values.last().copied().unwrap_or_default(),
+        }
+    }
+
     /// One value for each group of `state`.
     ///
     /// # Errors

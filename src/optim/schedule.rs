@@ -1,5 +1,13 @@
 //! Schedules: pure functions of the step, so that they can be plotted, tested and resumed.
 
+mod decay;
+mod freeze_out;
+mod warm_up;
+
+pub use decay::Decay;
+pub use freeze_out::FreezeOut;
+pub use warm_up::WarmUp;
+
 use std::f64::consts::PI;
 
 /// What a schedule says about one step.
@@ -68,6 +76,15 @@ pub enum Schedule {
         /// What the rate is divided by at the end. Default there 1e5.
         div_final: f64,
     },
+    /// A phase of fastai 0.7's `fit_opt_sched`.
+    Decaying {
+        /// Steps in all.
+        steps: usize,
+        /// The way of the rate, and the factor on it that it leads to.
+        lr: (Decay, f64),
+        /// The way of the momentum, with its first and its last value. `None` for the optimizer's own.
+        momentum: Option<(Decay, [f64; 2])>,
+    },
 }
 
 /// Shape of [`Schedule::Triangular`].
@@ -127,9 +144,10 @@ impl Schedule {
     /// Steps in all.
     pub fn steps(&self) -> usize {
         match *self {
-            Schedule::Constant { steps } | Schedule::OneCycle { steps, .. } | Schedule::FlatCosine { steps, .. } => {
-                steps
-            }
+            Schedule::Constant { steps }
+            | Schedule::OneCycle { steps, .. }
+            | Schedule::FlatCosine { steps, .. }
+            | Schedule::Decaying { steps, .. } => steps,
             Schedule::Restarts { cycle_steps, cycle_mult, cycles } => {
                 let lengths = std::iter::successors(Some(cycle_steps), |steps| steps.checked_mul(cycle_mult));
                 lengths.take(cycles).sum()
@@ -171,6 +189,11 @@ impl Schedule {
                 let (_, falling) = parts(step as f64 / steps.max(1) as f64, flat);
                 let lr = falling.map_or(1.0, |at| cosine(1.0, 1.0 / div_final, at));
                 Point { lr, momentum: None, cycle: 0, ends_cycle: step + 1 == steps }
+            }
+            Schedule::Decaying { steps, lr: (decay, end), momentum } => {
+                let at = step as f64 / steps.max(1) as f64;
+                let momentum = momentum.map(|(decay, [from, to])| decay.between(from, to, at));
+                Point { lr: decay.between(1.0, end, at), momentum, cycle: 0, ends_cycle: step + 1 == steps }
             }
         }
     }

@@ -132,8 +132,8 @@ fn per_epoch(records: &Records, value: impl Fn(&EpochRecord) -> f32) -> Vec<(f64
 /// The names of the layer groups, if the configuration tells them.
 fn group_names(records: &Records, groups: usize) -> Vec<String> {
     let names = records.setting("arch").and_then(|arch| arch.parse::<crate::nn::Arch>().ok()).map(|arch| {
-        let grouping = crate::nn::Grouping::default();
-        grouping.names(arch)
+        let grouping = records.setting("groups").and_then(|groups| groups.parse::<crate::nn::Grouping>().ok());
+        grouping.unwrap_or_default().names(arch)
     });
     match names {
         Some(names) if names.len() == groups => names,

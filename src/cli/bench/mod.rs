@@ -8,6 +8,7 @@ mod compare;
 #[allow(dead_code)] // other tests use more of it
 mod emulator;
 mod explain;
+mod freeze_out;
 mod measure;
 mod network;
 mod ops;
@@ -37,6 +38,8 @@ enum What {
     Cache(cache::Cache),
     /// How good a head is after equal wall time, with and without cached views
     Views(Box<views::Views>),
+    /// Layers frozen one after the other (FreezeOut), beside all trained to the end
+    FreezeOut(freeze_out::Frozen),
     /// Each operation alone, at the shapes of a network
     Ops(ops::Ops),
     /// This engine beside PyTorch, every network and setting in turn
@@ -53,6 +56,7 @@ impl Bench {
             What::Train(command) => command.run(),
             What::Cache(command) => command.run(),
             What::Views(command) => command.run(),
+            What::FreezeOut(command) => command.run(),
             What::Ops(command) => command.run(),
             What::Compare(command) => command.run(),
             What::Serve(command) => command.run(),

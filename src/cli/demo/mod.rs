@@ -1,7 +1,7 @@
 //! `unfreeze demo`: transfer learning from beginning to end on pictures that the program draws itself.
 
 mod linear;
-mod pictures;
+pub(super) mod pictures;
 mod shapes;
 
 use std::{fs, path::PathBuf, time::Instant};
@@ -12,15 +12,14 @@ use unfreeze::{
     checkpoint::Weights,
     data::{Augment, ImageData, Split, Transforms},
     learner::{CancelToken, Classifier, EpochRecord, Learner, Parts, Recipe, RunFolder},
-    nn::{Arch, HeadSpec},
+    nn::{Arch, Grouping, HeadSpec},
     optim::PerGroup,
     report::Records,
 };
 
-use self::{
-    pictures::Counts,
-    shapes::{SHAPES, SIDE},
-};
+pub(super) use self::{pictures::Counts, shapes::SIDE};
+
+use self::shapes::SHAPES;
 use super::{
     interrupt,
     options::{Arithmetic, Compute, Mode, absolute},
@@ -272,9 +271,11 @@ impl Demo {
             strict: false,
             verify_content: false,
             head: HeadSpec::default(),
+            groups: Grouping::default(),
             snapshots: false,
             learning: Learning::default(),
             metrics: Vec::new(),
+            save_best: None,
             transforms: Transforms::new(SIDE as usize).augment(Augment::SideOn).max_zoom(1.1),
             recipe: Recipe {
                 epochs: plan.head_epochs,
@@ -285,6 +286,7 @@ impl Demo {
                 bn_freeze: Some(false),
                 ..Recipe::default()
             },
+            fine_tune: None,
         })
     }
 

@@ -164,6 +164,13 @@ impl Network {
         [side, side, channels]
     }
 
+    /// Floating-point operations of the forward pass of each unit: the stem, each block, the head.
+    pub fn forward_by_unit(&self) -> Vec<f64> {
+        let (stem, blocks) = (self.stem().convolution.flops(), self.blocks());
+        let block = |unit: &Unit| unit.all().map(Convolution::flops).sum();
+        std::iter::once(stem).chain(blocks.iter().map(block)).chain([self.linear().flops]).collect()
+    }
+
     /// The kernels of the frozen network. With `pool_in_stem` the stem's max pool is taken in the stem's epilogue,
     /// which spares the largest activation.
     pub fn forward(&self, pool_in_stem: bool) -> Vec<Kernel> {

@@ -30,8 +30,8 @@ fn restarts_equal_fastai() {
     check(Schedule::Restarts { cycle_steps: 100, cycle_mult: 1, cycles: 1 }, &hundred, &[], 6e-6);
 }
 
-/// What fastai 0.7's `use_clr` put in force in a cycle of 20 batches. There the momentum of a batch is the next one's; here
-/// it is moved to its own.
+/// What fastai 0.7's `use_clr` put in force in a cycle of 20 batches. There the momentum of a batch is the next one's;
+/// here it is moved to its own.
 #[test]
 fn triangles_equal_fastai() {
     let lrs = [
@@ -118,4 +118,20 @@ fn few_steps_and_odd_shapes_give_numbers() {
             }
         }
     }
+}
+
+/// torch's `LinearLR(start_factor=1/4, total_iters=5)`, computed apart: `f + (1 − f)·min(k, 5) / 5`.
+#[test]
+fn a_warm_up_equals_torch() {
+    let expected = [0.25, 0.4, 0.55, 0.7, 0.85, 1.0, 1.0];
+    for warm_up in [WarmUp::steps(5), WarmUp::epochs(0.5), WarmUp::epochs(0.46)] {
+        for (step, expected) in expected.iter().enumerate() {
+            assert!((warm_up.at(step, 10) - expected).abs() < 1e-12, "{warm_up:?} at {step}");
+        }
+    }
+    assert_eq!((WarmUp::steps(0).at(0, 10), WarmUp::epochs(0.0).at(0, 10)), (1.0, 1.0));
+    assert!((WarmUp::steps(2).start_div(10.0).at(1, 10) - 0.55).abs() < 1e-12);
+    assert!(WarmUp::steps(20).check(2, Some(10)).is_ok() && WarmUp::steps(21).check(2, None).is_ok());
+    let error = WarmUp::steps(21).check(2, Some(10)).unwrap_err().to_string();
+    assert!(error.contains("21 steps, but the fit has 2 epochs"), "{error}");
 }
