@@ -95,9 +95,11 @@ fn train_writes_a_run_and_prints_an_object_per_epoch() {
     let printed: Vec<EpochRecord> = ran.objects().into_iter().map(|o| serde_json::from_value(o).unwrap()).collect();
     let phases: Vec<_> = printed.iter().map(|record| (record.phase.as_str(), record.epoch, record.cached)).collect();
     assert_eq!(phases, [("head", 0, true), ("finetune", 0, false)]);
-    let files =
-        [".lock", "checkpoint", "config.toml", "history.jsonl", "model.safetensors", "plots", "predictions.jsonl"];
-    assert_eq!(names(&run), [files.as_slice(), &["report.html", "steps.jsonl"]].concat());
+    let files = [".lock", "checkpoint", "config.toml", "grad_cam", "history.jsonl", "model.safetensors", "plots"];
+    assert_eq!(names(&run), [files.as_slice(), &["predictions.jsonl", "report.html", "steps.jsonl"]].concat());
+    assert_eq!(names(&run.join("grad_cam")), [0, 1, 2, 3, 4, 5].map(|line| format!("{line}.png")));
+    let page = fs::read_to_string(run.join("report.html")).unwrap();
+    assert_eq!(page.matches("alt=\"where the network finds ").count(), 6);
     let steps = fs::read_to_string(run.join("steps.jsonl")).unwrap();
     let steps: Vec<StepRecord> = steps.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert!(steps.len() == 6 && steps.iter().all(|step| step.momentum == 0.9 && step.lrs.len() == 3), "{steps:?}");
@@ -182,7 +184,9 @@ fn snapshots_are_kept_and_averaged() {
     for name in ["model.safetensors", "predictions.jsonl", "report.html"] {
         fs::remove_file(run.join(name)).unwrap();
     }
-    fs::remove_dir_all(run.join("plots")).unwrap();
+    for name in ["plots", "grad_cam"] {
+        fs::remove_dir_all(run.join(name)).unwrap();
+    }
     fs::write(run.join("snapshot-of-mine.txt"), "").unwrap();
     assert!(unfreeze(&train, &[data.path(), &run]).err.contains("already holds something"));
     fs::remove_file(run.join("snapshot-of-mine.txt")).unwrap();
@@ -235,8 +239,8 @@ fn predict_makes_a_table_of_a_part_of_the_data() {
     let mut table = csv::Reader::from_path(&out).unwrap();
     assert_eq!(table.headers().unwrap(), ["file", "class", "probability", "cat", "dog"].as_slice());
     let rows: Vec<(String, String, f64, f64, f64)> = table.deserialize().map(|row| row.unwrap()).collect();
-    let names: Vec<&str> = rows.iter().map(|row| row.0.as_str()).collect();
-    assert_eq!(names, ["test/a, 1.png", "test/b.png", "test/more/c.png"]);
+    let files: Vec<&str> = rows.iter().map(|row| row.0.as_str()).collect();
+    assert_eq!(files, ["test/a, 1.png", "test/b.png", "test/more/c.png"]);
     let given = unfreeze("predict {} {} --json", &[run, &set.join("test")]).succeeded().objects();
     for ((row, object), given) in rows.iter().zip(ran.objects()).zip(given) {
         assert!(object["file"] == row.0.as_str() && object["class"] == row.1.as_str());
@@ -244,6 +248,14 @@ fn predict_makes_a_table_of_a_part_of_the_data() {
         let found = found.map(|value| value.as_f64().unwrap());
         assert!(found.iter().zip([row.2, row.3, row.4]).all(|(a, b)| (a - b).abs() < 1e-7), "{object} {row:?}");
         assert!(row.2 == row.3.max(row.4) && object["probabilities"] == given["probabilities"]);
+    }
+    // Each with a picture of what decided.
+    let maps = work.path().join("maps/of it");
+    let explained = unfreeze("predict {} {} --split test --grad-cam {} --json", &[run, &set, &maps]).succeeded();
+    assert_eq!(names(&maps), ["1-a, 1.png", "2-b.png", "3-c.png"]);
+    for (object, name) in explained.objects().iter().zip(names(&maps)) {
+        let path = PathBuf::from(object["grad_cam"].as_str().unwrap());
+        assert!(path == maps.join(name) && image::image_dimensions(path).unwrap() == (32, 32));
     }
     // Without more it is silent; what the run held out is where its records say.
     let ran = unfreeze("predict {} --split valid --csv {} --tta 2", &[run, &out]).succeeded();
@@ -271,6 +283,8 @@ fn predict_makes_a_table_of_a_part_of_the_data() {
         ("predict {} {} --csv {}", vec![run, &set, &work.path().join("no/out.csv")], 1, "no such folder"),
         ("predict {} {} --csv {}", vec![run, &set, &folder], 1, "folder.csv: is a directory"),
         ("predict {} {} --tta 2 --ensemble last:2", vec![run, &set], 2, "cannot be used with"),
+        ("predict {} {} --grad-cam x --ensemble last:2", vec![run, &set], 2, "cannot be used with"),
+        ("predict {} {} --grad-cam {}", vec![run, &set, &model], 1, "model.safetensors: "),
     ] {
         let ran = unfreeze(arguments, &paths);
         assert!(ran.code == code && ran.err.contains(cause) && ran.out.is_empty(), "{arguments}: {}", ran.err);

@@ -6,7 +6,7 @@ mod common;
 use common::{
     emulator::{Settings, emulated, gpu},
     formula,
-    learning::{Told, bits, changed, data, folders, learner_of, listened},
+    learning::{Told, bits, changed, data, folders, learner_of, listened, picture},
 };
 use unfreeze::{
     Device, Error, Precision, Result, Tensor,
@@ -14,7 +14,7 @@ use unfreeze::{
     data::{Augment, ImageData, Split, Transforms},
     learner::{Fit, Learner, LrFind},
     nn::{
-        Arch, HeadSpec, Model, Pass,
+        Arch, HeadSpec, Layer, Model, Pass,
         cost::{Family, Network},
     },
     ops::loss::{CrossEntropy, Target, cross_entropy},
@@ -161,6 +161,11 @@ fn the_recipe_agrees_step_by_step() -> Result<()> {
     let [evaluation, expected] = [&mut on_gpu, &mut on_cpu].map(|learner| learner.evaluate(Split::Valid).unwrap());
     assert_eq!((evaluation.accuracy, &evaluation.labels), (expected.accuracy, &expected.labels));
     assert!((evaluation.loss / expected.loss - 1.0).abs() < 1e-4);
+    let image = picture(20, 0, 7);
+    let maps = [&on_gpu, &on_cpu].map(|learner| learner.grad_cam(&image, Some(1), Some(Layer::Stage(2))).unwrap());
+    let [found, expected] = maps.map(|map| map.values().iter().map(|value| f64::from(*value)).collect::<Vec<_>>());
+    let error = distance(&found, &expected);
+    assert!(expected.iter().any(|value| *value > 0.0) && error < 1e-3, "Grad-CAM differs by {error:e} of its norm");
     Ok(())
 }
 
@@ -291,8 +296,8 @@ fn twenty_steps_in_bf16_and_tf32_follow_those_in_f32() -> Result<()> {
     Ok(())
 }
 
-/// A frozen network on tensor cores is what its cost counts: a launch for each convolution, whose batchnorm none prepares.
-/// Two more give the images their fourth channel and merge the linear layer's sums.
+/// A frozen network on tensor cores is what its cost counts: a launch for each convolution, whose batchnorm none
+/// prepares. Two more give the images their fourth channel and merge the linear layer's sums.
 #[test]
 fn a_frozen_network_launches_a_kernel_for_each_convolution() -> Result<()> {
     let arch = Arch::ResNet18;

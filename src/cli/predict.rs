@@ -1,13 +1,16 @@
 //! `unfreeze predict`
 
-use std::path::PathBuf;
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use clap::Args;
 use serde_json::{Map, json};
 use unfreeze::{
     Error, Result,
-    data::{Item, Split, find_split},
-    learner::{Prediction, Predictions},
+    data::{Item, Split, decode, find_split, save_png},
+    learner::{Classifier, Prediction, Predictions},
 };
 
 use super::{
@@ -45,8 +48,12 @@ pub struct Predict {
     /// Write a table instead of printing: file, class, probability, then a column per class with its probability
     #[arg(long, value_name = "FILE.csv")]
     csv: Option<PathBuf>,
+    /// Write to DIR pictures of where in each image the network finds the class predicted (Grad-CAM), named after the
+    /// image with its number in front
+    #[arg(long, value_name = "DIR", conflicts_with = "ensemble")]
+    grad_cam: Option<PathBuf>,
     /// Print one JSON object per image: file, class, probability, top (list of class and probability), probabilities
-    /// (of every class)
+    /// (of every class), with --grad-cam that picture's path
     #[arg(long)]
     json: bool,
 }
@@ -59,6 +66,10 @@ impl Predict {
         let opened = self.trained.open()?;
         let classes = opened.classes();
         let (root, files) = self.files(classes)?;
+        if let Some(folder) = &self.grad_cam {
+            fs::create_dir_all(folder).map_err(|error| Error::io(folder, error))?;
+            check_output("--grad-cam", &folder.join("1.png"), "png")?;
+        }
         let items = Item::unlabelled(&files);
         let (mut failed, mut table) = (Failed::default(), Predictions::new(classes));
         for start in (0..items.len()).step_by(CHUNK) {
@@ -70,10 +81,17 @@ impl Predict {
             // That there was nothing to judge has just been said.
             let evaluation = if all { continue } else { judged?.evaluation };
             for (index, row) in evaluation.indices.iter().zip(evaluation.probabilities.chunks(classes.len())) {
-                let file = &files[*index as usize];
-                let file = file.strip_prefix(&root).unwrap_or(file).display().to_string();
                 let prediction = Prediction::new(classes, row.to_vec());
-                self.print(&file, &prediction, classes);
+                let path = &files[*index as usize];
+                let picture = self.grad_cam.as_ref().map(|folder| {
+                    let digits = files.len().to_string().len();
+                    let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+                    let picture = folder.join(format!("{:0digits$}-{stem}.png", index + 1));
+                    explain(opened.first(), path, &prediction, &picture).map(|()| picture)
+                });
+                let picture = picture.transpose()?;
+                let file = path.strip_prefix(&root).unwrap_or(path).display().to_string();
+                self.print(&file, &prediction, picture, classes);
                 if self.csv.is_some() {
                     table.push(file, prediction);
                 }
@@ -107,7 +125,7 @@ impl Predict {
         Ok((root(&data), found.images))
     }
 
-    fn print(&self, file: &str, prediction: &Prediction, classes: &[String]) {
+    fn print(&self, file: &str, prediction: &Prediction, picture: Option<PathBuf>, classes: &[String]) {
         let named = |class: usize| (&classes[class], prediction.probabilities[class]);
         let top: Vec<_> = prediction.top(self.top).into_iter().map(named).collect();
         if self.json {
@@ -115,13 +133,21 @@ impl Predict {
             let all: Map<_, _> =
                 classes.iter().cloned().zip(prediction.probabilities.iter().map(|p| json!(p))).collect();
             let (class, probability) = (&prediction.class, prediction.probability);
-            outln!(
-                "{}",
-                json!({ "file": file, "class": class, "probability": probability, "top": top, "probabilities": all })
-            );
+            let mut object =
+                json!({ "file": file, "class": class, "probability": probability, "top": top, "probabilities": all });
+            if let Some(picture) = picture {
+                object["grad_cam"] = json!(picture.display().to_string());
+            }
+            outln!("{object}");
         } else if self.csv.is_none() {
             let top: Vec<_> = top.iter().map(|(class, p)| format!("{class} {p:.4}")).collect();
             outln!("{file}\t{}", top.join("\t"));
         }
     }
+}
+
+/// Draws where in an image the class is found that is predicted of it.
+fn explain(classifier: &Classifier, image: &Path, prediction: &Prediction, picture: &Path) -> Result<()> {
+    let found = classifier.grad_cam(&decode(image)?, prediction.top(1).first().copied(), None)?;
+    save_png(&found.overlay(), picture)
 }

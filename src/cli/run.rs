@@ -19,6 +19,9 @@ use super::{
     step_flags::Learning,
 };
 
+/// Validation images of the largest losses of which the report shows where the network finds what it says.
+const EXPLAINED: usize = 12;
+
 /// All that is needed to repeat a run: `config.toml`.
 #[derive(Clone, Serialize, Deserialize)]
 pub struct Config {
@@ -155,6 +158,7 @@ pub fn execute(folder: RunFolder, config: &Config, learner: Learner, mode: Mode)
         advise(&path, rescued);
         return Err(error);
     }
+    folder.explain(&learner, EXPLAINED)?;
     let report = report::write(folder.path())?;
     if !mode.quiet {
         errln!("model:  {}", folder.file("model.safetensors").display());

@@ -200,7 +200,8 @@ impl Opened<'_> {
         self.first().classes()
     }
 
-    fn first(&self) -> &Classifier {
+    /// The network, the first of several.
+    pub fn first(&self) -> &Classifier {
         match &self.networks {
             Networks::One { classifier, .. } => classifier,
             Networks::Several(ensemble) => &ensemble.members()[0],

@@ -84,6 +84,11 @@ impl Classifier {
         &self.classes
     }
 
+    /// The network.
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+
     /// From image to network input.
     pub fn transforms(&self) -> &Transforms {
         &self.transforms

@@ -9,10 +9,10 @@ use std::{
 
 use serde::{Serialize, de::DeserializeOwned};
 
-use super::{Callback, EpochRecord, Event, Flow, Learner, StepRecord};
+use super::{Callback, EpochRecord, Event, Flow, Interpretation, Learner, StepRecord};
 use crate::{
     Error, Result,
-    data::Split,
+    data::{Split, decode, save_png},
     files::{TEMPORARY, remove_temporaries, write_atomically},
 };
 
@@ -25,11 +25,13 @@ const CHECKPOINT: &str = "checkpoint";
 const LOCK: &str = ".lock";
 const SNAPSHOT: &str = "snapshot";
 const BEST: &str = "best.safetensors";
+const GRAD_CAM: &str = "grad_cam";
 
 /// A run's folder: `config.toml`, `history.jsonl` (a line per epoch), `steps.jsonl` (a line per step),
-/// `predictions.jsonl` (a line per validation image), `model.safetensors`, `snapshot-N.safetensors`, `best.safetensors`,
-/// `ema.safetensors`, `swa.safetensors` and `checkpoint/`. It is locked while this value lives, so that no two runs write
-/// to it; the lock ends with the process, however that ends.
+/// `predictions.jsonl` (a line per validation image), `grad_cam/` (pictures of where the network finds what it says),
+/// `model.safetensors`, `snapshot-N.safetensors`, `best.safetensors`, `ema.safetensors`, `swa.safetensors` and
+/// `checkpoint/`. It is locked while this value lives, so that no two runs write to it; the lock ends with the process,
+/// however that ends.
 #[derive(Debug)]
 pub struct RunFolder {
     path: PathBuf,
@@ -174,6 +176,12 @@ impl RunFolder {
         Ok(learner.callback(recorder))
     }
 
+    /// The picture of where the network finds the class that it takes a validation image for, whose line in the
+    /// `predictions.jsonl` of the run in `path` is `number`, from 0. Images of the largest losses have one.
+    pub fn grad_cam_of(path: &Path, number: usize) -> PathBuf {
+        path.join(GRAD_CAM).join(format!("{number}.png"))
+    }
+
     /// Writes the model, `ema.safetensors` and `swa.safetensors` where its fit averaged weights, and what the model
     /// says of the validation images.
     ///
@@ -181,12 +189,14 @@ impl RunFolder {
     /// [`Error::Io`] if one of them cannot be written; those of [`Learner::evaluate`].
     pub fn save(&self, learner: &mut Learner) -> Result<()> {
         self.save_models(learner)?;
+        self.remove_explanations()?;
         // A run that was interrupted after its last epoch has not seen the validation images again.
-        let valid = match learner.last_evaluation() {
-            Some(evaluation) => evaluation.clone(),
+        let valid = match learner.last_evaluation.take() {
+            Some(evaluation) => evaluation,
             None => learner.evaluate(Split::Valid)?,
         };
         let records = learner.records(Split::Valid, &valid);
+        learner.last_evaluation = Some(valid);
         write_atomically(&self.file(PREDICTIONS), |file| {
             records.iter().try_for_each(|record| writeln!(file, "{}", record.to_json()))
         })
@@ -198,6 +208,34 @@ impl RunFolder {
             learner.save_average(average, self.file(&average.file()))?;
         }
         learner.save(self.file(MODEL))
+    }
+
+    /// After [`RunFolder::save`]: writes for the `count` validation images of the largest losses where the network
+    /// finds the class that it takes them for, see [`Learner::grad_cam`].
+    ///
+    /// # Errors
+    /// [`Error::Io`] if they cannot be written; those of [`Learner::grad_cam`].
+    pub fn explain(&self, learner: &Learner, count: usize) -> Result<()> {
+        let Some(valid) = learner.last_evaluation() else { return Ok(()) };
+        let (data, records) = (learner.data(), learner.records(Split::Valid, valid));
+        let folder = self.file(GRAD_CAM);
+        fs::create_dir_all(&folder).map_err(|error| Error::io(&folder, error))?;
+        for at in Interpretation::new(data.classes(), records)?.top_losses(count) {
+            let item = &data.items(Split::Valid)[valid.indices[at] as usize];
+            // The report names one that is gone by now.
+            let Ok(image) = decode(&item.path) else { continue };
+            save_png(&learner.grad_cam(&image, None, None)?.overlay(), Self::grad_cam_of(&self.path, at))?;
+        }
+        Ok(())
+    }
+
+    /// Removes what is about predictions of an earlier model.
+    fn remove_explanations(&self) -> Result<()> {
+        let folder = self.file(GRAD_CAM);
+        match fs::remove_dir_all(&folder) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::io(&folder, error)),
+            _ => Ok(()),
+        }
     }
 
     /// After a run that failed or was interrupted: writes the model of the last finished epoch. If no epoch was
@@ -214,6 +252,7 @@ impl RunFolder {
         learner.resume(self.checkpoints())?;
         self.save_models(learner)?;
         // These are of an earlier model.
+        self.remove_explanations()?;
         remove(&self.file(PREDICTIONS))?;
         Ok(true)
     }

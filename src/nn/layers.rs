@@ -271,10 +271,11 @@ impl ConvNorm {
         !norm.batch_statistics && ![weight, &norm.scale, &norm.shift].into_iter().any(Parameter::is_trainable)
     }
 
-    /// Whether anything in it, or before it, learns or takes batch statistics.
+    /// Whether a gradient flows through it, or it takes batch statistics.
     fn is_trained(&self, pass: &Pass, input: &Var, addend: Option<Addend>) -> bool {
-        pass.is_training()
-            && (!self.is_frozen() || input.needs_grad() || addend.is_some_and(|addend| addend.needs_grad(pass)))
+        input.needs_grad()
+            || addend.is_some_and(|addend| addend.needs_grad(pass))
+            || (pass.is_training() && !self.is_frozen())
     }
 
     /// All of it as one operation, with running statistics.

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     Error,
-    learner::{Interpretation, PredictionRecord},
+    learner::{Interpretation, PredictionRecord, RunFolder},
 };
 
 /// Images of the largest losses.
@@ -22,6 +22,8 @@ const TOP_LOSSES: usize = 24;
 const PER_CLASS: usize = 4;
 /// Classes that are shown; more would make the page too large to be opened with ease.
 const MOST_CLASSES: usize = 16;
+/// With more classes, each is opened on demand.
+const MOST_OPEN: usize = 4;
 
 /// The images of a class that are shown, by their positions: most correct, most incorrect, most uncertain.
 struct Class {
@@ -34,19 +36,21 @@ type Pictures = HashMap<PathBuf, Result<String, String>>;
 
 struct Gallery<'a> {
     found: &'a Interpretation,
+    run: &'a Path,
     data: &'a Path,
     pictures: Pictures,
 }
 
-/// The galleries of images whose names are relative to `data`.
-pub(super) fn galleries(found: &Interpretation, data: &Path) -> String {
+/// The galleries of the run in `run`, whose images' names are relative to `data`.
+pub(super) fn galleries(found: &Interpretation, run: &Path, data: &Path) -> String {
     let losses = found.top_losses(TOP_LOSSES);
     let classes = classes(found);
     let in_rows = classes.iter().flat_map(|class| class.rows.iter().flat_map(|(_, images)| images));
-    let files: BTreeSet<PathBuf> =
-        losses.iter().chain(in_rows).map(|at| data.join(&found.records()[*at].file)).collect();
+    let mut files: BTreeSet<PathBuf> = losses.iter().map(|at| RunFolder::grad_cam_of(run, *at)).collect();
+    files.retain(|file| file.exists());
+    files.extend(losses.iter().chain(in_rows).map(|at| data.join(&found.records()[*at].file)));
     let pictures = files.into_par_iter().map(|file| (file.clone(), thumbnail(&file).map_err(|e| cause(&e)))).collect();
-    let gallery = Gallery { found, data, pictures };
+    let gallery = Gallery { found, run, data, pictures };
     gallery.losses(&losses) + &gallery.classes(&classes)
 }
 
@@ -70,14 +74,21 @@ fn classes(found: &Interpretation) -> Vec<Class> {
 impl Gallery<'_> {
     fn losses(&self, losses: &[usize]) -> String {
         let (correct, samples) = (self.found.confusion().correct(), self.found.confusion().samples());
+        let overlays = match losses.iter().any(|at| self.overlay(*at).is_some()) {
+            true => {
+                " The second picture of an image is what the network saw of it; it glows where the network finds the class \
+                 that it takes the image for, and is dark elsewhere (Grad-CAM)."
+            }
+            false => "",
+        };
         let mut html = format!(
             "<h3>Top losses</h3>\n<p>{} of {} are classified wrongly. Here are the {} to whose class the network gives the \
-             least probability.</p>\n<ul class=\"images\">\n",
+             least probability.{overlays}</p>\n<ul class=\"images\">\n",
             samples - correct,
             counted(samples, "image"),
             losses.len(),
         );
-        losses.iter().for_each(|at| html += &self.figure(*at));
+        losses.iter().for_each(|at| html += &self.figure(*at, None));
         html + "</ul>\n"
     }
 
@@ -93,16 +104,17 @@ impl Gallery<'_> {
              nearly the {} of a guess.{which}</p>\n",
             percent(1.0 / all.max(1) as f64)
         );
+        let open = if all <= MOST_OPEN { " open" } else { "" };
         for Class { class, rows } in classes {
             let (name, counts) = (Escaped(&self.found.classes()[*class]), self.found.confusion().class(*class));
             html += &format!(
-                "<details>\n<summary><b>{name}</b>: {} of {} recognised</summary>\n",
+                "<details{open}>\n<summary><b>{name}</b>: {} of {} recognised</summary>\n",
                 counts.hits,
                 counted(counts.support, "image")
             );
             for (title, images) in rows.iter().filter(|(_, images)| !images.is_empty()) {
                 html += &format!("<h4>{title}</h4>\n<ul class=\"images\">\n");
-                images.iter().for_each(|at| html += &self.figure(*at));
+                images.iter().for_each(|at| html += &self.figure(*at, Some(*class)));
                 html += "</ul>\n";
             }
             html += "</details>\n";
@@ -110,8 +122,8 @@ impl Gallery<'_> {
         html
     }
 
-    /// An image with what is said of it.
-    fn figure(&self, at: usize) -> String {
+    /// An image with what is said of it, in the gallery of a class or in that of all.
+    fn figure(&self, at: usize, class: Option<usize>) -> String {
         let record = &self.found.records()[at];
         let PredictionRecord { file, label, .. } = record;
         let (label, predicted) = (*label as usize, record.predicted());
@@ -121,12 +133,26 @@ impl Gallery<'_> {
             true => format!("is {}", said(label)),
             false => format!("is {}<br>taken for {}", said(label), said(predicted)),
         };
+        let third = class.filter(|class| ![label, predicted].contains(class));
+        let third = third.map(|class| format!("<br>{}", said(class))).unwrap_or_default();
         let about = match label == predicted {
             true => format!("{}: {}", Escaped(file), name(label)),
             false => format!("{}: {}, taken for {}", Escaped(file), name(label), name(predicted)),
         };
         let picture = self.picture(&self.data.join(file), &about, &Escaped(file));
-        format!("<li>{picture}<br>{outcome}<br>loss {:.3}</li>\n", record.loss())
+        let overlay = match self.overlay(at).filter(|_| class.is_none()) {
+            Some(overlay) => {
+                let about = format!("where the network finds {} in {}", name(predicted), Escaped(file));
+                self.picture(&overlay, &about, &about)
+            }
+            None => String::new(),
+        };
+        format!("<li>{picture}{overlay}<br>{outcome}{third}<br>loss {:.3}</li>\n", record.loss())
+    }
+
+    /// Where the run folder explains an image, if it does.
+    fn overlay(&self, at: usize) -> Option<PathBuf> {
+        Some(RunFolder::grad_cam_of(self.run, at)).filter(|path| self.pictures.contains_key(path))
     }
 
     /// A picture, or its name and why it is not to be had. Texts are escaped already.

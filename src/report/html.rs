@@ -16,8 +16,8 @@ const MOST_ROWS: usize = 40;
 
 const STYLE: &str = include_str!("style.css");
 
-/// The page.
-pub(super) fn page(records: &Records, found: &Interpretation, plots: &Plots) -> String {
+/// The page of the run in `run`.
+pub(super) fn page(run: &Path, records: &Records, found: &Interpretation, plots: &Plots) -> String {
     let data = records.setting("data").unwrap_or("data");
     let name = Path::new(data).file_name().map_or(data.into(), |name| name.to_string_lossy());
     let title = match records.setting("arch") {
@@ -46,7 +46,7 @@ pub(super) fn page(records: &Records, found: &Interpretation, plots: &Plots) -> 
         }
         html += &confused(found);
         html += &folded("Classes", records.classes.len(), &classes(found));
-        html += &galleries(found, Path::new(data));
+        html += &galleries(found, run, Path::new(data));
     }
     html += &format!("<h2>Configuration</h2>\n<pre>{}</pre>\n</body>\n</html>\n", Escaped(&records.config_text));
     html

@@ -62,7 +62,7 @@ pub fn write(run: &Path) -> Result<PathBuf> {
         plot("confusion", confusion::confusion_matrix(found.confusion(), &records.classes))?;
     }
     let page = run.join("report.html");
-    write_bytes(&page, html::page(&records, &found, &plots).as_bytes())?;
+    write_bytes(&page, html::page(run, &records, &found, &plots).as_bytes())?;
     Ok(page)
 }
 

@@ -276,7 +276,7 @@ fn galleries_show_what_their_headings_say() {
     assert!(html.contains("2 of 9 images are classified wrongly. Here are the 9"));
     assert!(html.contains("is <b>daisy</b> 20.0 %<br>taken for <b>&lt;b&gt;roses"));
     assert!(html.contains("is <b>daisy</b> 99.0 %<br>loss 0.010"));
-    let (first, second) = html.split_once("<details>\n<summary><b>&lt;b&gt;roses").unwrap();
+    let (first, second) = html.split_once("<details open>\n<summary><b>&lt;b&gt;roses").unwrap();
     assert!(first.contains("<summary><b>daisy</b>: 6 of 7 images recognised</summary>"));
     for (class, heading, files) in [
         (first, "most correct", vec!["6.png", "8.png", "0.png", "7.png"]),
@@ -287,6 +287,14 @@ fn galleries_show_what_their_headings_say() {
     ] {
         assert_eq!(shown(class, &format!("<h4>{heading}</h4>")), files, "{heading}");
     }
+    // Of a class that an image neither is nor is taken for, the probability is told too.
+    let mut records = self::records(3, 1, 0, 1);
+    let record = PredictionRecord { file: "0.png".into(), label: 0, probabilities: vec![0.5, 0.2, 0.3] };
+    records.predictions = vec![record];
+    let other = tempfile::tempdir().unwrap();
+    save(&records, other.path(), Path::new("nowhere"));
+    let third = fs::read_to_string(write(other.path()).unwrap()).unwrap();
+    assert!(third.contains("is <b>daisy</b> 50.0 %<br><b>Gänseblümchen</b> 30.0 %<br>loss 0.693"));
     for tag in ["ul", "li", "details", "summary", "table", "span", "h4"] {
         let count = |text: String| html.matches(&text).count();
         let opened = count(format!("<{tag}>")) + count(format!("<{tag} "));
