@@ -13,7 +13,7 @@ use unfreeze::{
     Device, Precision, Result, Tensor,
     checkpoint::Weights,
     data::{Augment, Transforms},
-    learner::{Event, Fit, Flow, Input, Learner, LrFind, Step, Stepper},
+    learner::{Event, Fit, Flow, Input, Learner, LrFind, Objective, Step, Stepper},
     nn::{Arch, FreezeState, Grouping, HeadSpec, Model},
     ops::loss::CrossEntropy,
     optim::{OneCycle, Optimizer, OptimizerKind},
@@ -82,6 +82,7 @@ impl Training {
         let groups = model.grouping().names(model.arch()).len();
         let lrs: Vec<f32> = (0..groups).map(|group| 0.01 * (group + 1) as f32 / (1 + number) as f32).collect();
         let weight_decays = &vec![weight_decay; groups];
+        let loss = Objective::CrossEntropy(loss);
         let step = Step { model, optimizer, loss, lrs: &lrs, weight_decays, momentum: self.momentum, seed, number };
         let loss = self.stepper.step(step, &input, labels)?.scalar();
         if let Some(error) = self.stepper.take_refusal() {

@@ -6,7 +6,7 @@ use std::{fs, process::Command};
 
 use unfreeze::{
     Device,
-    data::{Item, Loader, LoaderOptions, Split, find_labelled},
+    data::{Item, Loader, LoaderOptions, Split, Task, find_labelled},
     learner::Classifier,
 };
 
@@ -20,7 +20,7 @@ fn the_cifar_network_classifies_images_that_it_has_not_seen() {
     let folder = tempfile::tempdir().unwrap();
     let unpacked = Command::new("tar").arg("xzf").arg(archive).arg("-C").arg(folder.path()).arg("test").status();
     assert!(unpacked.unwrap().success());
-    let found = find_labelled(folder.path(), classifier.classes(), Split::Test).unwrap();
+    let found = find_labelled(folder.path(), Task::SingleLabel, classifier.classes(), Split::Test).unwrap();
     assert!(found.skipped.is_empty() && found.items.len() == 10_000);
     // A tenth of each class, in the order of names, which is random.
     let items: Vec<Item> = found.items.into_iter().step_by(10).collect();

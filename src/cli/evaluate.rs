@@ -12,7 +12,7 @@ use unfreeze::{
 
 use super::{
     options::{count, report_skipped},
-    trained::{Beside, Judged, Part, Trained},
+    trained::{Beside, Judged, Opened, Part, Trained},
 };
 
 /// Measure a trained model on images whose classes are known
@@ -48,16 +48,17 @@ impl Evaluate {
     pub fn run(self) -> Result<()> {
         let opened = self.trained.open()?;
         let metrics = self.metrics(opened.classes().len())?;
-        let items: Arc<[Item]> = self.items(opened.classes())?.into();
+        let items: Arc<[Item]> = self.items(&opened)?.into();
         let judged = opened.judge(&items, 0..items.len(), |failed| errln!("skipped {failed}"))?;
         self.print(&judged, &metrics, opened.classes());
         Ok(())
     }
 
-    fn items(&self, classes: &[String]) -> Result<Vec<Item>> {
+    fn items(&self, opened: &Opened) -> Result<Vec<Item>> {
+        let classes = opened.classes();
         let split = Split::from(self.split);
         if let Some(path) = &self.data {
-            let found = find_labelled(path, classes, split)?;
+            let found = find_labelled(path, opened.task(), classes, split)?;
             report_skipped(&found.skipped);
             return Ok(found.items);
         }

@@ -15,7 +15,7 @@ use unfreeze::{
 
 use super::{
     options::{Failed, check_output, count, images, report_skipped},
-    trained::{Part, RunImages, Trained, root},
+    trained::{Opened, Part, RunImages, Trained, root},
 };
 
 /// Images of which the results are printed together.
@@ -65,7 +65,7 @@ impl Predict {
         }
         let opened = self.trained.open()?;
         let classes = opened.classes();
-        let (root, files) = self.files(classes)?;
+        let (root, files) = self.files(&opened)?;
         if let Some(folder) = &self.grad_cam {
             fs::create_dir_all(folder).map_err(|error| Error::io(folder, error))?;
             check_output("--grad-cam", &folder.join("1.png"), "png")?;
@@ -105,12 +105,12 @@ impl Predict {
     }
 
     /// The files, and the folder that they are named relative to.
-    fn files(&self, classes: &[String]) -> Result<(PathBuf, Vec<PathBuf>)> {
+    fn files(&self, opened: &Opened) -> Result<(PathBuf, Vec<PathBuf>)> {
         let Some(split) = self.split.map(Split::from) else { return Ok((PathBuf::new(), images(&self.images)?)) };
         let data = match (self.images.as_slice(), split) {
             ([], Split::Train | Split::Valid) => {
                 // What was held out is not to be seen in the folder.
-                let RunImages { root, items, .. } = self.trained.images(split, classes)?;
+                let RunImages { root, items, .. } = self.trained.images(split, opened.classes())?;
                 return Ok((root, items.into_iter().map(|item| item.path).collect()));
             }
             ([], _) => self.trained.data()?,
@@ -120,7 +120,7 @@ impl Predict {
                 return Err(Error::setting("--split", message));
             }
         };
-        let found = find_split(&data, split)?;
+        let found = find_split(&data, opened.task(), split)?;
         report_skipped(&found.skipped);
         Ok((root(&data), found.images))
     }

@@ -9,7 +9,7 @@ use std::{
 use clap::{Args, ValueEnum};
 use unfreeze::{
     Device, Error, Result,
-    data::{Item, Loader, LoaderOptions, Skipped, Split, Transforms},
+    data::{Item, Loader, LoaderOptions, Skipped, Split, Task, Transforms},
     learner::{
         Classifier, Ensemble, EnsembleEvaluation, Evaluation, PredictionRecord, RunFolder, Tta, TtaEvaluation,
         WeightAverage,
@@ -198,6 +198,11 @@ impl Opened<'_> {
     /// Names of the classes.
     pub fn classes(&self) -> &[String] {
         self.first().classes()
+    }
+
+    /// What it tells of an image.
+    pub fn task(&self) -> Task {
+        self.first().task()
     }
 
     /// The network, the first of several.

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use super::decode::check_start;
 use super::split::{Holdout, describe_leak, hold_out};
-use super::{Item, Skipped, Split};
+use super::{Item, Skipped, Split, Targets, Task};
 use crate::{Error, Result};
 
 const LAYOUT: &str = "expected train/CLASS/* and valid/CLASS/* (or val/CLASS/*) in it";
@@ -79,7 +79,10 @@ fn visible_entries(folder: &Path) -> Result<Vec<PathBuf>> {
 /// The contents of a data folder.
 #[derive(Debug, Default)]
 pub(super) struct Scan {
+    pub task: Task,
     pub classes: Vec<String>,
+    /// What images are, where that is no single class.
+    pub targets: Option<Targets>,
     pub train: Vec<Item>,
     pub valid: Vec<Item>,
     pub test: Vec<Item>,
@@ -190,36 +193,39 @@ impl Scan {
 pub struct Labelled {
     /// The images, by class and name.
     pub items: Vec<Item>,
+    /// What they are, where that is no single class.
+    pub targets: Option<Targets>,
     /// Files that are no images.
     pub skipped: Vec<Skipped>,
 }
 
 /// The images of `split` at `path`, where the classes are among `classes` and labels are positions there: those of a
 /// `.csv` table (all of them if it has no column `split`), of `path/valid/CLASS/` and the like, or of `path/CLASS/`.
+/// Only a table knows of other tasks than single labels; there `classes` are the labels, or the columns of numbers.
 ///
 /// # Errors
 /// [`Error::Data`] if there are none, one is of no known class, or a class folder holds no images; [`Error::Io`].
-pub fn find_labelled(path: impl AsRef<Path>, classes: &[String], split: Split) -> Result<Labelled> {
+pub fn find_labelled(path: impl AsRef<Path>, task: Task, classes: &[String], split: Split) -> Result<Labelled> {
     let path = path.as_ref();
     if super::is_table(path) {
-        return super::table::labelled(path, classes, split);
+        return super::table::labelled(path, task, classes, split);
     }
+    task.check_folders(path)?;
     let names = folder_names(split).iter().filter(|name| !classes.iter().any(|class| class == *name));
     let folder = names.map(|name| path.join(name)).find(|folder| folder.is_dir());
     let mut scan = Scan { classes: classes.to_vec(), ..Scan::default() };
     let items = scan.labelled(folder.as_deref().unwrap_or(path))?;
-    Ok(Labelled { items, skipped: scan.skipped })
+    Ok(Labelled { items, targets: None, skipped: scan.skipped })
 }
 
-/// The images of `split` at `path`, whatever their classes: those of a `.csv` table with a column `split`, in its
-/// order, or those in `path/test/`, `path/valid/` and the like, subfolders included, sorted by name.
+/// The images of `split` at `path`, whatever they are: those of a `.csv` table with a column `split`, in its order, or those in `path/test/`, `path/valid/` and the like, subfolders included, sorted by name.
 ///
 /// # Errors
 /// [`Error::Data`] if there are none; [`Error::Io`].
-pub fn find_split(path: impl AsRef<Path>, split: Split) -> Result<Found> {
+pub fn find_split(path: impl AsRef<Path>, task: Task, split: Split) -> Result<Found> {
     let path = path.as_ref();
     let found = match super::is_table(path) {
-        true => super::table::images(path, split)?,
+        true => super::table::images(path, task, split)?,
         false => {
             let names = folder_names(split);
             let Some(folder) = names.iter().map(|name| path.join(name)).find(|folder| folder.is_dir()) else {

@@ -14,6 +14,7 @@ mod pixels;
 mod resize;
 mod split;
 mod table;
+mod targets;
 mod transforms;
 mod views;
 mod warp;
@@ -32,6 +33,7 @@ pub use loader::Loader;
 pub use order::{batches, shuffled, weighted};
 pub use resize::{resize, short_side};
 pub use split::Holdout;
+pub use targets::{Targets, Task};
 pub use transforms::{Lighting, Prepared, Sample, Transforms, View};
 pub use views::Views;
 
@@ -64,7 +66,8 @@ impl fmt::Display for Split {
 pub struct Item {
     /// The file.
     pub path: PathBuf,
-    /// Position of the class among [`ImageData::classes`].
+    /// Position of the class among [`ImageData::classes`]; where images have no single class, of their row among
+    /// [`ImageData::targets`].
     pub label: u32,
 }
 
@@ -112,7 +115,9 @@ pub struct ImageData {
     /// Samples per batch. Default: 64.
     pub batch_size: usize,
     root: PathBuf,
+    task: Task,
     classes: Vec<String>,
+    targets: Option<Targets>,
     train: Arc<[Item]>,
     valid: Arc<[Item]>,
     test: Arc<[Item]>,
@@ -155,8 +160,18 @@ impl ImageData {
     /// [`Error::Data`] naming the line at fault; [`Error::Setting`] for a share to hold out of a table that has
     /// validation images; [`Error::Io`].
     pub fn from_csv(path: impl AsRef<Path>, holdout: Option<Holdout>) -> Result<Self> {
+        Self::from_csv_for(Task::SingleLabel, path, holdout)
+    }
+
+    /// As [`from_csv`](Self::from_csv), for a task. [Several labels](Task::MultiLabel) stand in the column `label` with
+    /// spaces between them, and may be none; the share held out is of all images. [Numbers](Task::Regression) have a
+    /// column each, of any names, instead of `label`.
+    ///
+    /// # Errors
+    /// As [`from_csv`](Self::from_csv).
+    pub fn from_csv_for(task: Task, path: impl AsRef<Path>, holdout: Option<Holdout>) -> Result<Self> {
         let path = path.as_ref();
-        Self::scanned(path.parent().unwrap_or(Path::new("")), table::read(path, holdout)?)
+        Self::scanned(path.parent().unwrap_or(Path::new("")), table::read(path, task, holdout)?)
     }
 
     /// The set at `path`: a table where its name ends in `.csv`, else folders, with or without a share to hold out.
@@ -177,7 +192,9 @@ impl ImageData {
             transforms: Transforms::new(224),
             batch_size: 64,
             root: root.to_owned(),
+            task: scan.task,
             classes: scan.classes,
+            targets: scan.targets,
             train: scan.train.into(),
             valid: scan.valid.into(),
             test: scan.test.into(),
@@ -241,9 +258,20 @@ impl ImageData {
         self.strict
     }
 
-    /// Names of the classes, sorted; a label is a position among them.
+    /// What is to be told of the images.
+    pub fn task(&self) -> Task {
+        self.task
+    }
+
+    /// Names of the classes, sorted; a label is a position among them. Those of the labels where images may have
+    /// several, and of the numbers, in the order of their columns.
     pub fn classes(&self) -> &[String] {
         &self.classes
+    }
+
+    /// What the images of all splits are, where that is no single class.
+    pub fn targets(&self) -> Option<&Targets> {
+        self.targets.as_ref()
     }
 
     /// The files of a split, by class and name.

@@ -3,7 +3,7 @@
 use std::{collections::btree_map::Entry, sync::Arc};
 
 use super::{
-    Input, Labels, Learner,
+    Input, Labels, Learner, Objective,
     step::loss,
     train::{Made, Source, State},
 };
@@ -39,7 +39,7 @@ impl Learner {
                 Some(first) => first,
                 None => *first.insert(self.begin_step()?),
             };
-            let (number, samples) = (first | part << PART, labels.len());
+            let (number, samples) = (first | part << PART, labels.samples(self.model.head.classes()));
             let (input, labels) = self.mixed(input, labels, &state.options, number)?;
             let not_finite = self.add_up(&input, labels, samples, number, &mut sums)?;
             source.prefetch();
@@ -76,7 +76,7 @@ impl Learner {
     ) -> Result<Option<f32>> {
         let target = labels.target(self.model.head.classes(), &self.device)?;
         let mut pass = Pass::training(self.seed, number);
-        let loss = loss(&self.model, &mut pass, input, &target, &self.loss)?;
+        let loss = loss(&self.model, &mut pass, input, &target, Objective::of(&self.loss, self.pointwise))?;
         let value = loss.value().clone();
         if let Device::Cpu(_) = self.device
             && let Some(value) = Some(value.scalar()?).filter(|value| !value.is_finite())

@@ -104,8 +104,9 @@ impl Learner {
     /// without weights.
     ///
     /// # Errors
-    /// As of [`ClassWeights::resolve`]; [`Error::OutOfMemory`].
+    /// As of [`ClassWeights::resolve`]; [`Error::Setting`] where images have no single class; [`Error::OutOfMemory`].
     pub fn class_weights(mut self, weights: &ClassWeights) -> Result<Self> {
+        self.single_labels("class_weights")?;
         let classes = self.data.classes();
         let weights = weights.resolve(classes, &self.class_counts())?;
         self.loss.class_weights = Some(Tensor::new(weights, [classes.len()], &self.device)?);

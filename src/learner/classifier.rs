@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     Device, Precision, Result,
-    data::{Batch, Loader, RgbImage, Skipped, Transforms, View, decode},
+    data::{Batch, Loader, RgbImage, Skipped, Task, Transforms, View, decode},
     nn::Model,
     ops::loss::softmax,
 };
@@ -27,6 +27,7 @@ use crate::{
 #[derive(Clone, Debug)]
 pub struct Classifier {
     model: Model,
+    task: Task,
     classes: Vec<String>,
     transforms: Transforms,
     device: Device,
@@ -66,8 +67,8 @@ impl Classifier {
     /// # Errors
     /// As [`ModelFile::load`].
     pub fn load(path: impl AsRef<Path>, device: Device) -> Result<Self> {
-        let ModelFile { model, classes, transforms } = ModelFile::load(path, &device)?;
-        Ok(Self { model, classes, transforms, device })
+        let ModelFile { model, task, classes, transforms } = ModelFile::load(path, &device)?;
+        Ok(Self { model, task, classes, transforms, device })
     }
 
     /// Chooses what the network computes with. Default: f32.
@@ -79,7 +80,12 @@ impl Classifier {
         Ok(self)
     }
 
-    /// Names of the classes.
+    /// What it tells of an image.
+    pub fn task(&self) -> Task {
+        self.task
+    }
+
+    /// Names of the classes; of labels or numbers for other tasks than single labels.
     pub fn classes(&self) -> &[String] {
         &self.classes
     }

@@ -58,14 +58,13 @@ impl Mixing {
         Some(Self { partners, mix: Mix::Shares(shares.clone()), shares })
     }
 
-    /// The share of each class in each sample, row after row.
-    fn targets(&self, labels: &[u32], classes: usize) -> Vec<f32> {
-        let mut targets = vec![0.0; labels.len() * classes];
-        for ((row, label), (partner, share)) in
-            targets.chunks_exact_mut(classes.max(1)).zip(labels).zip(self.partners.iter().zip(&self.shares))
-        {
-            row[*label as usize] += share;
-            row[labels[*partner as usize] as usize] += 1.0 - share;
+    /// Of `rows`, the shares of so many classes in each sample, those in the mixed samples.
+    fn targets(&self, rows: &[f32], classes: usize) -> Vec<f32> {
+        let mut targets = Vec::with_capacity(rows.len());
+        let row = |number: usize| rows[number * classes..].iter().take(classes);
+        for (number, (partner, share)) in self.partners.iter().zip(&self.shares).enumerate() {
+            let pairs = row(number).zip(row(*partner as usize));
+            targets.extend(pairs.map(|(own, other)| share * own + (1.0 - share) * other));
         }
         targets
     }
@@ -106,7 +105,7 @@ impl Learner {
     pub(super) fn mixed(
         &mut self,
         input: Input,
-        labels: Vec<u32>,
+        labels: Labels,
         options: &StepOptions,
         number: u64,
     ) -> Result<(Input, Labels)> {
@@ -118,11 +117,13 @@ impl Learner {
             let message = "cutmix has no effect on cached activations, which have no pixels";
             self.note(message.into())?;
         }
-        let Some(mixing) = Mixing::draw(options, self.seed, number, labels.len(), extents) else {
-            return Ok((input, labels.into()));
+        let classes = self.model.head.classes();
+        let samples = labels.samples(classes);
+        let Some(mixing) = Mixing::draw(options, self.seed, number, samples, extents) else {
+            return Ok((input, labels));
         };
         let mixed = mix(input.tensor(), &mixing.partners, &mixing.mix)?;
-        let targets = Labels::Shares(mixing.targets(&labels, self.model.head.classes()));
+        let targets = Labels::Shares(mixing.targets(&labels.shares(classes), classes));
         let input = match input {
             Input::Images(_) => Input::Images(mixed),
             Input::Activation { units, .. } => Input::Activation { units, output: mixed },
@@ -185,6 +186,9 @@ mod tests {
     fn targets_are_the_shares_of_own_and_partner() {
         let (partners, shares) = (vec![2, 0, 1], vec![0.75, 0.5, 1.0]);
         let mixing = Mixing { partners, mix: Mix::Shares(shares.clone()), shares };
-        assert_eq!(mixing.targets(&[0, 2, 0], 3), [1.0, 0.0, 0.0, 0.5, 0.0, 0.5, 1.0, 0.0, 0.0]);
+        assert_eq!(
+            mixing.targets(&Labels::Classes(vec![0, 2, 0]).shares(3), 3),
+            [1.0, 0.0, 0.0, 0.5, 0.0, 0.5, 1.0, 0.0, 0.0]
+        );
     }
 }

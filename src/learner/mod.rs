@@ -22,6 +22,7 @@ mod memory;
 mod metrics;
 mod mixing;
 mod model_file;
+mod objective;
 mod phases;
 mod precompute;
 mod predictions;
@@ -53,6 +54,7 @@ pub use lr_find::{LrFind, LrFound};
 pub use metrics::{Average, Confusion, Counts, Metric};
 pub use mixing::Mixing;
 pub use model_file::ModelFile;
+pub use objective::Objective;
 pub use phases::Phase;
 pub use predictions::Predictions;
 pub use recipe::{Course, Parts, Recipe};
@@ -73,7 +75,7 @@ use crate::{
     checkpoint::Weights,
     data::{ImageData, Split, Transforms},
     nn::{FreezeState, Grouping, HeadSpec, Model, ResNet},
-    ops::loss::CrossEntropy,
+    ops::{loss::CrossEntropy, pointwise_loss::Pointwise},
 };
 
 /// A network, a data set, and what has been learned so far.
@@ -110,6 +112,8 @@ pub struct Learner {
     loss: CrossEntropy,
     sampling: Sampling,
     metrics: Vec<Metric>,
+    /// Where images have no single class.
+    pointwise: Option<Pointwise>,
     history: Vec<EpochRecord>,
     steps: u64,
     stepper: Stepper,
@@ -145,6 +149,7 @@ impl Learner {
             state: FreezeState::head_only(model.arch(), model.grouping()),
             model,
             pretrained: weights.checkpoint().is_some(),
+            pointwise: objective::pointwise(data.task()),
             data,
             device,
             seed: 0,
@@ -323,7 +328,7 @@ impl Learner {
 
     /// Whether `data` can take the place of the data set.
     fn check_data(&self, data: &ImageData) -> Result<()> {
-        if data.classes() != self.data.classes() {
+        if (data.task(), data.classes()) != (self.data.task(), self.data.classes()) {
             let message = format!("its classes {:?} are not {:?}", data.classes(), self.data.classes());
             return Err(Error::data(data.root(), message));
         }

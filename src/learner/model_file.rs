@@ -6,7 +6,7 @@ use super::Learner;
 use crate::{
     Device, Error, Result,
     checkpoint::{Checkpoint, LoadOptions, collect, load_into, write_safetensors},
-    data::{Crop, Transforms},
+    data::{Crop, Task, Transforms},
     nn::{Arch, HeadSpec, Model},
 };
 
@@ -18,7 +18,9 @@ const FORMAT_VERSION: u32 = 1;
 pub struct ModelFile {
     /// The network.
     pub model: Model,
-    /// Names of the classes, by position.
+    /// What it tells of an image.
+    pub task: Task,
+    /// Names of the classes, by position; of labels or numbers for other tasks than single labels.
     pub classes: Vec<String>,
     /// From image to network input.
     pub transforms: Transforms,
@@ -30,7 +32,7 @@ impl ModelFile {
     /// # Errors
     /// [`Error::Io`] if it cannot be written.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
-        write(path.as_ref(), &self.model, &self.classes, &self.transforms)
+        write(path.as_ref(), &self.model, self.task, &self.classes, &self.transforms)
     }
 
     /// Reads a file that [`ModelFile::save`] or [`Learner::save`] wrote.
@@ -55,6 +57,11 @@ impl ModelFile {
         let arch: Arch = text("arch")?.parse().map_err(|error: Error| fail(error.to_string()))?;
         let head: HeadSpec = serde_json::from_str(text("head")?).map_err(|e| fail(bad("head")(e)))?;
         let classes: Vec<String> = serde_json::from_str(text("classes")?).map_err(|e| fail(bad("classes")(e)))?;
+        // Not in files that were written when there was one task.
+        let task: Task = match checkpoint.metadata.get("task") {
+            Some(text) => text.parse().map_err(|error| fail(format!("has a bad 'task': {error}")))?,
+            None => Task::default(),
+        };
         let size: usize = serde_json::from_str(text("size")?).map_err(|e| fail(bad("size")(e)))?;
         let resize: usize = serde_json::from_str(text("resize")?).map_err(|e| fail(bad("resize")(e)))?;
         let mean: [f32; 3] = serde_json::from_str(text("mean")?).map_err(|e| fail(bad("mean")(e)))?;
@@ -82,7 +89,7 @@ impl ModelFile {
         let mut model = Model::new(arch, head, classes.len(), 0, device)
             .map_err(|error| fail(format!("has bad metadata: {error}")))?;
         load_into(&mut model, &checkpoint, &LoadOptions::default())?;
-        Ok(Self { model, classes, transforms })
+        Ok(Self { model, task, classes, transforms })
     }
 }
 
@@ -92,11 +99,11 @@ impl Learner {
     /// # Errors
     /// [`Error::Io`] if it cannot be written.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
-        write(path.as_ref(), &self.model, self.data.classes(), self.transforms())
+        write(path.as_ref(), &self.model, self.data.task(), self.data.classes(), self.transforms())
     }
 }
 
-fn write(path: &Path, model: &Model, classes: &[String], transforms: &Transforms) -> Result<()> {
+fn write(path: &Path, model: &Model, task: Task, classes: &[String], transforms: &Transforms) -> Result<()> {
     // Plain numbers, strings and lists: they always have a JSON form, and as f32 a short one.
     fn json(value: &impl serde::Serialize) -> String {
         serde_json::to_string(value).unwrap_or_default()
@@ -107,6 +114,7 @@ fn write(path: &Path, model: &Model, classes: &[String], transforms: &Transforms
             ("engine_version", env!("CARGO_PKG_VERSION").to_string()),
             ("arch", model.arch().name().to_string()),
             ("head", json(model.head.spec())),
+            ("task", task.to_string()),
             ("classes", json(&classes)),
             ("size", transforms.size.to_string()),
             ("resize", transforms.resize.to_string()),

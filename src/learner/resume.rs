@@ -286,7 +286,11 @@ impl Learner {
             key.text(&split.to_string());
             for item in self.data.items(split).iter() {
                 let path = item.path.strip_prefix(self.data.root()).unwrap_or(&item.path);
-                key.text(&path.to_string_lossy()).text(&item.label.to_string());
+                key.text(&path.to_string_lossy());
+                match self.data.targets().and_then(|targets| targets.row(item.label)) {
+                    Some(row) => key.text(&format!("{row:?}")),
+                    None => key.text(&item.label.to_string()),
+                };
             }
         }
         format!("{:?}", key.finish())

@@ -4,12 +4,13 @@
 
 use std::sync::Arc;
 
+use super::{Objective, objective};
 use crate::{
     DType, Device, Error, Precision, Result, Tensor,
     autograd::Var,
     device::{CudaDevice, cuda::Graph},
     nn::{Arch, Grouping, HeadSpec, Model, Pass},
-    ops::loss::{CrossEntropy, Target, check_labels, cross_entropy},
+    ops::loss::{Target, check_labels},
     optim::{Optimizer, OptimizerKind},
 };
 
@@ -33,7 +34,7 @@ pub enum Input {
 pub enum Labels {
     /// The class of each.
     Classes(Vec<u32>),
-    /// The share of each class in each sample, `[N, classes]`, row after row.
+    /// The share of each class in each sample, or the target of each output, `[N, classes]`, row after row.
     Shares(Vec<f32>),
 }
 
@@ -44,6 +45,27 @@ impl From<Vec<u32>> for Labels {
 }
 
 impl Labels {
+    /// Number of samples, of so many classes.
+    pub(super) fn samples(&self, classes: usize) -> usize {
+        match self {
+            Labels::Classes(labels) => labels.len(),
+            Labels::Shares(shares) => shares.len() / classes.max(1),
+        }
+    }
+
+    /// The share of each class in each sample, row after row.
+    pub(super) fn shares(self, classes: usize) -> Vec<f32> {
+        match self {
+            Labels::Classes(labels) => {
+                let mut shares = vec![0.0; labels.len() * classes];
+                let rows = shares.chunks_exact_mut(classes.max(1)).zip(labels);
+                rows.filter_map(|(row, label)| row.get_mut(label as usize)).for_each(|share| *share = 1.0);
+                shares
+            }
+            Labels::Shares(shares) => shares,
+        }
+    }
+
     /// As the loss takes them.
     pub(super) fn target(self, classes: usize, device: &Device) -> Result<Target> {
         match self {
@@ -119,8 +141,8 @@ pub struct Step<'a> {
     pub model: &'a mut Model,
     /// What moves its parameters.
     pub optimizer: &'a mut Optimizer,
-    /// The loss; class weights lie on the network's device.
-    pub loss: &'a CrossEntropy,
+    /// What is minimised.
+    pub loss: Objective<'a>,
     /// A learning rate per layer group.
     pub lrs: &'a [f32],
     /// A weight decay per layer group.
@@ -183,8 +205,7 @@ struct Rest {
     model: Vec<u64>,
     rule: OptimizerKind,
     optimizer: Vec<u64>,
-    label_smoothing: f32,
-    class_weights: Option<u64>,
+    loss: objective::Kind,
     seed: u64,
 }
 
@@ -192,7 +213,6 @@ impl Kind {
     fn of(step: &mut Step, input: &Input, labels: &Labels, cuda: &CudaDevice) -> Result<Self> {
         let tensor = input.tensor();
         let (batch_size, sample) = tensor.dims().split_first().unwrap_or((&0, &[]));
-        let class_weights = step.loss.class_weights.as_ref();
         let rest = Rest {
             device: std::ptr::from_ref(cuda) as usize,
             input: (input.units(), tensor.dtype(), sample.to_vec()),
@@ -205,8 +225,7 @@ impl Kind {
             model: step.model.fingerprint(cuda)?,
             rule: step.optimizer.kind(),
             optimizer: step.optimizer.fingerprint(cuda)?,
-            label_smoothing: step.loss.label_smoothing,
-            class_weights: class_weights.map(|weights| weights.pointer::<f32>(cuda)).transpose()?,
+            loss: step.loss.kind(cuda)?,
             seed: step.seed,
         };
         Ok(Self { batch_size: *batch_size, rest })
@@ -369,8 +388,8 @@ pub(super) fn loss(
     pass: &mut Pass,
     input: &Input,
     target: &Target,
-    options: &CrossEntropy,
+    objective: Objective,
 ) -> Result<Var> {
     let logits = input.logits(model, pass)?;
-    cross_entropy(&mut pass.tape, &logits, target, options)
+    objective.loss(&mut pass.tape, &logits, target)
 }

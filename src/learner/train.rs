@@ -3,7 +3,7 @@
 use std::{collections::VecDeque, ops::Range, sync::Arc, time::Instant};
 
 use super::{
-    EpochRecord, Event, Fit, HeadSteps, Input, Labels, Learner, Sampling, Step, StepOptions,
+    EpochRecord, Event, Fit, HeadSteps, Input, Labels, Learner, Objective, Sampling, Step, StepOptions,
     diverged::Place,
     ensemble::snapshot,
     feed::{Fed, Feed},
@@ -108,6 +108,7 @@ impl Learner {
         let epochs = fit.total_epochs()?;
         fit.options.validate()?;
         self.check_batch_size()?;
+        self.check_loss()?;
         let steps = fit.options.steps(batches(self.samples(Split::Train), self.data.batch_size).len());
         fit.warm_up.map_or(Ok(()), |warm_up| warm_up.check(epochs, Some(steps)))?;
         let mut lrs = fit.lr.resolve("lr", &self.state)?;
@@ -260,7 +261,7 @@ impl Learner {
             return Ok([self.make_accumulated(source, state, number)?].into());
         }
         let Some((input, labels)) = self.next_batch(source)? else { return Ok([None].into()) };
-        let (moves, samples) = (state.moves(number), labels.len());
+        let (moves, samples) = (state.moves(number), labels.samples(self.model.head.classes()));
         let (input, labels) = self.mixed(input, labels, &state.options, self.steps)?;
         let loss = self.step(&input, labels, &moves, &state.weight_decays, &mut state.optimizer)?;
         source.prefetch();
@@ -278,7 +279,7 @@ impl Learner {
         number: usize,
     ) -> Result<Option<VecDeque<Option<Made>>>> {
         let Source::Cache { activations, batches, .. } = source else { return Ok(None) };
-        let plain = self.stepper.graphs() && state.options.are_plain();
+        let plain = self.stepper.graphs() && state.options.are_plain() && self.pointwise.is_none();
         if !plain || !HeadSteps::are_possible(&self.model, activations, self.data.batch_size) {
             return Ok(None);
         }
@@ -325,18 +326,19 @@ impl Learner {
     }
 
     /// The next batch, unless too few of its images could be decoded for batch statistics.
-    pub(super) fn next_batch(&mut self, source: &mut Source) -> Result<Option<(Input, Vec<u32>)>> {
+    pub(super) fn next_batch(&mut self, source: &mut Source) -> Result<Option<(Input, Labels)>> {
         match source {
             Source::Cache { activations, boundary, batches } => {
                 let Some(rows) = batches.next().filter(|rows| rows.len() > 1) else { return Ok(None) };
                 let (batch, labels) = activations.gather(&rows, &self.device)?;
-                Ok(Some((boundary.input(batch), labels)))
+                Ok(Some((boundary.input(batch), self.labels(labels)?)))
             }
             Source::Images(feed) => {
                 let Some(Fed { batch, images }) = feed.next().transpose()? else { return Ok(None) };
                 self.report_failures(&batch)?;
                 let images = images.filter(|_| batch.len() > 1);
-                Ok(images.map(|images| (Input::Images(images), batch.labels)))
+                let Some(images) = images else { return Ok(None) };
+                Ok(Some((Input::Images(images), self.labels(batch.labels)?)))
             }
         }
     }
@@ -361,13 +363,13 @@ impl Learner {
     pub(super) fn step(
         &mut self,
         input: &Input,
-        labels: impl Into<Labels>,
+        labels: Labels,
         moves: &Moves,
         weight_decays: &[f32],
         optimizer: &mut Optimizer,
     ) -> Result<Tensor> {
         let number = self.begin_step()?;
-        let (model, loss, seed) = (&mut self.model, &self.loss, self.seed);
+        let (model, loss, seed) = (&mut self.model, Objective::of(&self.loss, self.pointwise), self.seed);
         let Moves { ref lrs, momentum } = *moves;
         let step = Step { model, optimizer, loss, lrs, weight_decays, momentum, seed, number };
         let loss = self.stepper.step(step, input, labels)?;

@@ -6,7 +6,7 @@ use unfreeze::{
     cache::Activations,
     checkpoint::{Checkpoint, LoadOptions, load_into},
     data::{Batch, RgbImage, Transforms, View, shuffled},
-    learner::{HeadSteps, Input, Step, Stepper},
+    learner::{HeadSteps, Input, Objective, Step, Stepper},
     nn::{FreezeState, Grouping, HeadSpec, Model, Pass},
     ops::loss::CrossEntropy,
     optim::{Optimizer, OptimizerKind},
@@ -119,6 +119,7 @@ impl Task {
         let together = stepper.graphs();
         let mut learn = |model: &mut Model, input: &Input, labels: Vec<u32>| {
             let (lrs, weight_decays, momentum) = (&*rates, &*decays, optimizer.kind().momentum());
+            let loss = Objective::CrossEntropy(loss);
             let step = Step { model, optimizer, loss, lrs, weight_decays, momentum, seed: 0, number: number as u64 };
             stepper.step(step, input, labels).map(drop)
         };
