@@ -13,7 +13,7 @@ use unfreeze::{
     Device, Precision, Result, Tensor,
     checkpoint::Weights,
     data::{Augment, Transforms},
-    learner::{Event, Fit, Flow, Input, Learner, LrFind, Objective, Step, Stepper},
+    learner::{Event, Fit, Flow, Input, Labels, Learner, LrFind, Objective, Step, Stepper},
     nn::{Arch, FreezeState, Grouping, HeadSpec, Model},
     ops::loss::CrossEntropy,
     optim::{OneCycle, Optimizer, OptimizerKind},
@@ -75,7 +75,7 @@ impl Training {
         let mut random = Random::stream(7, "images", &[self.steps]);
         let pixels = (0..count * 16 * 16 * 3).map(|_| random.normal_pair()[0]).collect();
         let input = Input::Images(Tensor::new(pixels, [count, 16, 16, 3], &self.device)?);
-        let labels: Vec<u32> = (0..count as u32).map(|at| (at + self.steps as u32) % 3).collect();
+        let labels = Labels::Classes((0..count as u32).map(|at| (at + self.steps as u32) % 3).collect());
         let (number, seed, weight_decay) = (self.steps, self.seed, self.weight_decay);
         self.steps += 1;
         let Self { model, optimizer, loss, .. } = self;

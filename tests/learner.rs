@@ -418,7 +418,7 @@ fn snapshots_are_of_the_ends_of_cycles_and_decide_together() {
     assert_eq!(ensemble.members().len(), 2);
     let data = learner.data();
     let loader = |_: &Transforms| data.loader(Split::Valid, &LoaderOptions::evaluation());
-    let found = ensemble.evaluate(loader, |skipped| panic!("{skipped}")).unwrap();
+    let found = ensemble.evaluate(loader, None, |skipped| panic!("{skipped}")).unwrap();
     let [a, b] = [0, 1].map(|member| &found.members[member]);
     assert!(a.probabilities != b.probabilities);
     assert_eq!(b.probabilities, learner.evaluate(Split::Valid).unwrap().probabilities);

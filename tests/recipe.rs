@@ -233,7 +233,7 @@ fn fits_are_watched_and_the_best_epoch_is_kept() {
     let lowest = losses.iter().copied().fold(f32::INFINITY, f32::min);
     let kept = Classifier::load(&best, Device::cpu(1).unwrap()).unwrap();
     let loader = data(&folder).loader(Split::Valid, &LoaderOptions::evaluation()).unwrap();
-    let again = kept.evaluate(loader, |_| {}).unwrap().loss;
+    let again = kept.evaluate(loader, None, |_| {}).unwrap().loss;
     assert!((again - lowest).abs() < 1e-5, "{again} {losses:?}");
 
     let odd = EarlyStopping { monitor: "f1".into(), ..EarlyStopping::default() };

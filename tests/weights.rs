@@ -26,7 +26,7 @@ fn the_cifar_network_classifies_images_that_it_has_not_seen() {
     let items: Vec<Item> = found.items.into_iter().step_by(10).collect();
     let order = (0..items.len() as u32).collect();
     let loader = Loader::new(items.into(), classifier.transforms(), order, 50, &LoaderOptions::evaluation()).unwrap();
-    let evaluation = classifier.evaluate(loader, |failed| panic!("{failed}")).unwrap();
+    let evaluation = classifier.evaluate(loader, None, |failed| panic!("{failed}")).unwrap();
     assert!(evaluation.accuracy > 0.82, "{}", evaluation.accuracy);
 }
 

@@ -112,7 +112,7 @@ impl Find {
         let transforms = self.transforms.set(Transforms::for_weights(&weights, size))?;
         let (source, mode) = (&self.source, Mode { json: self.json, quiet: self.quiet });
         let path = source.absolute()?;
-        let data = open_data(&path, source.valid_fraction, source.strict, self.compute.seed, mode)?;
+        let data = open_data(&path, source.task, source.valid_fraction, source.strict, self.compute.seed, mode)?;
         let data = data.transforms(transforms).batch_size(self.batch_size);
         let data = data.verify_content(self.precompute.verify_content);
         if !self.quiet {

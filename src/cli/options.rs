@@ -9,7 +9,7 @@ use clap::{Args, ValueEnum};
 use unfreeze::{
     Device, DeviceName, Error, Precision, Result,
     checkpoint::Weights,
-    data::{Augment, Crop, Holdout, ImageData, Skipped, Transforms, find_images},
+    data::{Augment, Crop, Holdout, ImageData, Skipped, Task, Transforms, find_images},
     nn::{Arch, HeadSpec},
 };
 
@@ -116,6 +116,10 @@ pub struct DataSource {
     /// with the columns path, label and split (train, valid, test)
     #[arg(required = true)]
     data: Option<PathBuf>,
+    /// What is told of an image: single-label (its class); multi-label (any number of labels, which a CSV file has in
+    /// the column label with spaces between them); regression (numbers: all columns of a CSV file but path and split)
+    #[arg(long, default_value_t, value_name = "TASK")]
+    pub task: Task,
     /// Hold out this share of each class for validation, where there is no folder for it; copies of a file stay on one
     /// side
     #[arg(long, value_name = "F")]
@@ -224,9 +228,16 @@ pub enum Switch {
 }
 
 /// Finds the images, and says on standard error what was left out or is odd.
-pub fn open_data(path: &Path, valid_fraction: Option<f32>, strict: bool, seed: u64, mode: Mode) -> Result<ImageData> {
+pub fn open_data(
+    path: &Path,
+    task: Task,
+    valid_fraction: Option<f32>,
+    strict: bool,
+    seed: u64,
+    mode: Mode,
+) -> Result<ImageData> {
     let holdout = valid_fraction.map(|fraction| Holdout { fraction, seed });
-    let data = ImageData::open(path, holdout)?.strict(strict)?;
+    let data = ImageData::open_for(task, path, holdout)?.strict(strict)?;
     if !mode.quiet {
         report_skipped(data.skipped());
         data.notes().iter().for_each(|note| errln!("note: {note}"));

@@ -9,7 +9,7 @@ use clap::Args;
 use serde_json::{Map, json};
 use unfreeze::{
     Error, Result,
-    data::{Item, Split, decode, find_split, save_png},
+    data::{Item, Split, Task, decode, find_split, save_png},
     learner::{Classifier, Prediction, Predictions},
 };
 
@@ -45,7 +45,8 @@ pub struct Predict {
     /// How many classes to print for each image
     #[arg(long, default_value_t = 1, value_name = "K", value_parser = count)]
     top: usize,
-    /// Write a table instead of printing: file, class, probability, then a column per class with its probability
+    /// Write a table instead of printing: file, class, probability, then a column per class with its probability; for
+    /// labels file, labels, then a column for each; for numbers file and a column for each
     #[arg(long, value_name = "FILE.csv")]
     csv: Option<PathBuf>,
     /// Write to DIR pictures of where in each image the network finds the class predicted (Grad-CAM), named after the
@@ -53,7 +54,8 @@ pub struct Predict {
     #[arg(long, value_name = "DIR", conflicts_with = "ensemble")]
     grad_cam: Option<PathBuf>,
     /// Print one JSON object per image: file, class, probability, top (list of class and probability), probabilities
-    /// (of every class), with --grad-cam that picture's path
+    /// (of every class); of labels file, labels (those with a probability of at least 0.5), probabilities; of numbers
+    /// file, numbers; with --grad-cam that picture's path
     #[arg(long)]
     json: bool,
 }
@@ -71,11 +73,11 @@ impl Predict {
             check_output("--grad-cam", &folder.join("1.png"), "png")?;
         }
         let items = Item::unlabelled(&files);
-        let (mut failed, mut table) = (Failed::default(), Predictions::new(classes));
+        let (mut failed, mut table) = (Failed::default(), Predictions::new(opened.task(), classes));
         for start in (0..items.len()).step_by(CHUNK) {
             let range = start..items.len().min(start + CHUNK);
             let mut skipped = Vec::new();
-            let judged = opened.judge(&items, range.clone(), |file| skipped.push(file.clone()));
+            let judged = opened.judge(&items, None, range.clone(), |file| skipped.push(file.clone()));
             let all = skipped.len() == range.len();
             failed.report(skipped);
             // That there was nothing to judge has just been said.
@@ -91,7 +93,7 @@ impl Predict {
                 });
                 let picture = picture.transpose()?;
                 let file = path.strip_prefix(&root).unwrap_or(path).display().to_string();
-                self.print(&file, &prediction, picture, classes);
+                self.print(&file, &prediction, picture, opened.task(), classes);
                 if self.csv.is_some() {
                     table.push(file, prediction);
                 }
@@ -125,16 +127,32 @@ impl Predict {
         Ok((root(&data), found.images))
     }
 
-    fn print(&self, file: &str, prediction: &Prediction, picture: Option<PathBuf>, classes: &[String]) {
+    fn print(&self, file: &str, prediction: &Prediction, picture: Option<PathBuf>, task: Task, classes: &[String]) {
         let named = |class: usize| (&classes[class], prediction.probabilities[class]);
-        let top: Vec<_> = prediction.top(self.top).into_iter().map(named).collect();
+        let all =
+            || classes.iter().cloned().zip(prediction.probabilities.iter().map(|p| json!(p))).collect::<Map<_, _>>();
+        let shown = match task {
+            Task::SingleLabel => prediction.top(self.top),
+            Task::MultiLabel => prediction.given(),
+            Task::Regression => (0..classes.len()).collect(),
+        };
+        let top: Vec<_> = shown.into_iter().map(named).collect();
         if self.json {
-            let top: Vec<_> = top.iter().map(|(class, p)| json!({ "class": class, "probability": p })).collect();
-            let all: Map<_, _> =
-                classes.iter().cloned().zip(prediction.probabilities.iter().map(|p| json!(p))).collect();
-            let (class, probability) = (&prediction.class, prediction.probability);
-            let mut object =
-                json!({ "file": file, "class": class, "probability": probability, "top": top, "probabilities": all });
+            let mut object = match task {
+                Task::MultiLabel => {
+                    let labels: Vec<_> = top.iter().map(|(label, _)| label).collect();
+                    json!({ "file": file, "labels": labels, "probabilities": all() })
+                }
+                Task::Regression => json!({ "file": file, "numbers": all() }),
+                Task::SingleLabel => {
+                    let (class, probability) = (&prediction.class, prediction.probability);
+                    let top: Vec<_> =
+                        top.iter().map(|(class, p)| json!({ "class": class, "probability": p })).collect();
+                    json!({
+                        "file": file, "class": class, "probability": probability, "top": top, "probabilities": all(),
+                    })
+                }
+            };
             if let Some(picture) = picture {
                 object["grad_cam"] = json!(picture.display().to_string());
             }

@@ -54,7 +54,8 @@ impl Progress {
             outln!("{lead}{}{cached}", record.phase);
             self.metrics = record.other_metrics().map(|(name, _)| name.to_string()).collect();
             let heads: String = self.metrics.iter().map(|name| format!("   {name:<8}")).collect();
-            outln!("epoch      trn_loss   val_loss   accuracy{heads}   seconds  images/s  lr");
+            let accuracy = if record.accuracy().is_finite() { "   accuracy" } else { "" };
+            outln!("epoch      trn_loss   val_loss{accuracy}{heads}   seconds  images/s  lr");
             self.phase = Some(record.phase.clone());
         }
         let mut lrs: Vec<String> = record.lrs.iter().filter(|lr| **lr > 0.0).map(|lr| format!("{lr:.1e}")).collect();
@@ -64,12 +65,14 @@ impl Progress {
             None => format!("   {:<width$}", "-", width = name.len().max(8)),
         };
         let metrics: String = self.metrics.iter().map(metric).collect();
+        // Numbers have none.
+        let accuracy = Some(record.accuracy()).filter(|accuracy| accuracy.is_finite());
+        let accuracy = accuracy.map_or(String::new(), |accuracy| format!("   {accuracy:<8.6}"));
         outln!(
-            "{:>5}      {:<8.6}   {:<8.6}   {:<8.6}{metrics}  {:>8.1}  {:>8.0}  {}",
+            "{:>5}      {:<8.6}   {:<8.6}{accuracy}{metrics}  {:>8.1}  {:>8.0}  {}",
             record.epoch,
             record.train_loss,
             record.valid_loss,
-            record.accuracy(),
             record.seconds,
             record.images_per_second,
             lrs.join(" ")

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use unfreeze::{
     Error, Precision, Result,
     checkpoint::Weights,
-    data::{Split, Transforms},
+    data::{Split, Task, Transforms},
     learner::{FineTune, Learner, Metric, Recipe, RunFolder, SaveModel},
     nn::{Arch, Grouping, HeadSpec},
     report,
@@ -27,6 +27,8 @@ const EXPLAINED: usize = 12;
 pub struct Config {
     pub engine_version: String,
     pub data: PathBuf,
+    #[serde(default)]
+    pub task: Task,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub valid_fraction: Option<f32>,
     pub arch: Arch,
@@ -69,7 +71,7 @@ impl Config {
     pub fn prepare_with(&self, weights: Weights, compute: &Compute, mode: Mode) -> Result<Learner> {
         let device = compute.open()?;
         self.transforms.validate()?;
-        let data = open_data(&self.data, self.valid_fraction, self.strict, self.seed, mode)?
+        let data = open_data(&self.data, self.task, self.valid_fraction, self.strict, self.seed, mode)?
             .transforms(self.transforms.clone())
             .verify_content(self.verify_content)
             .batch_size(self.batch_size);

@@ -50,8 +50,14 @@ impl Samples {
     pub fn run(self) -> Result<()> {
         check_output("--out", &self.out, "png")?;
         let transforms = self.transforms.set(Transforms::new(self.transforms.size.unwrap_or(224)))?;
-        let data =
-            open_data(self.source.path(), self.source.valid_fraction, self.source.strict, self.seed, Mode::default())?;
+        let data = open_data(
+            self.source.path(),
+            self.source.task,
+            self.source.valid_fraction,
+            self.source.strict,
+            self.seed,
+            Mode::default(),
+        )?;
         let items = data.items(Split::Train);
         let (rows, columns) = (self.images.min(items.len()), self.views + 1);
         let side = transforms.size + GAP;
@@ -103,7 +109,7 @@ impl Samples {
         save_png(&grid, &self.out)?;
         for (row, &index) in drawn.iter().enumerate() {
             let item = &items[index as usize];
-            let (row, class, file) = (row + 1, &data.classes()[item.label as usize], item.path.display());
+            let (row, class, file) = (row + 1, data.describe(item), item.path.display());
             if self.json {
                 outln!("{}", json!({ "row": row, "class": class, "file": file.to_string() }));
             } else {

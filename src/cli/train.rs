@@ -231,6 +231,7 @@ impl Train {
         let mut config = Config {
             engine_version: env!("CARGO_PKG_VERSION").into(),
             data: self.source.absolute()?,
+            task: self.source.task,
             valid_fraction: self.source.valid_fraction,
             arch: weights.arch(),
             weights: self.pretrained.absolute()?,

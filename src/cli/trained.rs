@@ -9,7 +9,7 @@ use std::{
 use clap::{Args, ValueEnum};
 use unfreeze::{
     Device, Error, Result,
-    data::{Item, Loader, LoaderOptions, Skipped, Split, Task, Transforms},
+    data::{Item, Loader, LoaderOptions, Skipped, Split, Targets, Task, Transforms},
     learner::{
         Classifier, Ensemble, EnsembleEvaluation, Evaluation, PredictionRecord, RunFolder, Tta, TtaEvaluation,
         WeightAverage,
@@ -79,6 +79,8 @@ pub struct RunImages {
     pub items: Vec<Item>,
     /// Whether their classes are known.
     pub labelled: bool,
+    /// What they are, where they have no single class.
+    pub targets: Option<Targets>,
 }
 
 /// A model in memory.
@@ -175,17 +177,25 @@ impl Trained {
         if split == Split::Valid && !records.predictions.is_empty() {
             // Those of the run, even if the folder has changed and would be split otherwise now.
             let root = root(&config.data);
-            let item = |record: PredictionRecord| Item { path: root.join(record.file), label: record.label };
-            let items = records.predictions.into_iter().map(item).collect();
-            return Ok(RunImages { root, items, labelled: true });
+            let targets: Vec<f32> =
+                records.predictions.iter().flat_map(|record| record.targets.iter().copied()).collect();
+            let targets =
+                (config.task != Task::SingleLabel).then(|| Targets::new(classes.len(), targets)).transpose()?;
+            let item = |(number, record): (usize, PredictionRecord)| Item {
+                path: root.join(record.file),
+                label: if targets.is_some() { number as u32 } else { record.label },
+            };
+            let items = records.predictions.into_iter().enumerate().map(item).collect();
+            return Ok(RunImages { root, items, labelled: true, targets });
         }
-        let data = open_data(&config.data, config.valid_fraction, config.strict, config.seed, Mode::default())?;
+        let data =
+            open_data(&config.data, config.task, config.valid_fraction, config.strict, config.seed, Mode::default())?;
         if data.classes() != classes {
             let message = format!("its classes {:?} are not the model's {classes:?}", data.classes());
             return Err(Error::data(data.root(), message));
         }
         let (root, items) = (data.root().to_owned(), data.items(split).to_vec());
-        Ok(RunImages { root, items, labelled: data.is_labelled(split) })
+        Ok(RunImages { root, items, labelled: data.is_labelled(split), targets: data.targets().cloned() })
     }
 }
 
@@ -217,9 +227,15 @@ impl Opened<'_> {
         self.first().device()
     }
 
-    /// What it says of the images of `items` in `range`. What is random about a view depends on an image's place among
+    /// What it says of the images of `items` in `range`, whose labels name `targets` where they have no single class. What is random about a view depends on an image's place among
     /// all. `failed` is told once of each that cannot be decoded.
-    pub fn judge(&self, items: &Arc<[Item]>, range: Range<usize>, failed: impl FnMut(&Skipped)) -> Result<Judged> {
+    pub fn judge(
+        &self,
+        items: &Arc<[Item]>,
+        targets: Option<&Targets>,
+        range: Range<usize>,
+        failed: impl FnMut(&Skipped),
+    ) -> Result<Judged> {
         let Trained { batch_size, compute, .. } = self.asked;
         let loader = |transforms: &Transforms, options: LoaderOptions| {
             let order = range.clone().map(|at| at as u32).collect();
@@ -229,15 +245,18 @@ impl Opened<'_> {
         let (classifier, views) = match &self.networks {
             Networks::One { classifier, views } => (classifier, views),
             Networks::Several(ensemble) => {
-                let EnsembleEvaluation { members, averaged } = ensemble.evaluate(clean, failed)?;
+                let EnsembleEvaluation { members, averaged } = ensemble.evaluate(clean, targets, failed)?;
                 return Ok(Judged { evaluation: averaged, beside: Beside::Members(members) });
             }
         };
-        let clean = classifier.evaluate(clean(classifier.transforms())?, failed)?;
+        let clean = classifier.evaluate(clean(classifier.transforms())?, targets, failed)?;
         let Some((count, transforms)) = views else {
             return Ok(Judged { evaluation: clean, beside: Beside::Nothing });
         };
-        let view = |number| classifier.evaluate(loader(transforms, Tta::loader_options(compute.seed, number))?, |_| ());
+        let view = |number| {
+            let loader = loader(transforms, Tta::loader_options(compute.seed, number))?;
+            classifier.evaluate(loader, targets, |_| ())
+        };
         let views = (0..*count).map(view).collect::<Result<Vec<Evaluation>>>()?;
         let TtaEvaluation { clean, averaged } = Tta::views(*count).average(clean, &views)?;
         Ok(Judged { evaluation: averaged, beside: Beside::Clean(clean, *count) })

@@ -174,6 +174,32 @@ impl ImageData {
         Self::scanned(path.parent().unwrap_or(Path::new("")), table::read(path, task, holdout)?)
     }
 
+    /// As [`open`](Self::open), for a task; only a table knows of others than single labels.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open); [`Error::Data`] for folders where a table is needed.
+    pub fn open_for(task: Task, path: impl AsRef<Path>, holdout: Option<Holdout>) -> Result<Self> {
+        match is_table(path.as_ref()) {
+            true => Self::from_csv_for(task, path, holdout),
+            false => task.check_folders(path.as_ref()).and_then(|()| Self::open(path, holdout)),
+        }
+    }
+
+    /// What an image is, in words: its class; its labels, or numbers, with spaces between them.
+    pub fn describe(&self, item: &Item) -> String {
+        let Some(row) = self.targets.as_ref().and_then(|targets| targets.row(item.label)) else {
+            return self.classes.get(item.label as usize).cloned().unwrap_or_default();
+        };
+        let words: Vec<String> = match self.task {
+            Task::Regression => row.iter().map(f32::to_string).collect(),
+            Task::SingleLabel | Task::MultiLabel => {
+                let named = self.classes.iter().zip(row);
+                named.filter(|(_, holds)| **holds > 0.5).map(|(name, _)| name.clone()).collect()
+            }
+        };
+        words.join(" ")
+    }
+
     /// The set at `path`: a table where its name ends in `.csv`, else folders, with or without a share to hold out.
     ///
     /// # Errors

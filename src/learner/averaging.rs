@@ -160,8 +160,9 @@ impl Learner {
         for batch in 0..source.len() as u64 {
             self.cancel.check()?;
             let Some((input, labels)) = self.next_batch(&mut source)? else { continue };
-            seen += labels.len();
-            let share = labels.len() as f32 / seen as f32;
+            let samples = labels.samples(self.model.head.classes());
+            seen += samples;
+            let share = samples as f32 / seen as f32;
             let mut pass = Pass::statistics(self.seed, self.steps + batch);
             input.logits(&self.model, &mut pass)?;
             source.prefetch();

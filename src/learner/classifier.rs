@@ -4,14 +4,15 @@ use std::path::Path;
 
 use super::{
     Evaluation, ModelFile,
-    evaluation::{Tally, best},
+    evaluation::{Tally, best, probabilities},
     feed::{Fed, Feed},
+    metrics::THRESHOLD,
+    objective::pointwise,
 };
 use crate::{
     Device, Precision, Result,
-    data::{Batch, Loader, RgbImage, Skipped, Task, Transforms, View, decode},
+    data::{Batch, Loader, RgbImage, Skipped, Targets, Task, Transforms, View, decode},
     nn::Model,
-    ops::loss::softmax,
 };
 
 /// Classifies images. `&self` everywhere and `Send + Sync`: many threads may share one.
@@ -36,11 +37,12 @@ pub struct Classifier {
 /// What an image shows.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Prediction {
-    /// The most probable class.
+    /// The most probable class, or label.
     pub class: String,
     /// Its probability.
     pub probability: f32,
-    /// The probability of every class, in the order of [`Classifier::classes`].
+    /// The probability of every class, in the order of [`Classifier::classes`]; of labels each its own, and for
+    /// regression the numbers.
     pub probabilities: Vec<f32>,
 }
 
@@ -50,6 +52,11 @@ impl Prediction {
         let best = best(&probabilities);
         let class = classes.get(best).cloned().unwrap_or_default();
         Self { class, probability: probabilities.get(best).copied().unwrap_or_default(), probabilities }
+    }
+
+    /// Positions of the labels that are given, by a probability of at least 0.5.
+    pub fn given(&self) -> Vec<usize> {
+        (0..self.probabilities.len()).filter(|label| self.probabilities[*label] >= THRESHOLD).collect()
     }
 
     /// Positions of the `k` most probable classes, the most probable first.
@@ -124,12 +131,18 @@ impl Classifier {
         self.predict(&decode(path)?)
     }
 
-    /// Measures the model on the images of `loader`; `failed` is told of those that cannot be decoded.
+    /// Measures the model on the images of `loader`; `failed` is told of those that cannot be decoded. For other tasks
+    /// than single labels `targets` are what the labels of its items name; without, nothing is measured but predicted.
     ///
     /// # Errors
     /// [`Error::Data`](crate::Error::Data) if none can be; in strict mode the error of the first.
-    pub fn evaluate(&self, loader: Loader, mut failed: impl FnMut(&Skipped)) -> Result<Evaluation> {
-        let mut tally = Tally::default();
+    pub fn evaluate(
+        &self,
+        loader: Loader,
+        targets: Option<&Targets>,
+        mut failed: impl FnMut(&Skipped),
+    ) -> Result<Evaluation> {
+        let mut tally = Tally::new(self.task, pointwise(self.task), targets);
         let mut feed = Feed::new(loader, &self.transforms, &self.device, self.model.precision());
         while let Some(fed) = feed.next() {
             let Fed { batch, images } = fed?;
@@ -155,7 +168,7 @@ impl Classifier {
         }
         let images = batch.upload(&self.transforms, &self.device, self.model.precision())?;
         let logits = self.model.logits(&images)?;
-        let probabilities = softmax(&logits)?.to_vec::<f32>()?;
+        let probabilities = probabilities(self.task, &logits)?;
         let prediction = |row: &[f32]| Prediction::new(&self.classes, row.to_vec());
         Ok(probabilities.chunks_exact(self.classes.len()).map(prediction).collect())
     }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use super::{Classifier, Evaluation, Mean, Prediction};
 use crate::{
     Device, Error, Precision, Result,
-    data::{Loader, RgbImage, Skipped, Transforms},
+    data::{Loader, RgbImage, Skipped, Targets, Transforms},
 };
 
 /// Networks of the same classes, whose probabilities are averaged: the snapshots of one training, mostly (Huang et al.
@@ -116,12 +116,13 @@ impl Ensemble {
     pub fn evaluate(
         &self,
         mut loader: impl FnMut(&Transforms) -> Result<Loader>,
+        targets: Option<&Targets>,
         mut failed: impl FnMut(&Skipped),
     ) -> Result<EnsembleEvaluation> {
         let mut members = Vec::with_capacity(self.members.len());
         for (number, member) in self.members.iter().enumerate() {
             let told = number > 0;
-            members.push(member.evaluate(loader(member.transforms())?, |skipped| {
+            members.push(member.evaluate(loader(member.transforms())?, targets, |skipped| {
                 if !told {
                     failed(skipped)
                 }

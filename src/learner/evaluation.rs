@@ -2,26 +2,35 @@
 
 use std::{collections::BTreeMap, path::Path};
 
-use super::{Event, Learner, feed::Fed, precompute::Boundary};
+use super::{Event, Learner, Objective, feed::Fed, precompute::Boundary};
 use crate::{
     Error, Result, Tensor,
     autograd::{Tape, Var},
-    data::{LoaderOptions, Split},
+    data::{LoaderOptions, Split, Targets, Task},
     nn::Pass,
-    ops::loss::{CrossEntropy, Target, cross_entropy, softmax},
+    ops::{
+        loss::{CrossEntropy, Target, softmax},
+        pointwise_loss::{Pointwise, sigmoid},
+    },
 };
 
 /// Predictions on a split, and how good they are.
 #[derive(Clone, Debug, Default)]
 pub struct Evaluation {
-    /// Cross entropy, averaged over the samples.
+    /// What is told of the samples.
+    pub task: Task,
+    /// Cross entropy, averaged over the samples; for labels binary cross entropy, for numbers the loss that was
+    /// trained, averaged over all of them too.
     pub loss: f32,
-    /// Share of samples whose most probable class is theirs.
+    /// Share of samples whose most probable class is theirs; of all labels that are rightly given or not, at a
+    /// probability of 0.5 (fastai's `accuracy_thresh`); of numbers there is none, and this is no number.
     pub accuracy: f32,
-    /// `[samples, classes]`, row by row.
+    /// `[samples, classes]`, row by row; each label's own, or the numbers themselves.
     pub probabilities: Vec<f32>,
-    /// Class of each sample.
+    /// Class of each sample; for other tasks the row of its targets in its data set.
     pub labels: Vec<u32>,
+    /// For other tasks, `[samples, classes]`: 1 for labels that hold, or the numbers. Empty where they are not known.
+    pub targets: Vec<f32>,
     /// Position of each sample in its split.
     pub indices: Vec<u32>,
 }
@@ -49,24 +58,35 @@ impl Evaluation {
     pub(super) fn average(shares: &[(f64, &Evaluation)], mean: Mean) -> Result<Evaluation> {
         let Some((_, first)) = shares.first() else { return Err(Error::shape("average", "of no evaluations")) };
         let same = |other: &Evaluation| {
-            (&other.indices, &other.labels) == (&first.indices, &first.labels)
-                && other.probabilities.len() == first.probabilities.len()
+            (&other.indices, &other.labels, &other.targets) == (&first.indices, &first.labels, &first.targets)
+                && (other.task, other.probabilities.len()) == (first.task, first.probabilities.len())
         };
         if !shares.iter().all(|(_, other)| same(other)) {
             return Err(Error::shape("average", "of evaluations of other samples, or of other classes"));
         }
-        let term = |p: f32| match mean {
-            Mean::Probabilities => f64::from(p),
-            // What has underflown is not impossible.
-            Mean::Logits => f64::from(p.max(f32::MIN_POSITIVE)).ln(),
+        // Numbers have neither probabilities nor logits.
+        let mean = if first.task == Task::Regression { Mean::Probabilities } else { mean };
+        // What has underflown is not impossible.
+        let log = |p: f32| f64::from(p.max(f32::MIN_POSITIVE)).ln();
+        let term = |p: f32| match (mean, first.task) {
+            (Mean::Probabilities, _) => f64::from(p),
+            (Mean::Logits, Task::MultiLabel) => log(p) - log(1.0 - p),
+            (Mean::Logits, _) => log(p),
         };
-        let mut average =
-            Evaluation { labels: first.labels.clone(), indices: first.indices.clone(), ..Self::default() };
+        let mut average = Evaluation {
+            task: first.task,
+            labels: first.labels.clone(),
+            targets: first.targets.clone(),
+            indices: first.indices.clone(),
+            ..Self::default()
+        };
         let classes = first.probabilities.len() / first.labels.len().max(1);
         for row in 0..first.labels.len() {
             let of = |at: usize| shares.iter().map(|(share, other)| share * term(other.probabilities[at])).sum::<f64>();
             let mut values: Vec<f64> = (row * classes..(row + 1) * classes).map(of).collect();
-            if mean == Mean::Logits {
+            if (mean, first.task) == (Mean::Logits, Task::MultiLabel) {
+                values.iter_mut().for_each(|value| *value = 1.0 / (1.0 + (-*value).exp()));
+            } else if mean == Mean::Logits {
                 let most = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
                 values.iter_mut().for_each(|value| *value = (*value - most).exp());
                 let sum: f64 = values.iter().sum();
@@ -74,12 +94,16 @@ impl Evaluation {
             }
             average.probabilities.extend(values.into_iter().map(|value| value as f32));
         }
-        (average.loss, average.accuracy) = (average.log_loss() as f32, average.top_k(1) as f32);
+        average.score();
         Ok(average)
     }
 }
 
 impl Learner {
+    fn tally(&self) -> Tally {
+        Tally::new(self.data.task(), self.pointwise, self.data.targets())
+    }
+
     /// Evaluates the network on the clean views of a split, from cached activations where precompute allows.
     ///
     /// # Errors
@@ -92,7 +116,7 @@ impl Learner {
     /// As [`Learner::evaluate`], of views as `options` say.
     pub(super) fn evaluate_views(&mut self, split: Split, options: LoaderOptions) -> Result<Evaluation> {
         let Some(boundary) = self.cached_at(split)? else { return self.evaluate_images(split, options) };
-        let mut tally = Tally::default();
+        let mut tally = self.tally();
         let activations = self.activations(split, boundary, &options)?;
         let rows: Vec<u32> = (0..activations.rows() as u32).collect();
         for rows in rows.chunks(self.data.batch_size.max(1)) {
@@ -110,7 +134,7 @@ impl Learner {
 
     /// As [`Learner::evaluate_views`], never from the cache.
     fn evaluate_images(&mut self, split: Split, options: LoaderOptions) -> Result<Evaluation> {
-        let (mut tally, mut done, total) = (Tally::default(), 0, self.samples(split));
+        let (mut tally, mut done, total) = (self.tally(), 0, self.samples(split));
         self.check_memory(self.data.batch_size.min(total), false)?;
         let mut feed = self.feed(split, options)?;
         while let Some(fed) = feed.next() {
@@ -131,19 +155,39 @@ impl Learner {
 }
 
 /// Predictions as they come in.
-#[derive(Default)]
 pub(super) struct Tally {
     evaluation: Evaluation,
+    pointwise: Option<Pointwise>,
+    targets: Option<Targets>,
     loss: f64,
 }
 
 impl Tally {
+    /// None so far, of images with these targets where they have no single class.
+    pub(super) fn new(task: Task, pointwise: Option<Pointwise>, targets: Option<&Targets>) -> Self {
+        let evaluation = Evaluation { task, ..Evaluation::default() };
+        Self { evaluation, pointwise, targets: targets.cloned(), loss: 0.0 }
+    }
+
     pub(super) fn add(&mut self, logits: Tensor, labels: Vec<u32>, indices: Vec<u32>) -> Result<()> {
-        let target = Target::labels(labels.clone(), logits.shape().last(), logits.device())?;
-        let probabilities = softmax(&logits)?.to_vec::<f32>()?;
-        // Validation is measured without label smoothing or class weights, so that fits can be compared.
-        let loss = cross_entropy(&mut Tape::inference(), &Var::constant(logits), &target, &CrossEntropy::default())?;
-        self.loss += f64::from(loss.value().scalar()?) * labels.len() as f64;
+        let (classes, device) = (logits.shape().last(), logits.device().clone());
+        let probabilities = probabilities(self.evaluation.task, &logits)?;
+        let target = match (self.pointwise, &self.targets) {
+            (None, _) => Some(Target::labels(labels.clone(), classes, &device)?),
+            (Some(_), Some(targets)) => {
+                let targets = targets.gather(&labels)?;
+                self.evaluation.targets.extend(&targets);
+                Some(Target::Soft(Tensor::new(targets, [labels.len(), classes], &device)?))
+            }
+            (Some(_), None) => None,
+        };
+        if let Some(target) = target {
+            // Validation is measured without label smoothing or class weights, so that fits can be compared.
+            let plain = CrossEntropy::default();
+            let objective = Objective::of(&plain, self.pointwise);
+            let loss = objective.loss(&mut Tape::inference(), &Var::constant(logits), &target)?;
+            self.loss += f64::from(loss.value().scalar()?) * labels.len() as f64;
+        }
         self.evaluation.probabilities.extend(probabilities);
         self.evaluation.labels.extend(labels);
         self.evaluation.indices.extend(indices);
@@ -160,10 +204,21 @@ impl Tally {
         if self.evaluation.labels.is_empty() {
             return Err(Error::data(source, "none of the images to evaluate on could be decoded"));
         }
-        let count = self.evaluation.labels.len().max(1) as f64;
-        self.evaluation.loss = (self.loss / count) as f32;
-        self.evaluation.accuracy = self.evaluation.top_k(1) as f32;
+        self.evaluation.score();
+        if !self.evaluation.loss.is_nan() {
+            // Nearer to the truth than that of rounded probabilities.
+            self.evaluation.loss = (self.loss / self.evaluation.labels.len() as f64) as f32;
+        }
         Ok(self.evaluation)
+    }
+}
+
+/// What `logits` `[N, classes]` say for a task, row after row.
+pub(super) fn probabilities(task: Task, logits: &Tensor) -> Result<Vec<f32>> {
+    match task {
+        Task::SingleLabel => softmax(logits)?.to_vec(),
+        Task::MultiLabel => Ok(logits.to_vec::<f32>()?.into_iter().map(sigmoid).collect()),
+        Task::Regression => logits.to_vec(),
     }
 }
 

@@ -42,7 +42,7 @@ impl EpochRecord {
         self.metrics.iter().map(|(name, value)| (name.as_str(), *value)).filter(|(name, _)| *name != "accuracy")
     }
 
-    /// The accuracy on the validation set.
+    /// The accuracy on the validation set; no number where there is none.
     pub fn accuracy(&self) -> f32 {
         self.metrics.get("accuracy").copied().unwrap_or(f32::NAN)
     }
@@ -78,10 +78,13 @@ impl StepRecord {
 pub struct PredictionRecord {
     /// The file, relative to the data folder where it lies within.
     pub file: String,
-    /// Position of its class among the run's classes.
+    /// Position of its class among the run's classes; 0 for other tasks than single labels.
     pub label: u32,
-    /// Probability of each class.
+    /// Probability of each class or label, or the numbers.
     pub probabilities: Vec<f32>,
+    /// For other tasks than single labels what they should be: 1 for labels that hold, or the numbers.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub targets: Vec<f32>,
 }
 
 impl PredictionRecord {

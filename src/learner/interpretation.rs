@@ -1,7 +1,10 @@
 //! What a network gets right and wrong, image by image.
 
 use super::{Confusion, Evaluation, Learner, PredictionRecord};
-use crate::{Error, Result, data::Split};
+use crate::{
+    Error, Result,
+    data::{Split, Task},
+};
 
 /// Predictions of images whose classes are known, in an order that tells something: fastai's
 /// `ClassificationInterpretation` and 0.7's `ImageModelResults`. Images are given by their positions among
@@ -71,7 +74,7 @@ impl Interpretation {
             indices: (0..self.records.len() as u32).collect(),
             ..Evaluation::default()
         };
-        (evaluation.loss, evaluation.accuracy) = (evaluation.log_loss() as f32, evaluation.top_k(1) as f32);
+        evaluation.score();
         evaluation
     }
 
@@ -123,11 +126,13 @@ impl Learner {
     /// Evaluates a split to see what is right and wrong in it, from cached activations where precompute allows.
     ///
     /// # Errors
-    /// As of [`Learner::evaluate`]; [`Error::Data`] if the classes of its images are not known.
+    /// As of [`Learner::evaluate`]; [`Error::Data`] if the classes of its images are not known; [`Error::Setting`] if they
+    /// have no single one.
     pub fn interpret(&mut self, split: Split) -> Result<Interpretation> {
         if !self.data.is_labelled(split) {
             return Err(Error::data(self.data.root(), format!("the classes of its {split} images are not known")));
         }
+        self.single_labels("interpret")?;
         let found = self.evaluate(split)?;
         Interpretation::new(self.data.classes(), self.records(split, &found))
     }
@@ -135,10 +140,12 @@ impl Learner {
     /// An evaluation of a split as it is recorded.
     pub(super) fn records(&self, split: Split, evaluation: &Evaluation) -> Vec<PredictionRecord> {
         let items = self.data.items(split);
+        let single = evaluation.task == Task::SingleLabel;
         let record = |(index, (probabilities, label)): (&u32, (&[f32], u32))| PredictionRecord {
             file: self.data.relative(&items[*index as usize].path),
-            label,
+            label: if single { label } else { 0 },
             probabilities: probabilities.to_vec(),
+            targets: self.data.targets().and_then(|targets| targets.row(label)).map(Vec::from).unwrap_or_default(),
         };
         evaluation.indices.iter().zip(evaluation.rows()).map(record).collect()
     }
@@ -153,6 +160,7 @@ mod tests {
             file: format!("{n}.png"),
             label: *label,
             probabilities: probabilities.to_vec(),
+            targets: Vec::new(),
         };
         Interpretation::new(&["a", "b", "c"].map(String::from), rows.iter().enumerate().map(record).collect()).unwrap()
     }
@@ -189,7 +197,7 @@ mod tests {
     fn records_of_other_classes_are_refused() {
         let classes = ["a", "b"].map(String::from);
         for (label, probabilities) in [(2, vec![0.5; 2]), (0, vec![1.0])] {
-            let record = PredictionRecord { file: "x.png".into(), label, probabilities };
+            let record = PredictionRecord { file: "x.png".into(), label, probabilities, targets: Vec::new() };
             let error = Interpretation::new(&classes, vec![record]).unwrap_err().to_string();
             assert!(error.contains("x.png") && error.contains("2 classes"), "{error}");
         }

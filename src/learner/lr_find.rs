@@ -219,6 +219,7 @@ impl Learner {
     /// [`Error::Cancelled`]; errors of files.
     pub fn lr_find(&mut self, find: LrFind) -> Result<LrFound> {
         self.check_batch_size()?;
+        self.check_loss()?;
         let count = find.count(batches(self.samples(Split::Train), self.data.batch_size).len())?;
         let ratios = find.resolve(&self.state)?;
         let weight_decays = find.weight_decay.resolve("wd", &self.state)?;

@@ -11,10 +11,19 @@ use serde::{Deserialize, Serialize};
 pub use confusion::{Average, Confusion, Counts};
 
 use super::{Evaluation, Learner, evaluation::best};
-use crate::{Error, Result};
+use crate::{Error, Result, data::Task};
+
+/// A label is given where its probability is at least this.
+pub const THRESHOLD: f32 = 0.5;
+
+fn mean(values: impl Iterator<Item = f64>) -> f64 {
+    let (sum, count) = values.fold((0.0, 0usize), |(sum, count), value| (sum + value, count + 1));
+    sum / count.max(1) as f64
+}
 
 /// A number that says how good predictions are. Written `accuracy`, `top5`, `precision`, `recall`, `f1` or `f0.5`
-/// (means over the classes; `precision-micro` and so on: over all samples), `auc`, `log_loss`.
+/// (means over the classes; `precision-micro` and so on: over all samples), `auc`, `log_loss`; of numbers `mae`, `rmse`
+/// and `r2`. Labels of which several may hold are given at a probability of 0.5.
 ///
 /// ```
 /// use unfreeze::learner::{Average, Metric};
@@ -38,14 +47,33 @@ pub enum Metric {
     Auc,
     /// Cross entropy.
     LogLoss,
+    /// Mean absolute error of numbers.
+    Mae,
+    /// Root of their mean squared error.
+    Rmse,
+    /// Coefficient of determination: 1 − squared errors / squared deviations from the mean, of each number, averaged.
+    R2,
 }
 
 impl Metric {
+    /// What is measured of a task where nothing else is asked for.
+    pub fn usual(task: Task) -> Self {
+        match task {
+            Task::SingleLabel | Task::MultiLabel => Metric::Accuracy,
+            Task::Regression => Metric::Mae,
+        }
+    }
+
     /// Whether it says anything of predictions of so many classes.
     ///
     /// # Errors
     /// [`Error::Setting`] if not.
-    pub fn check(&self, classes: usize) -> Result<()> {
+    pub fn check(&self, task: Task, classes: usize) -> Result<()> {
+        let of_numbers = matches!(self, Metric::Mae | Metric::Rmse | Metric::R2);
+        let of_classes = matches!(self, Metric::TopK(_));
+        if of_numbers != (task == Task::Regression) || of_classes && task != Task::SingleLabel {
+            return Err(Error::setting("metrics", format!("{self} says nothing of {task}")));
+        }
         match *self {
             Metric::TopK(k) if k == 0 || k >= classes => {
                 let message = format!("{self} of {classes} classes says nothing; give 1 to {}", classes.max(2) - 1);
@@ -69,6 +97,9 @@ impl fmt::Display for Metric {
             Metric::FBeta(beta, average) => write!(f, "f{beta}{}", average.suffix()),
             Metric::Auc => f.write_str("auc"),
             Metric::LogLoss => f.write_str("log_loss"),
+            Metric::Mae => f.write_str("mae"),
+            Metric::Rmse => f.write_str("rmse"),
+            Metric::R2 => f.write_str("r2"),
         }
     }
 }
@@ -86,6 +117,9 @@ impl FromStr for Metric {
             ("accuracy", Average::Macro) => Some(Metric::Accuracy),
             ("auc", Average::Macro) => Some(Metric::Auc),
             ("log_loss", Average::Macro) => Some(Metric::LogLoss),
+            ("mae", Average::Macro) => Some(Metric::Mae),
+            ("rmse", Average::Macro) => Some(Metric::Rmse),
+            ("r2", Average::Macro) => Some(Metric::R2),
             ("precision", _) => Some(Metric::Precision(average)),
             ("recall", _) => Some(Metric::Recall(average)),
             (_, Average::Macro) if number("top").is_some() => {
@@ -95,7 +129,7 @@ impl FromStr for Metric {
         };
         metric.ok_or_else(|| {
             let known = "accuracy, topK, precision, recall, fBETA, auc and log_loss, such as top5 and f1, or \
-                         precision-micro for a mean over all samples";
+                         precision-micro for a mean over all samples; of numbers mae, rmse and r2";
             Error::setting("metrics", format!("'{text}' is unknown; there are {known}"))
         })
     }
@@ -126,24 +160,74 @@ impl Evaluation {
         self.probabilities.chunks_exact(self.classes().max(1)).zip(self.labels.iter().copied())
     }
 
-    /// How often each class was taken for each.
+    /// How often each class was taken for each; nothing where images have no single class.
     pub fn confusion(&self) -> Confusion {
-        Confusion::new(self.classes(), self.rows().map(|(row, label)| (label as usize, best(row))))
+        let single = self.rows().filter(|_| self.task == Task::SingleLabel);
+        Confusion::new(self.classes(), single.map(|(row, label)| (label as usize, best(row))))
+    }
+
+    /// How often each class, or label, was found.
+    pub fn counts(&self) -> Vec<Counts> {
+        let confusion = self.confusion();
+        let class = |class| match self.task {
+            Task::SingleLabel => confusion.class(class),
+            Task::MultiLabel => self.column(class).fold(Counts::default(), |counts, (p, holds)| {
+                let (given, holds) = (p >= THRESHOLD, holds > 0.5);
+                Counts {
+                    hits: counts.hits + usize::from(given && holds),
+                    predicted: counts.predicted + usize::from(given),
+                    support: counts.support + usize::from(holds),
+                }
+            }),
+            Task::Regression => Counts::default(),
+        };
+        (0..self.classes()).map(class).collect()
+    }
+
+    /// Each sample's output for `class` and its target; none where targets are not known.
+    fn column(&self, class: usize) -> impl Iterator<Item = (f32, f32)> {
+        let outputs = self.probabilities.iter().zip(&self.targets).skip(class);
+        outputs.step_by(self.classes().max(1)).map(|(output, target)| (*output, *target))
+    }
+
+    /// Sets loss and accuracy to what the probabilities make them.
+    pub(super) fn score(&mut self) {
+        self.accuracy = self.metric(Metric::Accuracy).unwrap_or(f64::NAN) as f32;
+        let loss = if self.task == Task::Regression { Metric::Mae } else { Metric::LogLoss };
+        self.loss = self.metric(loss).unwrap_or(f64::NAN) as f32;
     }
 
     /// A metric; `None` if it is not defined for these samples, as the area of one class without the rest.
     pub fn metric(&self, metric: Metric) -> Option<f64> {
+        if self.task != Task::SingleLabel && self.targets.is_empty() {
+            return None;
+        }
+        let of_numbers = matches!(metric, Metric::Mae | Metric::Rmse | Metric::R2);
+        if of_numbers != (self.task == Task::Regression) {
+            return None;
+        }
+        let average = |average: Average, metric: &dyn Fn(&Counts) -> Option<f64>| average.of(&self.counts(), metric);
         match metric {
-            Metric::Accuracy => Some(self.top_k(1)),
-            Metric::TopK(k) => Some(self.top_k(k)),
-            Metric::Precision(average) => self.confusion().average(average, Counts::precision),
-            Metric::Recall(average) => self.confusion().average(average, Counts::recall),
-            Metric::FBeta(beta, average) => self.confusion().average(average, |counts| counts.f_beta(beta)),
+            Metric::Accuracy if self.task == Task::MultiLabel => {
+                let right = |(p, target): (&f32, &f32)| (*p >= THRESHOLD) == (*target > 0.5);
+                Some(mean(self.probabilities.iter().zip(&self.targets).map(|pair| f64::from(u8::from(right(pair))))))
+            }
+            Metric::Accuracy => (self.task == Task::SingleLabel).then(|| self.top_k(1)),
+            Metric::TopK(k) => (self.task == Task::SingleLabel).then(|| self.top_k(k)),
+            Metric::Precision(of) => average(of, &Counts::precision),
+            Metric::Recall(of) => average(of, &Counts::recall),
+            Metric::FBeta(beta, of) => average(of, &|counts| counts.f_beta(beta)),
             Metric::Auc => {
                 let areas: Vec<f64> = (0..self.classes()).filter_map(|class| self.auc(class)).collect();
                 (!areas.is_empty()).then(|| areas.iter().sum::<f64>() / areas.len() as f64)
             }
             Metric::LogLoss => Some(self.log_loss()),
+            Metric::Mae => Some(mean(self.errors().map(f64::abs))),
+            Metric::Rmse => Some(mean(self.errors().map(|error| error * error)).sqrt()),
+            Metric::R2 => {
+                let columns: Vec<f64> = (0..self.classes()).filter_map(|class| self.r2(class)).collect();
+                (!columns.is_empty()).then(|| mean(columns.into_iter()))
+            }
         }
     }
 
@@ -165,7 +249,14 @@ impl Evaluation {
     pub fn auc(&self, class: usize) -> Option<f64> {
         let mut scores: Vec<(f32, bool)> = self
             .rows()
-            .map(|(row, label)| Some((*row.get(class).filter(|p| !p.is_nan())?, label as usize == class)))
+            .enumerate()
+            .map(|(at, (row, label))| {
+                let own = match self.task {
+                    Task::SingleLabel => label as usize == class,
+                    Task::MultiLabel | Task::Regression => *self.targets.get(at * row.len() + class)? > 0.5,
+                };
+                Some((*row.get(class).filter(|p| !p.is_nan())?, own))
+            })
             .collect::<Option<_>>()?;
         scores.sort_by(|a, b| a.0.total_cmp(&b.0));
         let own = scores.iter().filter(|(_, own)| *own).count();
@@ -186,29 +277,49 @@ impl Evaluation {
 
     /// Cross entropy of the probabilities, which are taken for no less than the smallest normal f32.
     pub fn log_loss(&self) -> f64 {
+        let log = |p: f32| f64::from(p.max(f32::MIN_POSITIVE)).ln();
+        if self.task != Task::SingleLabel {
+            let loss = |(p, t): (&f32, &f32)| -f64::from(*t) * log(*p) - f64::from(1.0 - t) * log(1.0 - p);
+            return mean(self.probabilities.iter().zip(&self.targets).map(loss));
+        }
         let loss = |(row, label): (&[f32], u32)| {
             let own = row.get(label as usize).copied().unwrap_or_default();
-            -f64::from(own.max(f32::MIN_POSITIVE)).ln()
+            -log(own)
         };
-        self.rows().map(loss).sum::<f64>() / self.labels.len().max(1) as f64
+        mean(self.rows().map(loss))
+    }
+
+    /// By how much each number is off.
+    fn errors(&self) -> impl Iterator<Item = f64> {
+        self.probabilities.iter().zip(&self.targets).map(|(output, target)| f64::from(*output) - f64::from(*target))
+    }
+
+    /// How much of the variation of number `class` is told; `None` where it does not vary.
+    pub fn r2(&self, class: usize) -> Option<f64> {
+        let average = mean(self.column(class).map(|(_, target)| f64::from(target)));
+        let sum = |of: &dyn Fn(f64, f64) -> f64| {
+            self.column(class).map(|(output, target)| of(output.into(), target.into())).sum::<f64>()
+        };
+        let varied = sum(&|_, target| (target - average).powi(2));
+        (varied > 0.0).then(|| 1.0 - sum(&|output, target| (output - target).powi(2)) / varied)
     }
 }
 
 impl Learner {
-    /// What is measured on the validation set at the end of each epoch, and recorded, beside the accuracy. Default:
-    /// nothing more.
+    /// What is measured on the validation set at the end of each epoch, and recorded, beside the accuracy, for numbers
+    /// the mean absolute error. Default: nothing more.
     ///
     /// # Errors
     /// [`Error::Setting`] for one that says nothing of so many classes as there are.
     pub fn metrics(mut self, metrics: impl IntoIterator<Item = Metric>) -> Result<Self> {
         self.metrics = metrics.into_iter().collect();
-        self.metrics.iter().try_for_each(|metric| metric.check(self.data.classes().len()))?;
+        self.metrics.iter().try_for_each(|metric| metric.check(self.data.task(), self.data.classes().len()))?;
         Ok(self)
     }
 
     /// The metrics of an epoch, those left out that are not defined.
     pub(super) fn measured(&self, valid: &Evaluation) -> BTreeMap<String, f32> {
-        let metrics = self.metrics.iter().chain([&Metric::Accuracy]);
-        metrics.filter_map(|metric| Some((metric.to_string(), valid.metric(*metric)? as f32))).collect()
+        let metrics = self.metrics.iter().copied().chain([Metric::usual(self.data.task())]);
+        metrics.filter_map(|metric| Some((metric.to_string(), valid.metric(metric)? as f32))).collect()
     }
 }

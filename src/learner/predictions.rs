@@ -3,7 +3,11 @@
 use std::{io, path::Path};
 
 use super::{Learner, Prediction};
-use crate::{Error, Result, data::Split, files::write_atomically};
+use crate::{
+    Error, Result,
+    data::{Split, Task},
+    files::write_atomically,
+};
 
 /// What is predicted of files, in their order.
 ///
@@ -15,14 +19,15 @@ use crate::{Error, Result, data::Split, files::write_atomically};
 /// ```
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Predictions {
+    task: Task,
     classes: Vec<String>,
     rows: Vec<(String, Prediction)>,
 }
 
 impl Predictions {
-    /// None so far, for these classes.
-    pub fn new(classes: &[String]) -> Self {
-        Self { classes: classes.to_vec(), rows: Vec::new() }
+    /// None so far, for these classes, labels or numbers.
+    pub fn new(task: Task, classes: &[String]) -> Self {
+        Self { task, classes: classes.to_vec(), rows: Vec::new() }
     }
 
     /// Adds what is predicted of a file.
@@ -51,7 +56,8 @@ impl Predictions {
     }
 
     /// Writes a table, whole or not at all: a first line `file,class,probability` with the names of all classes behind,
-    /// then a line per file, with the probability of each class.
+    /// then a line per file, with the probability of each class. Of labels, `file,labels` with those that are given,
+    /// spaces between them; of numbers `file`.
     ///
     /// # Errors
     /// [`Error::Io`] if it cannot be written.
@@ -59,10 +65,25 @@ impl Predictions {
         write_atomically(path.as_ref(), |file| {
             // The first line is written here, not made from the names of fields.
             let mut table = csv::WriterBuilder::new().has_headers(false).from_writer(file);
-            let heads = ["file", "class", "probability"].into_iter().chain(self.classes.iter().map(String::as_str));
+            let heads: &[&str] = match self.task {
+                Task::SingleLabel => &["file", "class", "probability"],
+                Task::MultiLabel => &["file", "labels"],
+                Task::Regression => &["file"],
+            };
+            let heads = heads.iter().copied().chain(self.classes.iter().map(String::as_str));
             table.write_record(heads).map_err(io::Error::from)?;
-            for (file, Prediction { class, probability, probabilities }) in &self.rows {
-                table.serialize((file, class, probability, probabilities)).map_err(io::Error::from)?;
+            for (file, prediction) in &self.rows {
+                let Prediction { class, probability, probabilities } = prediction;
+                match self.task {
+                    Task::SingleLabel => table.serialize((file, class, probability, probabilities)),
+                    Task::MultiLabel => {
+                        let given: Vec<&str> =
+                            prediction.given().into_iter().map(|label| self.classes[label].as_str()).collect();
+                        table.serialize((file, given.join(" "), probabilities))
+                    }
+                    Task::Regression => table.serialize((file, probabilities)),
+                }
+                .map_err(io::Error::from)?;
             }
             table.flush()
         })
@@ -81,7 +102,7 @@ impl Learner {
         }
         let found = self.evaluate(split)?;
         let classes = self.data.classes();
-        let mut predictions = Predictions::new(classes);
+        let mut predictions = Predictions::new(self.data.task(), classes);
         for record in self.records(split, &found) {
             predictions.push(record.file, Prediction::new(classes, record.probabilities));
         }
@@ -98,7 +119,7 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("out.csv");
         let classes = ["a, or \"b\"", "c"].map(String::from);
-        let mut predictions = Predictions::new(&classes);
+        let mut predictions = Predictions::new(Task::SingleLabel, &classes);
         for (file, p) in [("x/1.png", 0.1f32), ("y,\n2.png", 1e-20), ("z.png", 0.5)] {
             predictions.push(file, Prediction::new(&classes, vec![p, 1.0 - p]));
         }

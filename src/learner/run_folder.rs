@@ -12,7 +12,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use super::{Callback, EpochRecord, Event, Flow, Interpretation, Learner, StepRecord};
 use crate::{
     Error, Result,
-    data::{Split, decode, save_png},
+    data::{Split, Task, decode, save_png},
     files::{TEMPORARY, remove_temporaries, write_atomically},
 };
 
@@ -211,12 +211,15 @@ impl RunFolder {
     }
 
     /// After [`RunFolder::save`]: writes for the `count` validation images of the largest losses where the network
-    /// finds the class that it takes them for, see [`Learner::grad_cam`].
+    /// finds the class that it takes them for, see [`Learner::grad_cam`]; for other tasks than single labels nothing.
     ///
     /// # Errors
     /// [`Error::Io`] if they cannot be written; those of [`Learner::grad_cam`].
     pub fn explain(&self, learner: &Learner, count: usize) -> Result<()> {
         let Some(valid) = learner.last_evaluation() else { return Ok(()) };
+        if valid.task != Task::SingleLabel {
+            return Ok(());
+        }
         let (data, records) = (learner.data(), learner.records(Split::Valid, valid));
         let folder = self.file(GRAD_CAM);
         fs::create_dir_all(&folder).map_err(|error| Error::io(&folder, error))?;

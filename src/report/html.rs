@@ -6,8 +6,11 @@ use std::{
     path::Path,
 };
 
-use super::{Plots, Records, gallery::galleries, images::data_url};
-use crate::learner::{Average, Counts, EpochRecord, Interpretation, Metric};
+use super::{Plots, Records, gallery::galleries, images::data_url, targets};
+use crate::{
+    data::Task,
+    learner::{Average, Counts, EpochRecord, Interpretation, Metric},
+};
 
 /// Pairs of confused classes listed.
 const MOST_CONFUSED: usize = 20;
@@ -40,6 +43,8 @@ pub(super) fn page(run: &Path, records: &Records, found: &Interpretation, plots:
     html += "<h2>Predictions on the validation set</h2>\n";
     if records.predictions.is_empty() {
         html += "<p>This run holds no predictions.jsonl, so there is nothing to say about single classes.</p>\n";
+    } else if records.task != Task::SingleLabel {
+        html += &targets::outcome(records);
     } else {
         for (name, png) in plots.iter().filter(|(name, _)| *name == "confusion") {
             html += &plot(name, png);
@@ -58,13 +63,16 @@ fn summary(records: &Records, data: &str) -> String {
         return format!("No epoch of this run on {data} has ended yet.");
     };
     let seconds: f64 = records.epochs.iter().map(|record| record.seconds).sum();
-    let mut text = format!(
-        "After {}, which took {}, the network classifies {} of the validation images in {data} correctly, at a loss of {:.4}.",
-        counted(records.epochs.len(), "epoch"),
-        duration(seconds),
-        percent(f64::from(last.accuracy())),
-        last.valid_loss
-    );
+    let (epochs, duration) = (counted(records.epochs.len(), "epoch"), duration(seconds));
+    let share = percent(f64::from(last.accuracy()));
+    let right = match records.task {
+        Task::SingleLabel => format!("the network classifies {share} of the validation images in {data} correctly"),
+        Task::MultiLabel => {
+            format!("the network gives or withholds {share} of all labels of the validation images in {data} rightly")
+        }
+        Task::Regression => format!("the network has learned the numbers of the images in {data}"),
+    };
+    let mut text = format!("After {epochs}, which took {duration}, {right}, at a loss of {:.4}.", last.valid_loss);
     if let Some((number, best)) = best(&records.epochs)
         && best.accuracy() > last.accuracy()
     {
@@ -73,9 +81,20 @@ fn summary(records: &Records, data: &str) -> String {
     }
     if !records.predictions.is_empty() {
         let samples = counted(records.predictions.len(), "validation image");
-        let _ = write!(text, " Predictions for {samples} in {} classes are on record.", records.classes.len());
+        let what = match records.task {
+            Task::SingleLabel => "in {} classes",
+            Task::MultiLabel => "and {} labels",
+            Task::Regression => "and {} numbers",
+        };
+        let what = what.replace("{}", &records.classes.len().to_string());
+        let _ = write!(text, " Predictions for {samples} {what} are on record.");
     }
     text
+}
+
+/// An accuracy, where there is one.
+fn share(accuracy: f32) -> String {
+    if accuracy.is_finite() { format!("{accuracy:.4}") } else { "–".into() }
 }
 
 /// The first epoch of the highest accuracy, and its position.
@@ -93,8 +112,8 @@ fn phases(records: &Records) -> String {
         vec![
             last.phase.clone(),
             epochs.len().to_string(),
-            format!("{best:.4}"),
-            format!("{:.4}", last.accuracy()),
+            share(best),
+            share(last.accuracy()),
             format!("{:.4}", last.valid_loss),
             format!("{:.1}", epochs.iter().map(|record| record.seconds).sum::<f64>()),
             percent(cached),
@@ -122,7 +141,7 @@ fn epochs(records: &Records) -> String {
             (number + 1).to_string(),
             format!("{:.4}", record.train_loss),
             format!("{:.4}", record.valid_loss),
-            format!("{:.4}", record.accuracy()),
+            share(record.accuracy()),
         ]
         .into_iter()
         .chain(others.iter().map(|name| record.metrics.get(*name).map_or("–".into(), |value| format!("{value:.4}"))))
@@ -186,7 +205,7 @@ fn folded(title: &str, rows: usize, table: &str) -> String {
 }
 
 /// A table whose first `texts` columns are text and the others numbers.
-fn table(heads: &[&str], texts: usize, rows: impl Iterator<Item = Vec<String>>) -> String {
+pub(super) fn table(heads: &[&str], texts: usize, rows: impl Iterator<Item = Vec<String>>) -> String {
     let cell = |tag: &str, column: usize, text: &str| {
         let class = if column < texts { " class=\"text\"" } else { "" };
         format!("<{tag}{class}>{}</{tag}>", Escaped(text))

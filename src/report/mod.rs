@@ -14,6 +14,7 @@ mod html;
 mod images;
 mod plots;
 mod records;
+mod targets;
 #[cfg(test)]
 mod tests;
 
@@ -27,6 +28,7 @@ pub use records::Records;
 
 use crate::{
     Error, Result,
+    data::Task,
     files::{remove_temporaries, write_atomically},
     learner::{Interpretation, LrFound},
 };
@@ -43,7 +45,10 @@ pub fn write(run: &Path) -> Result<PathBuf> {
     let folder = run.join("plots");
     fs::create_dir_all(&folder).map_err(|error| Error::io(&folder, error))?;
     remove_temporaries(&folder);
-    let found = Interpretation::new(&records.classes, records.predictions.clone())?;
+    // Only images of a single class are taken for others.
+    let single = records.task == Task::SingleLabel;
+    let classified = if single { records.predictions.clone() } else { Vec::new() };
+    let found = Interpretation::new(&records.classes, classified)?;
     let mut plots: Plots = Vec::new();
     let mut plot = |name: &'static str, png: std::io::Result<Vec<u8>>| {
         let path = folder.join(name).with_extension("png");
@@ -54,8 +59,10 @@ pub fn write(run: &Path) -> Result<PathBuf> {
     };
     plot("losses", plots::losses(&records))?;
     plot("learning_rates", plots::learning_rates(&records))?;
-    plot("accuracy", plots::accuracy(&records))?;
-    if records.predictions.is_empty() {
+    if records.epochs.iter().any(|record| record.accuracy().is_finite()) {
+        plot("accuracy", plots::accuracy(&records))?;
+    }
+    if found.records().is_empty() {
         // One of an earlier report would not belong to this page.
         let _ = fs::remove_file(folder.join("confusion.png"));
     } else {

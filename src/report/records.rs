@@ -6,6 +6,7 @@ use serde::de::DeserializeOwned;
 
 use crate::{
     Error, Result,
+    data::Task,
     learner::{EpochRecord, PredictionRecord, StepRecord},
 };
 
@@ -17,7 +18,9 @@ pub struct Records {
     pub config: toml::Table,
     /// The same as it is written.
     pub config_text: String,
-    /// Names of the classes, by position.
+    /// What was to be told of images.
+    pub task: Task,
+    /// Names of the classes, by position; of labels or numbers for other tasks than single labels.
     pub classes: Vec<String>,
     /// `history.jsonl`, one record per epoch.
     pub epochs: Vec<EpochRecord>,
@@ -45,6 +48,10 @@ impl Records {
             .map_err(|error: toml::de::Error| Error::data(&path, format!("is damaged: {}", error.message())))?;
         let classes = classes(&config).ok_or_else(|| Error::data(&path, "has no list of strings called 'classes'"))?;
 
+        // Not in runs of when there was one task.
+        let task = config.get("task").and_then(toml::Value::as_str).map_or(Ok(Task::default()), str::parse);
+        let task = task.map_err(|error| Error::data(&path, error.to_string()))?;
+
         let path = run.join("history.jsonl");
         let epochs = read_lines(&path, |_| Ok(()))?.unwrap_or_default();
         if epochs.is_empty() {
@@ -56,13 +63,16 @@ impl Records {
             if given != expected {
                 return Err(format!("has {given} probabilities, but config.toml names {expected} classes"));
             }
+            if task != Task::SingleLabel && record.targets.len() != expected {
+                return Err(format!("has {} targets, but config.toml names {expected}", record.targets.len()));
+            }
             if record.label as usize >= expected {
                 return Err(format!("has label {}, but config.toml names {expected} classes", record.label));
             }
             Ok(())
         };
         let predictions = read_lines(&run.join("predictions.jsonl"), fits)?.unwrap_or_default();
-        Ok(Self { config, config_text, classes, epochs, steps, predictions })
+        Ok(Self { config, config_text, task, classes, epochs, steps, predictions })
     }
 
     /// A string of the configuration.

@@ -53,7 +53,7 @@ fn records(classes_count: usize, head: usize, finetune: usize, steps: usize) -> 
         let sum: f32 = probabilities.iter().sum();
         probabilities.iter_mut().for_each(|p| *p /= sum);
         let file = format!("valid/{}/{n}.png", records.classes[label]);
-        records.predictions.push(PredictionRecord { file, label: label as u32, probabilities });
+        records.predictions.push(PredictionRecord { file, label: label as u32, probabilities, targets: Vec::new() });
     }
     records
 }
@@ -267,6 +267,7 @@ fn galleries_show_what_their_headings_say() {
         file: format!("{n}.png"),
         label,
         probabilities: vec![p, 1.0 - p],
+        targets: Vec::new(),
     };
     records.predictions = rows.into_iter().enumerate().map(record).collect();
     save(&records, run.path(), Path::new("nowhere"));
@@ -289,7 +290,8 @@ fn galleries_show_what_their_headings_say() {
     }
     // Of a class that an image neither is nor is taken for, the probability is told too.
     let mut records = self::records(3, 1, 0, 1);
-    let record = PredictionRecord { file: "0.png".into(), label: 0, probabilities: vec![0.5, 0.2, 0.3] };
+    let record =
+        PredictionRecord { file: "0.png".into(), label: 0, probabilities: vec![0.5, 0.2, 0.3], targets: Vec::new() };
     records.predictions = vec![record];
     let other = tempfile::tempdir().unwrap();
     save(&records, other.path(), Path::new("nowhere"));

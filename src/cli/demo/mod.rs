@@ -259,6 +259,7 @@ impl Demo {
         Ok(Config {
             engine_version: env!("CARGO_PKG_VERSION").into(),
             data: absolute(&self.data())?,
+            task: unfreeze::data::Task::default(),
             valid_fraction: None,
             arch: ARCH,
             weights: absolute(&self.weights())?.to_string_lossy().into_owned(),

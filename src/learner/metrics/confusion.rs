@@ -39,6 +39,24 @@ impl Average {
     }
 }
 
+impl Average {
+    /// One number of the `metric` of these classes; `None` if there are no samples.
+    pub(super) fn of(self, classes: &[Counts], metric: impl Fn(&Counts) -> Option<f64>) -> Option<f64> {
+        match self {
+            Average::Macro => {
+                let seen = classes.iter().filter(|class| class.predicted + class.support > 0);
+                let values: Vec<f64> = seen.map(|class| metric(class).unwrap_or(0.0)).collect();
+                share(values.iter().sum(), values.len() as f64)
+            }
+            Average::Micro => metric(&classes.iter().fold(Counts::default(), |sum, class| Counts {
+                hits: sum.hits + class.hits,
+                predicted: sum.predicted + class.predicted,
+                support: sum.support + class.support,
+            })),
+        }
+    }
+}
+
 impl Counts {
     /// Share of the samples predicted as this class that are of it; `None` if there is none.
     pub fn precision(&self) -> Option<f64> {
@@ -105,18 +123,7 @@ impl Confusion {
 
     /// One number of the classes' `metric`; `None` if there are no samples.
     pub fn average(&self, average: Average, metric: impl Fn(&Counts) -> Option<f64>) -> Option<f64> {
-        let classes = (0..self.classes).map(|class| self.class(class));
-        match average {
-            Average::Macro => {
-                let seen = classes.filter(|class| class.predicted + class.support > 0);
-                let values: Vec<f64> = seen.map(|class| metric(&class).unwrap_or(0.0)).collect();
-                share(values.iter().sum(), values.len() as f64)
-            }
-            Average::Micro => {
-                let samples = self.samples();
-                metric(&Counts { hits: self.correct(), predicted: samples, support: samples })
-            }
-        }
+        average.of(&(0..self.classes).map(|class| self.class(class)).collect::<Vec<_>>(), metric)
     }
 
     /// Triples `(label, predicted, count)` of classes that were confused at least `min` times, the most frequent first.

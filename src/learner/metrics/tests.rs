@@ -139,7 +139,7 @@ fn names_are_read_as_they_are_written_and_odd_ones_are_errors() {
     for name in ["accuracy", "top5", "precision", "recall-micro", "f1", "f0.5-micro", "auc", "log_loss"] {
         let metric: Metric = name.parse().expect(name);
         assert_eq!(metric.to_string(), name);
-        assert!(metric.check(6).is_ok());
+        assert!(metric.check(Task::SingleLabel, 6).is_ok());
         assert_eq!(serde_json::from_str::<Metric>(&serde_json::to_string(&metric).unwrap()).unwrap(), metric);
     }
     for name in ["", "f", "top", "top-1", "auc-micro", "accuracy-micro", "top5-micro", "Recall", "fast"] {
@@ -147,7 +147,7 @@ fn names_are_read_as_they_are_written_and_odd_ones_are_errors() {
         assert!(error.contains(&format!("'{name}' is unknown")) && error.contains("log_loss"), "{error}");
     }
     for name in ["top2", "top0", "f0", "f-1", "finf", "fnan"] {
-        let error = name.parse::<Metric>().expect(name).check(2).unwrap_err();
+        let error = name.parse::<Metric>().expect(name).check(Task::SingleLabel, 2).unwrap_err();
         assert!(matches!(error, Error::Setting { .. }), "{name}");
     }
 }
