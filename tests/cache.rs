@@ -211,7 +211,7 @@ fn works_as_a_child() {
     }
 }
 
-const SAMPLES: u64 = 200;
+const SAMPLES: u64 = 100;
 
 /// Adds what is missing, a chunk for every sample.
 fn fill(folder: &Path) {

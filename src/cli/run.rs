@@ -93,7 +93,10 @@ impl Config {
             .grouping(self.groups);
         let learner = self.learning.set(learner)?;
         // Before there is a folder for it.
-        self.save_best("").map_or(Ok(()), |options| options.validate())?;
+        self.save_best("").map_or(Ok(()), |options| {
+            options.validate()?;
+            learner.check_monitor("save_best", &options.monitor)
+        })?;
         match &self.fine_tune {
             Some(options) => options.validate(&learner)?,
             None => self.recipe.validate(&learner)?,

@@ -1,6 +1,6 @@
 //! How good the network is on a split.
 
-use std::{collections::BTreeMap, path::Path};
+use std::path::Path;
 
 use super::{Event, Learner, Objective, feed::Fed, precompute::Boundary};
 use crate::{
@@ -46,11 +46,6 @@ pub enum Mean {
 }
 
 impl Evaluation {
-    /// What an epoch's record says of it beside the loss, by name.
-    pub fn metrics(&self) -> BTreeMap<String, f32> {
-        BTreeMap::from([("accuracy".to_string(), self.accuracy)])
-    }
-
     /// The average of evaluations of the same samples, each with its share, which add up to 1.
     ///
     /// # Errors

@@ -64,7 +64,8 @@ impl FineTune {
     }
 
     fn fit(&self, epochs: usize) -> Fit {
-        Fit::epochs(epochs).wd(self.wd.clone()).optimizer(OptimizerKind::adamw())
+        // fastai 2 spares batchnorms and biases the decay.
+        Fit::epochs(epochs).wd(self.wd.clone()).wd_bn_bias(false).optimizer(OptimizerKind::adamw())
     }
 
     /// Checks everything that can be checked before the first epoch.

@@ -64,6 +64,11 @@ impl Metric {
         }
     }
 
+    /// Whether it is the better the lower it is.
+    pub(super) fn is_error(self) -> bool {
+        matches!(self, Metric::LogLoss | Metric::Mae | Metric::Rmse)
+    }
+
     /// Whether it says anything of predictions of so many classes.
     ///
     /// # Errors
@@ -317,9 +322,18 @@ impl Learner {
         Ok(self)
     }
 
+    fn recorded(&self) -> impl Iterator<Item = Metric> {
+        self.metrics.iter().copied().chain([Metric::usual(self.data.task())])
+    }
+
+    /// Names of the metrics of an epoch.
+    pub(super) fn measures(&self) -> impl Iterator<Item = String> {
+        self.recorded().map(|metric| metric.to_string())
+    }
+
     /// The metrics of an epoch, those left out that are not defined.
     pub(super) fn measured(&self, valid: &Evaluation) -> BTreeMap<String, f32> {
-        let metrics = self.metrics.iter().copied().chain([Metric::usual(self.data.task())]);
+        let metrics = self.recorded();
         metrics.filter_map(|metric| Some((metric.to_string(), valid.metric(metric)? as f32))).collect()
     }
 }

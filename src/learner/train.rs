@@ -109,6 +109,7 @@ impl Learner {
         fit.options.validate()?;
         self.check_batch_size()?;
         self.check_loss()?;
+        self.check_watched(&fit)?;
         let steps = fit.options.steps(batches(self.samples(Split::Train), self.data.batch_size).len());
         fit.warm_up.map_or(Ok(()), |warm_up| warm_up.check(epochs, Some(steps)))?;
         let mut lrs = fit.lr.resolve("lr", &self.state)?;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::{EpochRecord, Evaluation, Learner};
+use super::{EpochRecord, Fit, Learner, Metric};
 use crate::{Error, Result};
 
 /// Ends a fit when what is watched no longer gets better: fastai 2's `EarlyStoppingCallback`.
@@ -119,6 +119,32 @@ impl SaveModel {
 }
 
 impl Learner {
+    /// Whether `monitor` is something that this learner's epochs record.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] naming `setting`, and what is recorded.
+    pub fn check_monitor(&self, setting: &str, monitor: &str) -> Result<()> {
+        let known: Vec<String> =
+            [TRAIN_LOSS, VALID_LOSS].map(String::from).into_iter().chain(self.measures()).collect();
+        match known.iter().any(|name| name == monitor) {
+            true => Ok(()),
+            false => {
+                let message =
+                    format!("'{monitor}' is not recorded; give one of {}, or record it too", known.join(", "));
+                Err(Error::setting(setting, message))
+            }
+        }
+    }
+
+    /// Whether what `fit` watches is recorded.
+    pub(super) fn check_watched(&self, fit: &Fit) -> Result<()> {
+        let stopping = fit.early_stopping.as_ref().map(|options| ("early_stopping", &options.monitor));
+        let plateau = fit.reduce_on_plateau.as_ref().map(|options| ("reduce_on_plateau", &options.monitor));
+        let best = self.save_best.as_ref().map(|options| ("save_best", &options.monitor));
+        let mut watched = [stopping, plateau, best].into_iter().flatten();
+        watched.try_for_each(|(setting, monitor)| self.check_monitor(setting, monitor))
+    }
+
     /// Saves the network if the last epoch is the best.
     pub(super) fn save_if_best(&self) -> Result<()> {
         match &self.save_best {
@@ -128,20 +154,22 @@ impl Learner {
     }
 }
 
+const TRAIN_LOSS: &str = "train_loss";
 const VALID_LOSS: &str = "valid_loss";
 
 /// What `record` says of what is watched.
 fn value(record: &EpochRecord, monitor: &str) -> f32 {
     match monitor {
         VALID_LOSS => record.valid_loss,
-        "train_loss" => record.train_loss,
+        TRAIN_LOSS => record.train_loss,
         metric => record.metrics.get(metric).copied().unwrap_or(f32::NAN),
     }
 }
 
 /// Of each epoch, whether it is better than all before.
 fn bests(records: &[EpochRecord], monitor: &str, min_delta: f32) -> Vec<bool> {
-    let sign = if monitor.contains("loss") || monitor.contains("error") { -1.0 } else { 1.0 };
+    let lower = monitor.contains("loss") || monitor.parse().is_ok_and(|metric: Metric| metric.is_error());
+    let sign = if lower { -1.0 } else { 1.0 };
     let mut best = f32::NEG_INFINITY;
     let is_best = |record: &EpochRecord| {
         let value = sign * value(record, monitor);
@@ -152,12 +180,11 @@ fn bests(records: &[EpochRecord], monitor: &str, min_delta: f32) -> Vec<bool> {
     records.iter().map(is_best).collect()
 }
 
-/// Whether `monitor` is something that is recorded.
+/// Whether `monitor` is something that can be recorded.
 fn check(setting: &str, monitor: &str, min_delta: f32) -> Result<()> {
-    let metrics = Evaluation::default().metrics();
-    let known: Vec<&str> = ["train_loss", VALID_LOSS].into_iter().chain(metrics.keys().map(String::as_str)).collect();
-    if !known.contains(&monitor) {
-        return Err(Error::setting(setting, format!("'{monitor}' is not recorded; give one of {}", known.join(", "))));
+    if ![TRAIN_LOSS, VALID_LOSS].contains(&monitor) && monitor.parse::<Metric>().is_err() {
+        let message = format!("'{monitor}' is not recorded; give {TRAIN_LOSS}, {VALID_LOSS} or a metric");
+        return Err(Error::setting(setting, message));
     }
     match min_delta >= 0.0 && min_delta.is_finite() {
         true => Ok(()),
