@@ -17,10 +17,10 @@ use common::{
 };
 use unfreeze::{
     Precision,
-    checkpoint::Weights,
+    checkpoint::{Weights, collect, write_safetensors},
     data::{Augment, Crop, ImageData, Split, Transforms},
     learner::{EpochRecord, Evaluation, Event, Fit, Flow, Learner, Tta},
-    nn::{Arch, Grouping, HeadSpec},
+    nn::{Arch, Grouping, HeadSpec, Model},
     prelude::Device,
 };
 
@@ -30,7 +30,7 @@ type Bits = BTreeMap<String, Vec<u32>>;
 #[derive(Clone, Default)]
 struct Computed(Arc<Mutex<Log>>);
 
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Log {
     /// How many activations of which split, for each time that some were computed.
     computed: Vec<(Split, usize)>,
@@ -458,4 +458,109 @@ fn the_program_caches_views_and_goes_on_with_runs_of_before() {
         assert!(refused.code == 2 && refused.err.contains(named), "{flags}: {}", refused.err);
     }
     assert!(names(&run("refused")).is_empty());
+}
+
+/// What a learner sees that finds its activations in `cache`, and what it computed for that.
+fn kept(folder: &Path, cache: &Path, first: isize) -> (Bits, Vec<EpochRecord>, Log) {
+    let (learner, computed) = Computed::by(with_views(folder, first).cache_folder(cache));
+    let mut learner = learner;
+    learner.fit(Fit::epochs(VIEWS).lr(1e-2)).unwrap();
+    (bits(learner.model()), timeless(learner.history()), Log { computed: computed.take(), notes: computed.notes() })
+}
+
+#[test]
+fn activations_are_kept_from_one_run_to_the_next() {
+    let (folder, cache) = (cats_and_dogs(), tempfile::tempdir().unwrap());
+    for first in [1, 2] {
+        let begun = kept(folder.path(), cache.path(), first);
+        assert_eq!(begun.2.computed.iter().map(|(_, count)| count).sum::<usize>(), 10 * VIEWS + 6);
+        let again = kept(folder.path(), cache.path(), first);
+        assert!(again.0 == begun.0 && again.1 == begun.1);
+        assert!(again.2.computed.is_empty() && again.2.notes.is_empty(), "{:?}", again.2);
+        // A data set that was moved, its files unchanged, is the same.
+        let moved = tempfile::tempdir().unwrap();
+        copy(folder.path(), moved.path());
+        let moved = kept(moved.path(), cache.path(), first);
+        assert!(moved.0 == begun.0 && moved.2.computed.is_empty(), "{:?}", moved.2);
+        // Files that are damaged or gone are made up for.
+        let chunks: Vec<_> =
+            files(cache.path()).into_iter().filter(|path| fs::metadata(path).unwrap().len() > 500).collect();
+        for (number, path) in chunks.iter().enumerate() {
+            let mut bytes = fs::read(path).unwrap();
+            let middle = bytes.len() - 200;
+            bytes[middle] ^= 1;
+            match number % 2 {
+                0 => fs::write(path, bytes).unwrap(),
+                _ => fs::remove_file(path).unwrap(),
+            }
+        }
+        let repaired = kept(folder.path(), cache.path(), first);
+        assert!(repaired.0 == begun.0 && repaired.1 == begun.1);
+        assert!(
+            !repaired.2.computed.is_empty() && repaired.2.notes.iter().any(|note| note.contains("damaged")),
+            "{:?}",
+            repaired.2
+        );
+        assert!(kept(folder.path(), cache.path(), first).2.computed.is_empty());
+    }
+    // A cache that cannot be had is said once, and costs nothing else.
+    let file = cache.path().join("file");
+    fs::write(&file, "no folder").unwrap();
+    let without = kept(folder.path(), &file, 2);
+    assert_eq!(without.2.notes.iter().filter(|note| note.contains("memory alone")).count(), 1, "{:?}", without.2);
+    assert!(without.0 == kept(folder.path(), cache.path(), 2).0);
+}
+
+fn files(folder: &Path) -> Vec<std::path::PathBuf> {
+    let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    entries.flat_map(|path| if path.is_dir() { files(&path) } else { vec![path] }).collect()
+}
+
+/// A copy with the times of the original.
+fn copy(from: &Path, to: &Path) {
+    for path in files(from) {
+        let target = to.join(path.strip_prefix(from).unwrap());
+        fs::create_dir_all(target.parent().unwrap()).unwrap();
+        fs::copy(&path, &target).unwrap();
+        let time = fs::metadata(&path).unwrap().modified().unwrap();
+        fs::File::options().write(true).open(&target).unwrap().set_modified(time).unwrap();
+    }
+}
+
+#[test]
+fn the_program_computes_ahead_what_training_looks_up() {
+    let (images, out) = (cats_and_dogs(), tempfile::tempdir().unwrap());
+    let (cache, weights) = (out.path().join("cache"), out.path().join("resnet8.safetensors"));
+    let model = Model::new(Arch::ResNet8, HeadSpec::Linear, 10, 1, &Device::cpu(1).unwrap()).unwrap();
+    write_safetensors(&weights, &collect(&model).unwrap(), &Default::default()).unwrap();
+    let ahead = |flags: &str| {
+        let line = format!("precompute {{}} --weights {{}} --cache {{}} --size 16 --json {flags}");
+        unfreeze(&line, &[images.path(), &weights, &cache]).succeeded().objects()
+    };
+    let counts = |objects: &[serde_json::Value]| -> Vec<u64> {
+        objects.iter().map(|object| object["activations"].as_u64().unwrap()).collect()
+    };
+    assert_eq!(counts(&ahead("--views 3")), [30, 6]);
+    assert_eq!(counts(&ahead("--views 3 --boundary layer1")), [30, 6]);
+    // Whatever is in the cache now, training adds nothing to it: neither in the first part, nor in the second.
+    let listed = files(&cache);
+    assert!(listed.len() > 3, "{listed:?}");
+    let train = |name: &str, flags: &str| -> (Vec<EpochRecord>, Vec<u8>) {
+        let line = format!(
+            "train {{}} --out {{}} --weights {{}} --cache {{}} --size 16 --hidden 8 --batch-size 4 --epochs 3 \
+             --cycles 1 --cycle-len 3 --freeze-to 1 --json {flags}"
+        );
+        let run = out.path().join(name);
+        let ran = unfreeze(&line, &[images.path(), &run, &weights, &cache]).succeeded();
+        let records = ran.objects().into_iter().map(|object| serde_json::from_value(object).unwrap());
+        (timeless(&records.collect::<Vec<EpochRecord>>()), fs::read(run.join("model.safetensors")).unwrap())
+    };
+    let found = train("found", "--precompute 3");
+    assert_eq!(files(&cache).len(), listed.len());
+    fs::remove_dir_all(&cache).unwrap();
+    assert!(found == train("anew", "--precompute 3"));
+    let refused = unfreeze("precompute {} --weights {} --cache off", &[images.path(), &weights]);
+    assert!(refused.code == 2 && refused.err.contains("--cache"), "{}", refused.err);
+    let refused = unfreeze("precompute {} --weights {} --boundary layer4", &[images.path(), &weights]);
+    assert!(refused.code == 2 && refused.err.contains("layer3"), "{}", refused.err);
 }

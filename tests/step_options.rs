@@ -20,6 +20,9 @@ use unfreeze::{
     optim::{OptimizerKind, Schedule, Triangle},
 };
 
+/// Of cats and of dogs: batches of 8, 8 and 5.
+const IMAGES: [usize; 2] = [15, 6];
+
 fn learner(data: &ImageData) -> Learner {
     let mut learner = learner_of(Arch::ResNet8, data.clone(), &Device::cpu(2).unwrap());
     learner.unfreeze();
@@ -36,7 +39,7 @@ fn check(learner: Learner, fit: Fit, naive: &Naive) {
     let found = losses(&told.lock().unwrap());
     assert_eq!(found.len(), expected.len());
     for (found, expected) in found.iter().zip(&expected) {
-        assert!((found / expected - 1.0).abs() < 1e-4, "losses {found} {expected}");
+        assert!((found / expected - 1.0).abs() < 1e-3, "losses {found} {expected}");
     }
     assert_close(&values(learner.model()), &values(&model));
 }
@@ -44,7 +47,7 @@ fn check(learner: Learner, fit: Fit, naive: &Naive) {
 /// With replacement, as many as there are; each time with a view of its own; the same on cached activations.
 #[test]
 fn classes_can_be_sampled_alike() {
-    let (_root, data) = uneven();
+    let (_root, data) = uneven(IMAGES, 8);
     let options = LoaderOptions { weighted: true, ..LoaderOptions::training(1, 0) };
     let transforms = Transforms::new(16).augment(Augment::SideOn).max_zoom(1.3);
     let augmented = data.clone().transforms(transforms);
@@ -72,35 +75,35 @@ fn classes_can_be_sampled_alike() {
 
 #[test]
 fn weights_and_smoothing_reach_the_loss() {
-    let (_root, data) = uneven();
+    let (_root, data) = uneven(IMAGES, 8);
     let weighted = |weights: ClassWeights| {
         let loss = CrossEntropy { label_smoothing: 0.2, ..CrossEntropy::default() };
         learner(&data).loss(loss).class_weights(&weights).unwrap()
     };
-    // 11 images, 2 classes: 11 / (2 · 8) and 11 / (2 · 3).
-    let weights = Tensor::new(vec![11.0f32 / 16.0, 11.0 / 6.0], [2], &Device::cpu(1).unwrap()).unwrap();
+    // 21 images, 2 classes: 21 / (2 · 15) and 21 / (2 · 6).
+    let weights = Tensor::new(vec![21.0f32 / 30.0, 21.0 / 12.0], [2], &Device::cpu(1).unwrap()).unwrap();
     let naive = Naive { loss: CrossEntropy { label_smoothing: 0.2, class_weights: Some(weights) }, ..Naive::default() };
-    check(weighted(ClassWeights::Balanced), Fit::epochs(2).lr(0.05), &naive);
+    check(weighted(ClassWeights::Balanced), Fit::epochs(2).lr(0.01), &naive);
     let wrong = learner(&data).class_weights(&ClassWeights::Each(vec![1.0; 3])).err().unwrap().to_string();
     assert!(wrong.contains("3 weights given for 2 classes: cat, dog"), "{wrong}");
 }
 
 #[test]
 fn weight_decay_is_what_was_asked_for() {
-    let (_root, data) = uneven();
+    let (_root, data) = uneven(IMAGES, 8);
     for (decoupled, wd_bn_bias) in [(false, false), (true, true), (true, false)] {
         let naive = Naive { weight_decay: 0.1, decoupled, wd_bn_bias, ..Naive::default() };
         let kind = OptimizerKind::Sgd { momentum: 0.9, nesterov: false, decoupled };
-        let fit = Fit::epochs(2).lr(0.05).wd(0.1).optimizer(kind).wd_bn_bias(wd_bn_bias);
+        let fit = Fit::epochs(2).lr(0.01).wd(0.1).optimizer(kind).wd_bn_bias(wd_bn_bias);
         check(learner(&data), fit, &naive);
     }
 }
 
 #[test]
 fn the_norm_of_the_gradients_is_bounded() {
-    let (_root, data) = uneven();
+    let (_root, data) = uneven(IMAGES, 8);
     let naive = Naive { clip: 0.5, ..Naive::default() };
-    check(learner(&data), Fit::epochs(2).lr(0.05).clip_grad(0.5), &naive);
+    check(learner(&data), Fit::epochs(2).lr(0.01).clip_grad(0.5), &naive);
     let (model, told) = listened(learner(&data));
     let (mut bounded, mut free) = (model, learner(&data));
     bounded.fit(Fit::epochs(1).clip_grad(1e9)).unwrap();
@@ -110,17 +113,17 @@ fn the_norm_of_the_gradients_is_bounded() {
 
 #[test]
 fn a_step_takes_the_gradients_of_several_batches() {
-    let (_root, data) = uneven();
-    // Batches of 4, 4 and 3: steps of two and of one.
+    let (_root, data) = uneven(IMAGES, 8);
+    // Three batches: steps of two and of one.
     let naive = Naive { accumulate: 2, clip: 1.0, ..Naive::default() };
-    check(learner(&data), Fit::epochs(2).lr(0.05).accumulate(2).clip_grad(1.0), &naive);
+    check(learner(&data), Fit::epochs(2).lr(0.01).accumulate(2).clip_grad(1.0), &naive);
     let (mut learner, told) = listened(learner(&data));
-    learner.fit(Fit::cycles(1).lr(0.05).accumulate(2)).unwrap();
+    learner.fit(Fit::cycles(1).lr(0.01).accumulate(2)).unwrap();
     let halved = Schedule::Restarts { cycle_steps: 2, cycle_mult: 1, cycles: 1 };
     let rates: Vec<f64> = told.lock().unwrap().iter().filter_map(rate).collect();
     assert_eq!(rates.len(), 2);
     for (step, lr) in rates.iter().enumerate() {
-        assert!((lr - 0.05 * halved.at(step).lr).abs() < 1e-8, "the schedule counts steps: {rates:?}");
+        assert!((lr - 0.01 * halved.at(step).lr).abs() < 1e-8, "the schedule counts steps: {rates:?}");
     }
     let error = learner.fit(Fit::epochs(1).accumulate(0)).unwrap_err().to_string();
     assert!(error.contains("accumulate"), "{error}");
@@ -128,11 +131,11 @@ fn a_step_takes_the_gradients_of_several_batches() {
 
 #[test]
 fn samples_and_labels_are_mixed() {
-    let (_root, data) = uneven();
+    let (_root, data) = uneven(IMAGES, 8);
     let options = |mixup, cutmix| StepOptions { mixup, cutmix, ..StepOptions::default() };
     for mixing in [options(Some(0.4), None), options(None, Some(1.0)), options(Some(0.4), Some(1.0))] {
-        let naive = Naive { mixing: mixing.clone(), ..Naive::default() };
-        check(learner(&data), Fit::epochs(2).lr(0.05).options(mixing), &naive);
+        let naive = Naive { mixing: mixing.clone(), lr: 1e-3, ..Naive::default() };
+        check(learner(&data), Fit::epochs(2).lr(1e-3).options(mixing), &naive);
     }
     // Of cached activations there is MixUp alone.
     let cached = |fit: Fit| {
@@ -152,12 +155,12 @@ fn samples_and_labels_are_mixed() {
 
 #[test]
 fn a_moving_average_follows_each_step() {
-    let (_root, data) = uneven();
+    let (_root, data) = uneven(IMAGES, 8);
     let (mut plain, mut averaged) = (learner(&data), learner(&data));
     let (mut model, mut expected) = (plain.model().clone(), values(plain.model()));
     Naive::default().fit(&mut model, &data, 2, &mut |model, _| approach(&mut expected, &values(model), 0.3));
-    plain.fit(Fit::epochs(2).lr(0.05)).unwrap();
-    averaged.fit(Fit::epochs(2).lr(0.05).ema(0.7)).unwrap();
+    plain.fit(Fit::epochs(2).lr(0.01)).unwrap();
+    averaged.fit(Fit::epochs(2).lr(0.01).ema(0.7)).unwrap();
     let last = bits(averaged.model());
     assert!(last == bits(plain.model()), "to average changes nothing");
     averaged.swap_average(WeightAverage::Ema).unwrap();
@@ -175,9 +178,9 @@ fn a_moving_average_follows_each_step() {
 /// The mean of weights at the ends of these epochs, with statistics of one pass over the training set.
 #[test]
 fn weights_are_averaged_and_their_statistics_estimated_anew() {
-    let (_root, data) = uneven();
-    let constant = Fit::epochs(3).lr(0.05).swa(2);
-    let flat = Fit::cycles(2).cycle_len(2).triangular(Triangle { div: 1.0, ..Triangle::default() }).lr(0.05).swa(1);
+    let (_root, data) = uneven(IMAGES, 8);
+    let constant = Fit::epochs(3).lr(0.01).swa(2);
+    let flat = Fit::cycles(2).cycle_len(2).triangular(Triangle { div: 1.0, ..Triangle::default() }).lr(0.01).swa(1);
     for (fit, epochs, ends) in [(constant, 3, &[2u64, 3][..]), (flat, 4, &[2, 4])] {
         let mut averaged = learner(&data);
         let (mut model, mut mean, mut epoch, mut count) = (averaged.model().clone(), None, 0, 0.0);
@@ -220,7 +223,7 @@ fn weights_are_averaged_and_their_statistics_estimated_anew() {
 /// What is left of a run that was cut off, taken up again, is the run that was not, averages included.
 #[test]
 fn resumed_runs_average_and_mix_as_if_they_had_not_been_cut_off() {
-    let (_root, data) = uneven();
+    let (_root, data) = uneven(IMAGES, 8);
     let folder = tempfile::tempdir().unwrap();
     let ends = |cut: Option<usize>, name: &str| {
         let path = folder.path().join(name);
@@ -285,13 +288,19 @@ fn rate(told: &Told) -> Option<f64> {
 #[test]
 fn options_mean_the_same_on_a_gpu() {
     let Some(gpu) = gpu() else { return };
-    let (_root, data) = uneven();
+    let (_root, data) = uneven([8, 3], 4);
     let kind = OptimizerKind::Sgd { momentum: 0.8, nesterov: true, decoupled: true };
     let options = [
         StepOptions { optimizer: kind, wd_bn_bias: false, ..StepOptions::default() },
-        StepOptions { clip_grad: Some(0.5), ..StepOptions::default() },
         StepOptions { clip_grad: Some(0.5), accumulate: 2, ..StepOptions::default() },
-        StepOptions { mixup: Some(0.4), cutmix: Some(1.0), ema: Some(0.9), swa: Some(1), ..StepOptions::default() },
+        StepOptions {
+            clip_grad: Some(0.5),
+            mixup: Some(0.4),
+            cutmix: Some(1.0),
+            ema: Some(0.9),
+            swa: Some(1),
+            ..StepOptions::default()
+        },
     ];
     for options in options {
         let run = |device: &Device, graphs: bool, linear: bool| {
@@ -304,7 +313,7 @@ fn options_mean_the_same_on_a_gpu() {
                 true => learner.precompute(true),
                 false => learner.unfreeze(),
             }
-            learner.fit(Fit::epochs(3).lr(0.02).wd(0.1).options(options.clone())).unwrap();
+            learner.fit(Fit::epochs(2).lr(0.005).wd(0.1).options(options.clone())).unwrap();
             let told = losses(&told.lock().unwrap());
             let last = bits(learner.model());
             learner.averages().into_iter().for_each(|average| learner.swap_average(average).unwrap());
@@ -315,7 +324,7 @@ fn options_mean_the_same_on_a_gpu() {
             assert!(replayed == run(&gpu, false, linear), "graphs show, linear {linear}: {options:?}");
             let expected = run(&Device::cpu(2).unwrap(), true, linear).2;
             for (found, expected) in replayed.2.iter().zip(&expected) {
-                assert!((found / expected - 1.0).abs() < 1e-4, "{options:?}: losses {found} {expected}");
+                assert!((found / expected - 1.0).abs() < 2e-3, "{options:?}: losses {found} {expected}");
             }
         }
     }
@@ -357,7 +366,7 @@ fn flags_are_kept_in_the_run_and_odd_ones_are_refused() {
         ("--mixup 0", "--mixup: 0 is no alpha"),
         ("--sample even", "neither shuffled nor weighted"),
         ("--ema 1", "--ema: 1 is no decay"),
-        ("--momentum -1", "--momentum"),
+        ("--momentum 1", "from 0 to below 1"),
         ("--optimizer adamw --nesterov", "--optimizer: adamw has no Nesterov step"),
     ] {
         let refused = unfreeze(&format!("{TRAIN} {flags}"), &[root, &root.join("refused")]);

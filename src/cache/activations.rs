@@ -1,9 +1,10 @@
 //! The activations of a data set's samples, wherever they lie in memory.
 
-use std::sync::Arc;
+use std::{borrow::Cow, sync::Arc};
 
 use half::bf16;
 
+use super::store::Stored;
 use crate::{DType, Device, Element, Error, Result, Shape, Tensor, ops::gather::gather};
 
 /// Share of a GPU's free memory that the features of one data set may take there: one in so many. Others must fit
@@ -33,6 +34,23 @@ impl Chunk {
             other => return Err(Error::shape("cache", format!("activations of {other:?} are not kept"))),
         };
         Ok(Self { dims: batch.dims().get(1..).unwrap_or_default().to_vec(), values })
+    }
+
+    /// Rows of these extents and of this type, whose values are `values`.
+    pub fn restored(dims: &[usize], stored: Stored, values: Vec<f32>) -> Self {
+        let values = match stored {
+            Stored::F32 => Values::F32(values),
+            Stored::Bf16 => Values::BF16(values.into_iter().map(bf16::from_f32).collect()),
+        };
+        Self { dims: dims.to_vec(), values }
+    }
+
+    /// The values, which f32 holds exactly.
+    pub fn to_f32(&self) -> Cow<'_, [f32]> {
+        match &self.values {
+            Values::F32(values) => Cow::Borrowed(values),
+            Values::BF16(values) => Cow::Owned(values.iter().map(|value| value.to_f32()).collect()),
+        }
     }
 
     /// Memory taken, in bytes.

@@ -8,14 +8,16 @@ pub mod store;
 
 use std::{
     collections::{HashMap, hash_map},
+    path::PathBuf,
     sync::Arc,
 };
 
 pub use activations::Activations;
 pub use key::{Key, KeyBuilder};
 
-use crate::{Device, Result, Tensor, device::available_memory};
+use crate::{Device, Error, Result, Tensor, device::available_memory};
 use activations::{Chunk, Place};
+use store::Store;
 
 /// Share of the host memory that is free, or taken by the cache, that it may take: one in so many.
 const SHARE: u64 = 2;
@@ -36,7 +38,8 @@ pub struct Sought {
     pub index: u32,
 }
 
-/// Entries in host memory. Those that were used least recently go where there is no room.
+/// Entries in host memory, and on disk where a folder is set. Those that were used least recently go where there is no
+/// room.
 #[derive(Debug, Default)]
 pub struct ActivationCache {
     /// The last is the one that was used last.
@@ -44,11 +47,20 @@ pub struct ActivationCache {
     /// What was selected last, where a GPU holds it.
     selections: Vec<(Key, Arc<Activations>)>,
     limit: Option<u64>,
+    /// Where entries are kept from one run to the next; `None` too when that has failed.
+    folder: Option<PathBuf>,
+    budget: Option<u64>,
+    notes: Vec<String>,
 }
+
+/// Bytes that are read from disk into one piece of memory.
+const READ: usize = 8 << 20;
 
 /// The rows of an entry.
 #[derive(Debug, Default)]
 struct Rows {
+    /// The entry on disk, once it was looked for.
+    disk: Option<store::Entry>,
     chunks: Vec<Arc<Chunk>>,
     /// Where each row lies; `None` for a sample that cannot be decoded.
     places: HashMap<Key, Option<Place>>,
@@ -64,6 +76,79 @@ impl ActivationCache {
     /// Sets the bytes that entries may take. Default: half of the memory that is free or theirs.
     pub fn set_limit(&mut self, bytes: u64) {
         self.limit = Some(bytes);
+    }
+
+    /// Keeps entries in a folder too, from one run to the next. Default: in memory alone.
+    pub fn set_folder(&mut self, folder: Option<PathBuf>) {
+        self.folder = folder;
+    }
+
+    /// Sets the bytes that the folder may take. Default: [`store::DEFAULT_BUDGET`].
+    pub fn set_budget(&mut self, bytes: u64) {
+        self.budget = Some(bytes);
+    }
+
+    /// What is to be said of the folder since this was last asked: what was damaged, or why it is not used any more.
+    pub fn take_notes(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.notes)
+    }
+
+    /// Brings rows that memory does not have from disk, as far as they are there.
+    pub fn load(&mut self, missing: &[Sought], about: &store::About) {
+        let mut entries: HashMap<Key, Vec<Key>> = HashMap::new();
+        for Sought { entry, row, .. } in missing {
+            entries.entry(*entry).or_default().extend(row);
+        }
+        for (entry, rows) in entries {
+            if let Err(error) = self.load_entry(entry, &rows, about) {
+                return self.give_up(&error);
+            }
+        }
+    }
+
+    fn load_entry(&mut self, entry: Key, rows: &[Key], about: &store::About) -> Result<()> {
+        let Some(folder) = self.folder.clone() else { return Ok(()) };
+        let budget = self.budget.unwrap_or(store::DEFAULT_BUDGET);
+        let held = self.entry(entry);
+        if held.disk.is_none() {
+            held.disk = Some(Store::open(folder, budget)?.entry(&entry, about)?);
+        }
+        let Rows { disk: Some(disk), chunks, places } = held else { return Ok(()) };
+        let width = disk.elements();
+        for rows in rows.chunks((READ / size_of::<f32>() / width).max(1)) {
+            let (mut values, mut read) = (Vec::new(), 0);
+            for (row, number) in rows.iter().filter_map(|row| Some((row, disk.find(row)?))) {
+                values.resize((read + 1) * width, 0.0);
+                // Otherwise it is lost, and computed anew.
+                if disk.read(number, &mut values[read * width..])? {
+                    places.insert(*row, Some((chunks.len() as u32, read as u32)));
+                    read += 1;
+                }
+            }
+            values.truncate(read * width);
+            if read > 0 {
+                chunks.push(Arc::new(Chunk::restored(&about.dims, about.stored, values)));
+            }
+        }
+        let notes = disk.notes();
+        self.notes.extend(notes);
+        Ok(())
+    }
+
+    /// Has everything on disk that was added.
+    pub fn flush(&mut self) {
+        let written =
+            self.entries.iter_mut().filter_map(|(_, rows)| rows.disk.as_mut()).try_for_each(store::Entry::flush);
+        if let Err(error) = written {
+            self.give_up(&error);
+        }
+    }
+
+    /// Uses memory alone from here on.
+    fn give_up(&mut self, error: &Error) {
+        self.folder = None;
+        self.entries.iter_mut().for_each(|(_, rows)| rows.disk = None);
+        self.notes.push(format!("activations are kept in memory alone from here on: {error}"));
     }
 
     /// Bytes that entries may take.
@@ -93,8 +178,13 @@ impl ActivationCache {
         let chunk = Chunk::of(batch, &positions)?;
         let held = self.entry(entry);
         let number = held.chunks.len() as u32;
-        held.chunks.push(Arc::new(chunk));
         held.places.extend(rows.iter().enumerate().map(|(row, (_, key))| (*key, Some((number, row as u32)))));
+        let keys: Vec<Key> = rows.iter().map(|(_, key)| *key).collect();
+        let kept = held.disk.as_mut().map_or(Ok(()), |disk| disk.append(&keys, &chunk.to_f32()));
+        held.chunks.push(Arc::new(chunk));
+        if let Err(error) = kept {
+            self.give_up(&error);
+        }
         Ok(())
     }
 
@@ -194,7 +284,7 @@ impl ActivationCache {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::testing::cpu;
+    use crate::{DType, ops::testing::cpu};
 
     fn key(name: &str) -> Key {
         KeyBuilder::new("cpu").text(name).finish()
@@ -253,6 +343,44 @@ mod tests {
         assert!(!cache.make_room(69, &[key("three")]) && left(&cache) == [false, false, true]);
         cache.remove(&key("three"));
         assert_eq!(cache.bytes(), 0);
+        Ok(())
+    }
+
+    #[test]
+    fn rows_come_back_from_disk_and_a_disk_that_fails_is_said_once() -> Result<()> {
+        let folder = tempfile::tempdir().unwrap();
+        let about = |stored| store::About { dims: vec![2, 2], stored, ..store::About::default() };
+        let samples = ["a", "b", "c"].map(|row| sought("clean", row, 0));
+        let opened = |place: PathBuf| {
+            let mut cache = ActivationCache::default();
+            cache.set_folder(Some(place));
+            cache
+        };
+        for (stored, dtype) in [(store::Stored::F32, DType::F32), (store::Stored::Bf16, DType::BF16)] {
+            let batch = Tensor::new((1..=8).map(|n| 0.5 * n as f32).collect(), [2, 2, 2], &cpu(1))?.cast(dtype)?;
+            let mut cache = opened(folder.path().to_owned());
+            cache.load(&samples, &about(stored));
+            cache.add(key("clean"), &batch, &[(1, key("a")), (0, key("b"))])?;
+            cache.flush();
+            drop(cache);
+            let mut cache = opened(folder.path().to_owned());
+            cache.load(&samples, &about(stored));
+            assert_eq!(samples.map(|sample| cache.knows(&sample)), [true, true, false], "{stored:?}");
+            let (values, _) = cache.select(&samples, &cpu(1))?.gather(&[0, 1], &cpu(1))?;
+            assert_eq!((values.dims(), values.dtype()), (&[2, 2, 2][..], dtype));
+            assert_eq!(values.cast(DType::F32)?.to_vec::<f32>()?, [2.5, 3.0, 3.5, 4.0, 0.5, 1.0, 1.5, 2.0]);
+            assert!(cache.take_notes().is_empty());
+        }
+        let file = folder.path().join("file");
+        std::fs::write(&file, "no folder").unwrap();
+        let mut cache = opened(file);
+        for _ in 0..2 {
+            cache.load(&samples, &about(store::Stored::F32));
+            add(&mut cache, "clean", &[("a", 1.0)])?;
+        }
+        let notes = cache.take_notes();
+        assert!(notes.len() == 1 && notes[0].contains("in memory alone"), "{notes:?}");
+        assert!(cache.knows(&samples[0]));
         Ok(())
     }
 }

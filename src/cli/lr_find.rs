@@ -114,7 +114,7 @@ impl Find {
         let path = source.absolute()?;
         let data = open_data(&path, source.task, source.valid_fraction, source.strict, self.compute.seed, mode)?;
         let data = data.transforms(transforms).batch_size(self.batch_size);
-        let data = data.verify_content(self.precompute.verify_content);
+        let data = data.verify_content(self.precompute.cache.verify_content);
         if !self.quiet {
             let (images, arch) = (data.items(Split::Train).len(), weights.arch());
             errln!("{}: {images} training images; {arch} on {device}", path.display());
@@ -125,7 +125,7 @@ impl Find {
             .precision(self.arithmetic.dtype)?
             .seed(self.compute.seed)?
             .grouping(self.groups);
-        let mut learner = learner.callback(Progress::new(mode));
+        let mut learner = self.precompute.cache.keep(learner).callback(Progress::new(mode));
         learner.freeze_to(self.freeze_to)?;
         learner.bn_freeze(self.bn_freeze == Switch::On);
         self.precompute.set(&mut learner)?;

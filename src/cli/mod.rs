@@ -23,6 +23,7 @@ mod interrupt;
 mod kernels;
 mod lr_find;
 mod options;
+mod precompute;
 mod precompute_flags;
 mod predict;
 mod progress;
@@ -80,6 +81,7 @@ enum Command {
     Inspect(inspect::Inspect),
     Summary(summary::Summary),
     Bench(bench::Bench),
+    Precompute(Box<precompute::Precompute>),
     Cache(cache::Cache),
     Kernels(kernels::Kernels),
     Devices(devices::Devices),
@@ -101,6 +103,7 @@ pub fn run() -> ExitCode {
         Command::Inspect(command) => command.run(),
         Command::Summary(command) => command.run(),
         Command::Bench(command) => command.run(),
+        Command::Precompute(command) => command.run(),
         Command::Cache(command) => command.run(),
         Command::Kernels(command) => command.run(),
         Command::Devices(command) => command.run(),

@@ -1,15 +1,15 @@
 //! Flags of cached activations.
 
-use std::{fmt, str::FromStr};
+use std::{fmt, path::PathBuf, str::FromStr};
 
 use clap::Args;
-use unfreeze::{Error, Result, learner::Learner};
+use unfreeze::{Error, Result, cache::store::Store, learner::Learner};
 
 /// Most views of an image.
 const MOST_VIEWS: usize = 1024;
 
 /// Which activations are computed once.
-#[derive(Args, Clone, Copy)]
+#[derive(Args, Clone)]
 pub struct PrecomputeFlags {
     /// Train what is not frozen on activations computed once: on, those of clean views; a number, those of so many
     /// views of each image, the clean one and augmented ones, of which an epoch shows one; or off, on augmented images
@@ -19,10 +19,40 @@ pub struct PrecomputeFlags {
     /// With --precompute VIEWS: draw other augmented views after every N epochs
     #[arg(long, default_value_t = 0, value_name = "N", hide_default_value = true)]
     pub renew_views: usize,
+    #[command(flatten)]
+    pub cache: CacheFlags,
+}
+
+/// Where activations are kept, and how a file's are told.
+#[derive(Args, Clone)]
+pub struct CacheFlags {
+    /// Folder in which activations are kept from one run to the next, or off: see `unfreeze cache` [default:
+    /// activations in UNFREEZE_CACHE, or in the user's cache folder]
+    #[arg(long, value_name = "DIR|off")]
+    cache: Option<PathBuf>,
     /// Tell cached activations to be a file's by all of its bytes, not by path, length, time of last change and end
     /// alone
     #[arg(long)]
     pub verify_content: bool,
+}
+
+impl CacheFlags {
+    /// The folder, unless there is none.
+    pub fn folder(&self) -> Option<PathBuf> {
+        match &self.cache {
+            Some(folder) if folder.as_os_str() == "off" => None,
+            Some(folder) => Some(folder.clone()),
+            None => Store::default_folder(),
+        }
+    }
+
+    /// `learner`, keeping its activations there.
+    pub fn keep(&self, learner: Learner) -> Learner {
+        match self.folder() {
+            Some(folder) => learner.cache_folder(folder),
+            None => learner,
+        }
+    }
 }
 
 /// What is asked for.

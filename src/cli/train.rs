@@ -214,6 +214,7 @@ impl Train {
             (config.data, config.weights) = (flags.data, flags.weights);
         }
         let learner = config.prepare(&self.compute, self.mode)?.graphs(self.graphs == Switch::On);
+        let learner = self.precompute.cache.keep(learner);
         if config.classes != learner.data().classes() {
             let message = format!("has the classes {:?}, but the run {:?}", learner.data().classes(), config.classes);
             return Err(Error::data(&config.data, message));
@@ -242,7 +243,7 @@ impl Train {
             device: self.compute.device.to_string(),
             dtype: self.arithmetic.dtype,
             strict: self.source.strict,
-            verify_content: self.precompute.verify_content,
+            verify_content: self.precompute.cache.verify_content,
             head,
             groups: self.groups.unwrap_or(if self.freeze_out.is_some() {
                 Grouping::PerBlock
@@ -257,7 +258,7 @@ impl Train {
             save_best: self.save_best.clone(),
             fine_tune: self.fine_tune()?,
         };
-        let learner = config.prepare_with(weights, &self.compute, self.mode)?;
+        let learner = self.precompute.cache.keep(config.prepare_with(weights, &self.compute, self.mode)?);
         config.classes = learner.data().classes().to_vec();
         Ok((config, learner.graphs(self.graphs == Switch::On)))
     }

@@ -20,7 +20,8 @@ pub fn unfreeze(arguments: &str, paths: &[&Path]) -> Ran {
     ran(command(arguments, paths).output().unwrap())
 }
 
-/// The program with these arguments, not yet started.
+/// The program with these arguments, not yet started. What it keeps from one run to the next is kept out of the user's
+/// folders.
 pub fn command(arguments: &str, paths: &[&Path]) -> Command {
     let mut paths = paths.iter();
     let arguments = arguments.split_whitespace().map(|argument| match argument {
@@ -28,7 +29,7 @@ pub fn command(arguments: &str, paths: &[&Path]) -> Command {
         text => text.into(),
     });
     let mut command = Command::new(env!("CARGO_BIN_EXE_unfreeze"));
-    command.args(arguments.collect::<Vec<_>>());
+    command.args(arguments.collect::<Vec<_>>()).env("UNFREEZE_CACHE", concat!(env!("CARGO_TARGET_TMPDIR"), "/cache"));
     command
 }
 

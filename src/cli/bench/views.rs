@@ -81,7 +81,7 @@ impl Views {
             return Err(Error::setting("--seconds", format!("{} is no time; give seconds above 0", self.seconds)));
         }
         let (source, seed) = (&self.source, self.compute.seed);
-        let data = open_data(source.path(), source.valid_fraction, source.strict, seed, Mode::default())?;
+        let data = open_data(source.path(), source.task, source.valid_fraction, source.strict, seed, Mode::default())?;
         let arch = self.pretrained.read()?.arch();
         if !self.json {
             let (seconds, seeds) = (self.seconds, self.seeds);

@@ -1,9 +1,12 @@
 //! What an entry and its rows are named by.
 
+use std::collections::HashSet;
+
 use super::*;
 use crate::{
     Device,
-    autograd::Parameters,
+    autograd::{Parameters, Var},
+    cache::Key,
     checkpoint::Weights,
     data::{Augment, Crop, ImageData, RgbImage, Transforms},
     nn::{Arch, HeadSpec},

@@ -1,0 +1,149 @@
+//! Activations from memory, from disk, or computed.
+
+use std::{collections::HashSet, sync::Arc};
+
+use super::Boundary;
+use crate::{
+    Precision, Result,
+    autograd::Var,
+    cache::{
+        Activations, Key, Sought,
+        store::{About, Stored},
+    },
+    data::{Batch, LoaderOptions, Split},
+    learner::{Event, Learner, feed::Fed},
+    nn::Pass,
+};
+
+impl Learner {
+    /// The activations of a split's samples at `boundary`, of the views that `options` shows: those that the cache does
+    /// not have are computed.
+    pub(in crate::learner) fn activations(
+        &mut self,
+        split: Split,
+        boundary: Boundary,
+        options: &LoaderOptions,
+    ) -> Result<Arc<Activations>> {
+        let sought = self.sought(split, boundary, options)?;
+        let mut missing: Vec<u32> = sought.iter().filter(|s| !self.cache.knows(s)).map(|s| s.index).collect();
+        if !missing.is_empty() {
+            let entries: HashSet<Key> = sought.iter().map(|sought| sought.entry).collect();
+            let entries = Vec::from_iter(entries);
+            let bytes = missing.len() as u64 * self.row_bytes(boundary);
+            if !self.cache.make_room(bytes, &entries) {
+                // Rows of files that have changed since take it.
+                entries.iter().for_each(|entry| self.cache.remove(entry));
+                missing = sought.iter().map(|sought| sought.index).collect();
+            }
+            let samples: Vec<Sought> = missing.iter().map(|index| sought[*index as usize]).collect();
+            self.cache.load(&samples, &self.about(boundary));
+            missing.retain(|index| !self.cache.knows(&sought[*index as usize]));
+            self.tell_of_disk()?;
+            if !missing.is_empty() {
+                let filled = self.fill(split, boundary, options, &sought, &entries, missing);
+                // What was computed is kept, whatever ended the work.
+                self.cache.flush();
+                self.tell_of_disk()?;
+                filled?;
+            }
+        }
+        self.cache.select(&sought, &self.device)
+    }
+
+    /// What the activations at a boundary are, as `unfreeze cache list` shows it.
+    fn about(&self, boundary: Boundary) -> About {
+        let (arch, precision) = (self.model.arch(), self.model.precision());
+        let (name, dims) = match boundary {
+            Boundary::Pool => (format!("{} pool", self.model.head.pool_name()), vec![self.model.head.inputs()]),
+            Boundary::Units(units) => {
+                (self.model.units()[units - 1].to_string(), self.network().output(units).to_vec())
+            }
+        };
+        let stored = match (boundary, precision) {
+            (Boundary::Units(_), Precision::Bf16) => Stored::Bf16,
+            _ => Stored::F32,
+        };
+        About {
+            dims,
+            stored,
+            arch: arch.to_string(),
+            boundary: name,
+            size: self.transforms().size,
+            computed: format!("{}, {precision}", self.device),
+            data: self.data.root().display().to_string(),
+        }
+    }
+
+    fn tell_of_disk(&mut self) -> Result<()> {
+        self.cache.take_notes().into_iter().try_for_each(|note| self.note(note))
+    }
+
+    /// Computes what is `missing`. What was computed stays, whatever ends the work.
+    fn fill(
+        &mut self,
+        split: Split,
+        boundary: Boundary,
+        options: &LoaderOptions,
+        sought: &[Sought],
+        entries: &[Key],
+        missing: Vec<u32>,
+    ) -> Result<()> {
+        let (total, mut done) = (missing.len(), 0);
+        self.check_memory(self.data.batch_size.min(total), false)?;
+        let mut feed = self.feed_of(split, missing.clone(), options)?;
+        let mut changed: HashSet<u32> = HashSet::new();
+        while let Some(fed) = feed.next() {
+            self.cancel.check()?;
+            let Fed { batch, images } = fed?;
+            done += batch.len() + batch.failed.len();
+            self.report_failures(&batch)?;
+            if let Some(images) = images.map(Var::constant) {
+                let output = self.prefix(boundary, &images)?;
+                drop(images);
+                feed.prefetch();
+                // A file may have been replaced since it was looked at: what was read is then of neither for sure.
+                let now = self.identities(split, &batch.indices);
+                for entry in entries {
+                    let mut rows = Vec::new();
+                    for (position, (&index, now)) in batch.indices.iter().zip(&now).enumerate() {
+                        match sought[index as usize] {
+                            Sought { entry: of, .. } if of != *entry => {}
+                            Sought { row: Some(row), .. } if self.row(split, index, *now, options) == Some(row) => {
+                                rows.push((position, row));
+                            }
+                            _ => drop(changed.insert(index)),
+                        }
+                    }
+                    if !rows.is_empty() {
+                        self.cache.add(*entry, output.value(), &rows)?;
+                    }
+                }
+            }
+            self.tell(&Event::Caching { split, done, total })?;
+        }
+        for index in &changed {
+            let path = self.data.items(split)[*index as usize].path.display().to_string();
+            self.note(format!("skipped {path}: it changed while it was read"))?;
+        }
+        for sought in missing.iter().filter(|index| !changed.contains(index)).map(|index| &sought[*index as usize]) {
+            if let Some(row) = sought.row.filter(|_| !self.cache.knows(sought)) {
+                self.cache.add_failed(sought.entry, row);
+            }
+        }
+        Ok(())
+    }
+
+    /// The prefix's output for a batch of images.
+    pub(super) fn prefix(&self, boundary: Boundary, images: &Var) -> Result<Var> {
+        let mut pass = Pass::evaluation();
+        match boundary {
+            Boundary::Units(units) => self.model.backbone.forward_units(&mut pass, images, 0..units),
+            Boundary::Pool => self.model.features(&mut pass, images),
+        }
+    }
+
+    /// Tells of files that could not be decoded, each once.
+    pub(in crate::learner) fn report_failures(&mut self, batch: &Batch) -> Result<()> {
+        batch.failed.iter().try_for_each(|failed| self.note(format!("skipped {failed}")))
+    }
+}
