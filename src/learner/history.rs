@@ -101,7 +101,8 @@ impl PredictionRecord {
 
     /// Its part of the cross entropy, the probability being taken for no less than the smallest normal f32.
     pub fn loss(&self) -> f32 {
-        -self.probability(self.label as usize).max(f32::MIN_POSITIVE).ln()
+        // Not negated: of a certainty the loss is 0, not −0.
+        0.0 - self.probability(self.label as usize).max(f32::MIN_POSITIVE).ln()
     }
 
     /// Position of the most probable class, the first of equals.

@@ -187,6 +187,7 @@ mod tests {
         assert_eq!(found.top_losses(99).len(), 7);
         assert_eq!(found.most_confused(1), [(0, 1, 2), (1, 0, 1)]);
         assert_eq!(found.confusion().class(0).support, 5);
+        assert!(interpretation(&[(2, [0.0, 0.0, 1.0])]).records()[0].loss().is_sign_positive());
         let whole = found.evaluation();
         assert!((whole.accuracy - 4.0 / 7.0).abs() < 1e-6 && whole.metric(super::super::Metric::Auc).is_some());
         let mean = found.records().iter().map(PredictionRecord::loss).sum::<f32>() / 7.0;

@@ -289,7 +289,7 @@ impl Evaluation {
         }
         let loss = |(row, label): (&[f32], u32)| {
             let own = row.get(label as usize).copied().unwrap_or_default();
-            -log(own)
+            0.0 - log(own)
         };
         mean(self.rows().map(loss))
     }
