@@ -2,7 +2,14 @@
 
 mod common;
 
-use std::{fs, io::BufRead, path::Path, process::Stdio, thread, time::Duration};
+use std::{
+    fs,
+    io::BufRead,
+    path::Path,
+    process::Stdio,
+    thread,
+    time::{Duration, Instant},
+};
 
 use common::{
     learning::{bits, cats_and_dogs, data, learner, timeless},
@@ -128,10 +135,12 @@ fn uninterrupted(images: &TempDir, out: &TempDir) -> std::path::PathBuf {
 #[test]
 fn a_run_killed_at_fifty_random_moments_ends_bit_identical() {
     let (images, out) = (cats_and_dogs(), tempfile::tempdir().unwrap());
+    let start = Instant::now();
     let whole = outcome(&uninterrupted(&images, &out));
+    let longest = start.elapsed().as_micros() as f32;
     let mut random = Random::stream(7, "moments", &[]);
     let (mut kills, mut runs) = (0, 0);
-    while kills < 50 {
+    while kills < 40 {
         let run = out.path().join(format!("killed {runs}"));
         runs += 1;
         loop {
@@ -143,7 +152,7 @@ fn a_run_killed_at_fifty_random_moments_ends_bit_identical() {
                 false => command(TRAIN, &[images.path(), &run]),
             };
             let mut child = child.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
-            thread::sleep(Duration::from_micros(random.uniform(1e3, 400e3) as u64));
+            thread::sleep(Duration::from_micros(random.uniform(1e3, longest) as u64));
             // SIGKILL; a child that has ended already is none to kill.
             let finished = child.try_wait().unwrap();
             child.kill().unwrap();

@@ -4,6 +4,7 @@ use std::{
     fs,
     path::Path,
     process::{Command, Output},
+    sync::Once,
 };
 
 use serde_json::Value;
@@ -28,8 +29,12 @@ pub fn command(arguments: &str, paths: &[&Path]) -> Command {
         "{}" => paths.next().expect("a path for each {}").as_os_str().to_owned(),
         text => text.into(),
     });
+    // What the tests before have left there no other test finds again.
+    const CACHE: &str = concat!(env!("CARGO_TARGET_TMPDIR"), "/cache");
+    static EMPTY: Once = Once::new();
+    EMPTY.call_once(|| drop(fs::remove_dir_all(CACHE)));
     let mut command = Command::new(env!("CARGO_BIN_EXE_unfreeze"));
-    command.args(arguments.collect::<Vec<_>>()).env("UNFREEZE_CACHE", concat!(env!("CARGO_TARGET_TMPDIR"), "/cache"));
+    command.args(arguments.collect::<Vec<_>>()).env("UNFREEZE_CACHE", CACHE);
     command
 }
 
