@@ -171,6 +171,25 @@ fn only_what_is_missing_is_computed() {
     assert!(learner.evaluate(Split::Train).unwrap_err().to_string().contains("4.png"));
 }
 
+/// Batches that a damaged image leaves smaller, and a last one that would have held one sample.
+#[test]
+fn an_image_that_cannot_be_decoded_leaves_the_batches_as_they_are_without_a_cache() {
+    let folder = cats_and_dogs();
+    let file = folder.path().join("train/cat/0.png");
+    let whole = fs::read(&file).unwrap();
+    for damaged in [false, true] {
+        fs::write(&file, &whole[..if damaged { whole.len() / 2 } else { whole.len() }]).unwrap();
+        let trained = |precompute: bool| {
+            let plain = Transforms::new(16).crop(Crop::Centre);
+            let mut learner = learner(data(&folder).transforms(plain).batch_size(3));
+            learner.precompute(precompute);
+            learner.fit(Fit::epochs(2).lr(0.05)).unwrap();
+            (bits(learner.model()), timeless(learner.history()))
+        };
+        assert!(trained(true) == trained(false), "damaged: {damaged}");
+    }
+}
+
 #[test]
 fn labels_are_no_part_of_what_is_cached() {
     let folder = cats_and_dogs();

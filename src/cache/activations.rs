@@ -1,11 +1,11 @@
 //! The activations of a data set's samples, wherever they lie in memory.
 
-use std::{borrow::Cow, sync::Arc};
+use std::{borrow::Cow, collections::HashMap, ops::Range, sync::Arc};
 
 use half::bf16;
 
 use super::store::Stored;
-use crate::{DType, Device, Element, Error, Result, Shape, Tensor, ops::gather::gather};
+use crate::{DType, Device, Element, Error, Result, Shape, Tensor, data::batches, ops::gather::gather};
 
 /// Share of a GPU's free memory that the features of one data set may take there: one in so many. Others must fit
 /// beside them, and the networks that are trained next.
@@ -182,6 +182,14 @@ impl Activations {
     /// Position of each row's sample in its split.
     pub fn indices(&self) -> &[u32] {
         &self.indices
+    }
+
+    /// The rows of samples numbered in `order`, in the batches of a [`Loader`](crate::data::Loader): a sample that has
+    /// no row leaves its batch smaller.
+    pub fn batches(&self, order: &[u32], batch_size: usize) -> Vec<Vec<u32>> {
+        let rows: HashMap<u32, u32> = self.indices.iter().copied().zip(0..).collect();
+        let batch = |range: Range<usize>| order[range].iter().filter_map(|index| rows.get(index).copied()).collect();
+        batches(order.len(), batch_size).into_iter().map(batch).collect()
     }
 
     /// What the rows take in memory, in bytes.

@@ -9,7 +9,7 @@ pub mod store;
 use std::{
     collections::{HashMap, hash_map},
     path::PathBuf,
-    sync::Arc,
+    sync::{Arc, OnceLock},
 };
 
 pub use activations::Activations;
@@ -19,7 +19,7 @@ use crate::{Device, Error, Result, Tensor, device::available_memory};
 use activations::{Chunk, Place};
 use store::Store;
 
-/// Share of the host memory that is free, or taken by the cache, that it may take: one in so many.
+/// Share of the host memory that is free at first that the cache may take: one in so many.
 const SHARE: u64 = 2;
 
 /// Selections of samples that a GPU may hold: those of the training, validation and test set.
@@ -46,7 +46,7 @@ pub struct ActivationCache {
     entries: Vec<(Key, Rows)>,
     /// What was selected last, where a GPU holds it.
     selections: Vec<(Key, Arc<Activations>)>,
-    limit: Option<u64>,
+    limit: OnceLock<u64>,
     /// Where entries are kept from one run to the next; `None` too when that has failed.
     folder: Option<PathBuf>,
     budget: Option<u64>,
@@ -73,9 +73,10 @@ impl Rows {
 }
 
 impl ActivationCache {
-    /// Sets the bytes that entries may take. Default: half of the memory that is free or theirs.
+    /// Sets the bytes that entries may take. Default: half of the memory that is free when they are first asked for, so
+    /// that what is kept does not change with what others take meanwhile.
     pub fn set_limit(&mut self, bytes: u64) {
-        self.limit = Some(bytes);
+        self.limit = bytes.into();
     }
 
     /// Keeps entries in a folder too, from one run to the next. Default: in memory alone.
@@ -135,6 +136,22 @@ impl ActivationCache {
         Ok(())
     }
 
+    /// Closes what is open on disk, but for the entries `kept`: what nobody uses any more may make room there.
+    pub fn release(&mut self, kept: &[Key]) {
+        self.entries.iter_mut().filter(|(key, _)| !kept.contains(key)).for_each(|(_, rows)| rows.disk = None);
+    }
+
+    /// Whether so many rows of an entry could be kept on disk, should they be computed. If not they are kept in memory,
+    /// before others there had to make room for nothing.
+    pub fn prepare(&mut self, entry: &Key, rows: usize) {
+        let Some((_, held)) = self.entries.iter_mut().find(|(key, _)| key == entry) else { return };
+        let fits = held.disk.as_ref().map_or(Ok(()), |disk| disk.check_fits(held.places.len() + rows));
+        if let Err(error) = fits {
+            held.disk = None;
+            self.notes.push(format!("these activations are kept in memory alone: {error}"));
+        }
+    }
+
     /// Has everything on disk that was added.
     pub fn flush(&mut self) {
         let written =
@@ -153,8 +170,7 @@ impl ActivationCache {
 
     /// Bytes that entries may take.
     pub fn limit(&self) -> u64 {
-        let free = || available_memory().map_or(u64::MAX, |free| free.saturating_add(self.bytes()) / SHARE);
-        self.limit.unwrap_or_else(free)
+        *self.limit.get_or_init(|| available_memory().map_or(u64::MAX, |free| free / SHARE))
     }
 
     /// Bytes that entries take.

@@ -1,6 +1,11 @@
 //! The processor: a thread pool that belongs to the device, so that an embedding program keeps control of its cores.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{
+    OnceLock,
+    atomic::{AtomicUsize, Ordering},
+};
+
+use sysinfo::{CpuRefreshKind, RefreshKind, System};
 
 use crate::{Error, Result};
 
@@ -56,4 +61,25 @@ impl CpuDevice {
     pub fn install<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
         self.pool.install(work)
     }
+}
+
+/// The processor's product, architecture, and the vector instructions that matrix products choose by.
+pub(super) fn arithmetic() -> String {
+    static FOUND: OnceLock<String> = OnceLock::new();
+    let find = || {
+        let system = System::new_with_specifics(RefreshKind::nothing().with_cpu(CpuRefreshKind::nothing()));
+        let product = system.cpus().first().map_or("", |cpu| cpu.brand()).to_string();
+        format!("{product}, {}, {:?}", std::env::consts::ARCH, instructions())
+    };
+    FOUND.get_or_init(find).clone()
+}
+
+#[cfg(target_arch = "x86_64")]
+fn instructions() -> [bool; 3] {
+    [is_x86_feature_detected!("fma"), is_x86_feature_detected!("avx2"), is_x86_feature_detected!("avx512f")]
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn instructions() -> [bool; 0] {
+    []
 }

@@ -141,6 +141,20 @@ impl Device {
     }
 }
 
+impl Device {
+    /// What decides the bits of what it computes: the GPU's product and compute capability, the processor's product,
+    /// architecture and vector instructions. Devices that differ in it round differently.
+    pub fn arithmetic(&self) -> String {
+        match self {
+            Device::Cpu(_) => cpu::arithmetic(),
+            Device::Cuda(cuda) => {
+                let gpu = cuda.properties();
+                format!("{}, {}.{}", gpu.name, gpu.capability.0, gpu.capability.1)
+            }
+        }
+    }
+}
+
 fn check_threads(threads: usize) -> Result<()> {
     if threads <= MAX_THREADS {
         return Ok(());

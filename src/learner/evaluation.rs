@@ -113,10 +113,11 @@ impl Learner {
         let Some(boundary) = self.cached_at(split)? else { return self.evaluate_images(split, options) };
         let mut tally = self.tally();
         let activations = self.activations(split, boundary, &options)?;
-        let rows: Vec<u32> = (0..activations.rows() as u32).collect();
-        for rows in rows.chunks(self.data.batch_size.max(1)) {
+        let order: Vec<u32> = (0..self.samples(split) as u32).collect();
+        let batches = activations.batches(&order, self.data.batch_size.max(1));
+        for rows in batches.into_iter().filter(|rows| !rows.is_empty()) {
             self.cancel.check()?;
-            let (batch, labels) = activations.gather(rows, &self.device)?;
+            let (batch, labels) = activations.gather(&rows, &self.device)?;
             let logits = boundary.input(batch).logits(&self.model, &mut Pass::evaluation())?;
             let indices = rows.iter().map(|&row| activations.indices()[row as usize]).collect();
             tally.add(logits.into_value(), labels, indices)?;

@@ -320,9 +320,9 @@ impl Learner {
             return Ok(Source::Images(Box::new(self.feed(Split::Train, options)?)));
         };
         let activations = self.activations(Split::Train, boundary, &options)?;
-        let order = self.order(activations.labels(), epoch);
-        let batches: Vec<Vec<u32>> =
-            batches(order.len(), self.data.batch_size).into_iter().map(|range| order[range].to_vec()).collect();
+        // As without the cache, where samples that cannot be decoded leave their batches smaller.
+        let labels: Vec<u32> = self.data.items(Split::Train).iter().map(|item| item.label).collect();
+        let batches = activations.batches(&self.order(&labels, epoch), self.data.batch_size);
         Ok(Source::Cache { activations, boundary, batches: batches.into_iter() })
     }
 

@@ -21,7 +21,7 @@ use std::{
 use blake3::{Hash, Hasher};
 use serde::{Deserialize, Serialize};
 
-use super::{About, map::Map};
+use super::{About, entry::CHUNK_BYTES, map::Map};
 use crate::cache::Key;
 
 /// First bytes of a chunk.
@@ -31,6 +31,8 @@ const VERSION: u32 = 1;
 const START: u64 = MAGIC.len() as u64 + 8;
 /// Most bytes of a description that are read.
 const LONGEST_DESCRIPTION: u32 = 1 << 20;
+/// Bytes of the keys of the longest chunk, whose rows are of one bf16.
+const MOST_KEYS: u64 = CHUNK_BYTES / 2 * HASH;
 /// Bytes of a key, and of a checksum.
 pub(super) const HASH: u64 = blake3::OUT_LEN as u64;
 
@@ -131,6 +133,10 @@ impl Head {
         };
         let rows = u64::from(description.rows);
         let keys = rows * HASH;
+        // A hole in a file costs its maker nothing.
+        if keys > MOST_KEYS {
+            return damaged(format!("{rows} rows are more than a chunk has"));
+        }
         let offset = START + u64::from(described) + keys + HASH;
         let values = description.about.row_bytes().and_then(|row| rows.checked_mul(row));
         let Some(values) = values.filter(|values| *values > 0 && offset.checked_add(*values) == Some(length)) else {

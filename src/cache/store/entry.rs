@@ -20,7 +20,7 @@ use super::{
 use crate::{Error, Result, cache::Key, files::write_atomically};
 
 /// Bytes of values after which a chunk is written.
-const CHUNK_BYTES: u64 = 8 << 20;
+pub(super) const CHUNK_BYTES: u64 = 8 << 20;
 
 /// The rows of one entry of a [`Store`], found by the keys of their samples.
 ///

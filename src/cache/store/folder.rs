@@ -43,7 +43,7 @@ impl Holder {
     /// Notes the use of the entry in `folder`. `None` if there is no such folder, or it cannot be written to.
     pub fn of(folder: &Path) -> Option<Self> {
         let path = folder.join(USED);
-        let file = File::options().create(true).append(true).open(&path).ok()?;
+        let file = File::options().create(true).read(true).append(true).open(&path).ok()?;
         let holder = Self { file, path };
         holder.touch();
         // Without locks its rows may be missing later.
@@ -83,7 +83,12 @@ impl Store {
     /// Waits for the right to write. `None` on a file system without locks.
     pub(super) fn lock(&self, patience: Duration) -> Result<Option<Writing>> {
         let path = self.folder.join(LOCK);
-        let file = File::options().create(true).append(true).open(&path).map_err(|error| Error::io(&path, error))?;
+        let file = File::options()
+            .create(true)
+            .read(true)
+            .append(true)
+            .open(&path)
+            .map_err(|error| Error::io(&path, error))?;
         let begun = Instant::now();
         loop {
             match file.try_lock() {
@@ -115,8 +120,11 @@ impl Store {
             return Err(self.too_small(kept.saturating_add(needed)));
         }
         for entry in entries.iter().filter(|entry| entry.path != own) {
-            let used = File::open(entry.path.join(USED)).ok();
-            let is_open = used.as_ref().is_some_and(|file| matches!(file.try_lock(), Err(TryLockError::WouldBlock)));
+            // What cannot be told to be closed is taken to be open.
+            let is_open = match File::options().read(true).append(true).open(entry.path.join(USED)) {
+                Ok(file) => file.try_lock().is_err(),
+                Err(error) => error.kind() != io::ErrorKind::NotFound,
+            };
             if !is_open {
                 let (freed, _) = remove_entry(&entry.path);
                 total = total.saturating_sub(freed);

@@ -35,9 +35,14 @@ impl Learner {
                 entries.iter().for_each(|entry| self.cache.remove(entry));
                 missing = sought.iter().map(|sought| sought.index).collect();
             }
+            self.cache.release(&entries);
             let samples: Vec<Sought> = missing.iter().map(|index| sought[*index as usize]).collect();
             self.cache.load(&samples, &self.about(boundary));
             missing.retain(|index| !self.cache.knows(&sought[*index as usize]));
+            for entry in &entries {
+                let rows = missing.iter().filter(|index| sought[**index as usize].entry == *entry).count();
+                self.cache.prepare(entry, rows);
+            }
             self.tell_of_disk()?;
             if !missing.is_empty() {
                 let filled = self.fill(split, boundary, options, &sought, &entries, missing);

@@ -60,7 +60,7 @@ impl Learner {
             Boundary::Pool => self.model.backbone.units(),
         };
         let prefix = self.prefix_key(units)?;
-        let mut key = KeyBuilder::new(&self.device.to_string());
+        let mut key = KeyBuilder::new(&self.device.arithmetic());
         key.text(&self.model.precision().to_string());
         key.key(&prefix).text(self.model.arch().name()).text(&boundary.to_string());
         if boundary == Boundary::Pool {
@@ -90,7 +90,7 @@ impl Learner {
             return Ok(key);
         }
         let end = self.model.units()[units];
-        let mut key = KeyBuilder::new(&self.device.to_string());
+        let mut key = KeyBuilder::new("");
         let key = key.parameters(&self.model.backbone, |name| Unit::of(name) < end)?.finish();
         self.backbone_key = Some((units, key));
         Ok(key)
