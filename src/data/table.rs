@@ -176,7 +176,7 @@ impl Answers<'_> {
         let position = |class: &str| {
             let found = self.classes.iter().position(|known| known == class);
             found.ok_or_else(|| {
-                fail(format!("`{class}` is not among the classes of the training images, {:?}", self.classes))
+                fail(format!("class `{class}` is not among the classes of the training images, {:?}", self.classes))
             })
         };
         let mut targets = vec![0.0; self.classes.len()];

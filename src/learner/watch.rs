@@ -289,7 +289,7 @@ mod tests {
         assert_eq!(best, [true, true, false, false, true]);
         assert!(save.validate().is_ok() && EarlyStopping::default().check().is_ok());
         let message = SaveModel { monitor: "acuracy".into(), ..save }.validate().unwrap_err().to_string();
-        assert_eq!(message, "save_best: 'acuracy' is not recorded; give one of train_loss, valid_loss, accuracy");
+        assert_eq!(message, "save_best: 'acuracy' is not recorded; give train_loss, valid_loss or a metric");
         let odd = ReduceLrOnPlateau { factor: 0.0, ..ReduceLrOnPlateau::default() };
         assert!(odd.check().unwrap_err().to_string().contains("divides the rates by 0"));
         let odd = EarlyStopping { min_delta: f32::NAN, ..EarlyStopping::default() };

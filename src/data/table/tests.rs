@@ -55,7 +55,7 @@ fn mistakes_name_the_line() {
         ("path,label\na.png,x\nb b.png,x\n", "two or more"),
         ("path,label,split\na.png,x,train\nc.png,y,dev\n", "line 3: the split `dev`"),
         ("path,label,split\na.png,x,train\nc.png,y,train\na.png,y,valid\n", "line 4"),
-        ("path,label,split\na.png,x,train\nc.png,y,train\nd.png,z,valid\n", "line 4: `z` is not among"),
+        ("path,label,split\na.png,x,train\nc.png,y,train\nd.png,z,valid\n", "line 4: class `z` is not among"),
         ("path,label,split\na.png,,train\n", "line 2: needs"),
         ("path,label,split\na.png,big cat,train\n", "several labels"),
         ("path,label,split\nx.png,x,train\na.png,y,train\nc.png,y,valid\n", "class `x` has no training image"),
@@ -85,7 +85,7 @@ fn several_labels_become_rows_of_zeros_and_ones() {
     let expected = [("a.png", [1., 1., 0.]), ("b b.png", [0.; 3]), ("c.png", [1., 0., 1.]), ("d.png", [0., 0., 1.])];
     assert!(expected.iter().all(|(name, row)| of(name) == row));
     for (text, cause) in [
-        ("path,label,split\na.png,x,train\nc.png,x y,valid\n", "line 3: `y` is not among"),
+        ("path,label,split\na.png,x,train\nc.png,x y,valid\n", "line 3: class `y` is not among"),
         ("path,label,split\na.png,,train\nc.png,,valid\n", "no labels"),
         ("path,label,split\na.png,y,train\nx.png,x,train\nc.png,y,valid\n", "class `x` has no training image"),
     ] {
