@@ -170,8 +170,12 @@ impl Store {
             if let Some(writing) = writing {
                 writing.sweep(&path);
             }
-            let read = |outcome: io::Result<_>| outcome.map_err(|error| Error::io(&path, error));
-            let (chunks, temporaries) = (read(chunk_files(&path))?, read(files(&path, is_temporary))?);
+            let read = || io::Result::Ok((chunk_files(&path)?, files(&path, is_temporary)?));
+            let (chunks, temporaries) = match read() {
+                // Another user's is no concern of this one.
+                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => continue,
+                outcome => outcome.map_err(|error| Error::io(&path, error))?,
+            };
             let bytes = chunks.iter().chain(&temporaries).map(|(_, bytes)| bytes).sum();
             let used = fs::metadata(path.join(USED)).or_else(|_| fs::metadata(&path));
             let used = used.and_then(|found| found.modified()).unwrap_or(SystemTime::UNIX_EPOCH);

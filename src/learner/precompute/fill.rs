@@ -4,13 +4,13 @@ use std::{collections::HashSet, sync::Arc};
 
 use super::Boundary;
 use crate::{
-    Precision, Result,
+    Error, Precision, Result,
     autograd::Var,
     cache::{
         Activations, Key, Sought,
         store::{About, Stored},
     },
-    data::{Batch, LoaderOptions, Split},
+    data::{Batch, LoaderOptions, Split, decode},
     learner::{Event, Learner, feed::Fed},
     nn::Pass,
 };
@@ -131,7 +131,10 @@ impl Learner {
             self.note(format!("skipped {path}: it changed while it was read"))?;
         }
         for sought in missing.iter().filter(|index| !changed.contains(index)).map(|index| &sought[*index as usize]) {
-            if let Some(row) = sought.row.filter(|_| !self.cache.knows(sought)) {
+            let Some(row) = sought.row.filter(|_| !self.cache.knows(sought)) else { continue };
+            // What could not be read may be another time.
+            let path = &self.data.items(split)[sought.index as usize].path;
+            if !matches!(decode(path), Err(Error::Io { .. })) {
                 self.cache.add_failed(sought.entry, row);
             }
         }
