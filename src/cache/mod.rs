@@ -229,8 +229,8 @@ impl ActivationCache {
     /// The activations of those samples that are there, on `device` too if that is a GPU with room for them.
     ///
     /// # Errors
-    /// [`Error::Shape`](crate::Error::Shape) if their rows are not of one shape;
-    /// [`Error::Device`](crate::Error::Device) if the device failed.
+    /// [`Error::Shape`] if their rows are not of one shape;
+    /// [`Error::Device`] if the device failed.
     pub fn select(&mut self, samples: &[Sought], device: &Device) -> Result<Arc<Activations>> {
         let mut used: Vec<Key> = Vec::new();
         for Sought { entry, .. } in samples {
