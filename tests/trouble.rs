@@ -20,8 +20,15 @@ const TRAIN: &str = "--weights random --arch resnet20 --size 16 --hidden 8 --bat
 fn under(before: &str, arguments: &str, paths: &[&Path]) -> common::program::Ran {
     let script = format!("{before}; exec \"$0\" \"$@\"");
     let program = common::program::command(arguments, paths);
-    let output =
-        Command::new("sh").arg("-c").arg(script).arg(program.get_program()).args(program.get_args()).output().unwrap();
+    let environment = program.get_envs().filter_map(|(name, value)| Some((name, value?)));
+    let output = Command::new("sh")
+        .arg("-c")
+        .arg(script)
+        .arg(program.get_program())
+        .args(program.get_args())
+        .envs(environment)
+        .output()
+        .unwrap();
     ran(output)
 }
 
