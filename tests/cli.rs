@@ -257,12 +257,22 @@ fn predict_makes_a_table_of_a_part_of_the_data() {
         let path = PathBuf::from(object["grad_cam"].as_str().unwrap());
         assert!(path == maps.join(name) && image::image_dimensions(path).unwrap() == (32, 32));
     }
+    // An earlier layer is looked at more finely.
+    let finer = work.path().join("finer");
+    unfreeze("predict {} {} --split test --grad-cam {} --grad-cam-layer layer1", &[run, &set, &finer]).succeeded();
+    let pictures = [&maps, &finer].map(|folder| fs::read(folder.join("2-b.png")).unwrap());
+    assert_ne!(pictures[0], pictures[1]);
     // Without more it is silent; what the run held out is where its records say.
     let ran = unfreeze("predict {} --split valid --csv {} --tta 2", &[run, &out]).succeeded();
     assert!(ran.out.is_empty(), "{}", ran.out);
     let [tta, clean] = ["--tta 2", ""].map(|flags| {
         unfreeze(&format!("evaluate {{}} --json {flags}"), &[run]).succeeded().objects()[0]["loss"].as_f64().unwrap()
     });
+    let ways = ["", "--tta-mean logits", "--tta-clean 1"].map(|flags| {
+        let ran = unfreeze(&format!("evaluate {{}} --json --tta 2 {flags}"), &[run]).succeeded();
+        ran.objects()[0]["loss"].as_f64().unwrap()
+    });
+    assert!(ways[0] == tta && ways[1] != tta && (ways[2] - clean).abs() < 1e-6, "{ways:?} {clean}");
     let rows = csv::Reader::from_path(&out).unwrap().into_deserialize().map(|row| row.unwrap()).collect::<Vec<_>>();
     let loss = |(file, _, _, cat, dog): &(String, String, f64, f64, f64)| {
         assert!(data.path().join(file).is_file());
@@ -283,6 +293,10 @@ fn predict_makes_a_table_of_a_part_of_the_data() {
         ("predict {} {} --csv {}", vec![run, &set, &work.path().join("no/out.csv")], 1, "no such folder"),
         ("predict {} {} --csv {}", vec![run, &set, &folder], 1, "folder.csv: is a directory"),
         ("predict {} {} --tta 2 --ensemble last:2", vec![run, &set], 2, "cannot be used with"),
+        ("predict {} {} --tta-clean 0.5", vec![run, &set], 2, "--tta <N>"),
+        ("predict {} {} --tta 2 --tta-clean 1.5", vec![run, &set], 2, "1.5 is no share"),
+        ("predict {} {} --threshold 0.2", vec![run, &set], 2, "multi-label"),
+        ("predict {} {} --grad-cam {} --grad-cam-layer layer4", vec![run, &set, &finer], 2, "layer4"),
         ("predict {} {} --grad-cam x --ensemble last:2", vec![run, &set], 2, "cannot be used with"),
         ("predict {} {} --grad-cam {}", vec![run, &set, &model], 1, "model.safetensors: "),
     ] {

@@ -212,7 +212,7 @@ fn results_do_not_depend_on_the_schedule() {
 }
 
 #[test]
-fn a_hundred_steps_leave_no_memory_behind() {
+fn steps_leave_no_memory_behind() {
     use unfreeze::device::cuda::Driver;
     let Some((gpu, driver)) = emulated(Settings::default()) else { return };
     let folder = folders(&["cat", "dog"], 4, 1, 0);
@@ -226,8 +226,8 @@ fn a_hundred_steps_leave_no_memory_behind() {
         learner.fit(Fit::epochs(1).lr(1e-3)).unwrap();
         let peak = gpu.memory().peak;
         assert!(peak > live);
-        learner.fit(Fit::epochs(50).lr(1e-3)).unwrap();
-        assert_eq!(learner.steps(), 104);
+        learner.fit(Fit::epochs(10).lr(1e-3)).unwrap();
+        assert_eq!(learner.steps(), 24);
         assert_eq!((gpu.memory().live, gpu.memory().peak), (live, peak));
         // Every epoch finds the same addresses, so that a step could be recorded and replayed.
         let [first, second] = [(); 2].map(|()| {
@@ -304,7 +304,7 @@ fn twenty_steps_in_bf16_and_tf32_follow_those_in_f32() -> Result<()> {
 #[test]
 fn a_frozen_network_launches_a_kernel_for_each_convolution() -> Result<()> {
     let arch = Arch::ResNet18;
-    for (capability, precision) in [((8, 0), Precision::Bf16), ((9, 0), Precision::Bf16), ((8, 0), Precision::Tf32)] {
+    for (capability, precision) in [((9, 0), Precision::Bf16), ((8, 0), Precision::Tf32)] {
         let Some((device, _)) = emulated(Settings { capability, ..Settings::default() }) else { return Ok(()) };
         let Device::Cuda(cuda) = &device else { unreachable!("an emulated GPU") };
         let mut model = network(arch, true, &device)?;

@@ -6,7 +6,7 @@ use common::learning::{Told, bits, cats_and_dogs, data, folders, learner, listen
 use unfreeze::{
     Error,
     data::Augment,
-    learner::{Event, Fit, Flow, Learner, LrFind},
+    learner::{Event, Fit, Flow, Learner, LrFind, StepOptions},
     optim::OptimizerKind,
 };
 
@@ -157,6 +157,34 @@ fn numbers_beyond_floats_end_the_search() {
     assert!(message.contains("before any training: "), "{message}");
 }
 
+/// The rate to train with is that of the steps that will be made.
+#[test]
+fn steps_are_made_as_asked_for() {
+    let folder = cats_and_dogs();
+    for cached in [false, true] {
+        let losses = |options: StepOptions| {
+            let mut learner = learner(data(&folder));
+            learner.precompute(cached);
+            let before = bits(learner.model());
+            let found = learner.lr_find(LrFind::default().end(0.1).steps(12).options(options)).unwrap();
+            assert_eq!(bits(learner.model()), before);
+            assert!(found.lrs.len() == 12 && (found.lrs[0], found.lrs[11]) == (1e-5, 0.1), "{:?}", found.lrs);
+            found.losses
+        };
+        let plain = losses(StepOptions::default());
+        // Averages of weights change nothing.
+        assert_eq!(losses(StepOptions { ema: Some(0.9), swa: Some(1), ..StepOptions::default() }), plain);
+        for options in [
+            StepOptions { optimizer: OptimizerKind::adamw(), ..StepOptions::default() },
+            StepOptions { clip_grad: Some(1e-3), ..StepOptions::default() },
+            StepOptions { accumulate: 2, ..StepOptions::default() },
+            StepOptions { mixup: Some(0.4), ..StepOptions::default() },
+        ] {
+            assert_ne!(losses(options.clone()), plain, "{options:?}");
+        }
+    }
+}
+
 #[test]
 fn options_that_make_no_sense_are_named() {
     let folder = cats_and_dogs();
@@ -170,6 +198,7 @@ fn options_that_make_no_sense_are_named() {
         (LrFind::default().ratios([1.0, 1.0]), "lr: 2 values"),
         (LrFind::default().ratios([1.0, 1.0, 0.0]), "lr: the last"),
         (LrFind::default().wd([1.0]), "wd: 1 values"),
+        (LrFind::default().options(StepOptions { accumulate: 0, ..StepOptions::default() }), "accumulate: 0"),
     ] {
         let message = learner.lr_find(find).unwrap_err().to_string();
         assert!(message.starts_with(setting), "{message}");

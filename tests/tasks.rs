@@ -7,6 +7,7 @@ use std::{fs, path::Path};
 use common::program::unfreeze;
 use tempfile::TempDir;
 use unfreeze::{
+    Device,
     data::{Holdout, ImageData, RgbImage, Split, Task, Transforms},
     learner::{Classifier, Fit, Learner, Metric, Tta},
     nn::{Arch, HeadSpec},
@@ -57,6 +58,42 @@ fn learner(task: Task, folder: &Path) -> Learner {
     learner.seed(1).unwrap()
 }
 
+/// A lower threshold gives more labels, in metrics as in predictions, and goes with the model.
+#[test]
+fn labels_are_given_from_a_threshold_on() {
+    let folder = table(Task::MultiLabel, 40);
+    let learner = || learner(Task::MultiLabel, folder.path());
+    let found = learner().evaluate(Split::Valid).unwrap();
+    let mut sorted = found.probabilities.clone();
+    sorted.sort_by(f32::total_cmp);
+    let threshold = sorted[sorted.len() / 4];
+    let right = found.probabilities.iter().zip(&found.targets).filter(|(p, t)| (**p >= threshold) == (**t == 1.0));
+    let expected = right.count() as f32 / found.probabilities.len() as f32;
+    let given = found.probabilities.iter().filter(|p| **p >= threshold).count();
+    assert_ne!(expected, found.accuracy);
+
+    let mut lower = learner().label_threshold(threshold).unwrap();
+    let direct = lower.evaluate(Split::Valid).unwrap();
+    let file = folder.path().join("model.safetensors");
+    lower.save(&file).unwrap();
+    for found in [direct, found.at_threshold(threshold)] {
+        assert!((found.accuracy - expected).abs() < 1e-6);
+        assert_eq!(found.counts().iter().map(|label| label.predicted).sum::<usize>(), given);
+    }
+    let classifier = Classifier::load(&file, Device::cpu(1).unwrap()).unwrap();
+    let image = RgbImage::new(16, 16);
+    let prediction = classifier.predict(&image).unwrap();
+    assert!(classifier.threshold() == threshold && prediction.threshold == threshold);
+    let named = |from: f32| (0..3).filter(|label| prediction.probabilities[*label] >= from).collect::<Vec<_>>();
+    assert_eq!(prediction.given(), named(threshold));
+    assert_eq!(classifier.label_threshold(0.999).unwrap().predict(&image).unwrap().given(), named(0.999));
+    for wrong in [0.0, 1.0, f32::NAN] {
+        assert!(learner().label_threshold(wrong).is_err());
+    }
+    let folder = table(Task::Regression, 5);
+    assert!(self::learner(Task::Regression, folder.path()).label_threshold(0.2).is_err());
+}
+
 /// Losses and accuracy by their definitions, from what is predicted.
 #[test]
 fn evaluations_equal_their_definitions() {
@@ -103,7 +140,7 @@ fn labels_and_numbers_are_learned() {
         learner.fit(Fit::epochs(1).lr(0.001)).unwrap();
         let file = folder.path().join("model.safetensors");
         learner.save(&file).unwrap();
-        let classifier = Classifier::load(&file, unfreeze::Device::cpu(1).unwrap()).unwrap();
+        let classifier = Classifier::load(&file, Device::cpu(1).unwrap()).unwrap();
         assert_eq!((classifier.task(), classifier.classes()), (task, learner.data().classes()));
         let found = learner.evaluate(Split::Test).unwrap();
         let first = &learner.data().items(Split::Test)[found.indices[0] as usize].path;

@@ -15,6 +15,7 @@ use super::{
     options::{Arithmetic, Compute, DataSource, HeadFlags, Mode, Pretrained, Switch, TransformFlags, count, open_data},
     precompute_flags::PrecomputeFlags,
     progress::Progress,
+    step_flags::StepFlags,
 };
 
 /// Search for a learning rate
@@ -63,6 +64,8 @@ pub struct Find {
     #[arg(long, value_enum, default_value_t = Switch::Off)]
     bn_freeze: Switch,
     #[command(flatten)]
+    step: StepFlags,
+    #[command(flatten)]
     precompute: PrecomputeFlags,
     #[command(flatten)]
     transforms: TransformFlags,
@@ -104,7 +107,7 @@ impl Find {
             Steps::Count(steps) => find.steps(steps),
             Steps::Epoch => find.one_epoch(),
         };
-        let find = find.ratios(self.lr.clone()).wd(self.wd.clone());
+        let find = find.ratios(self.lr.clone()).wd(self.wd.clone()).options(self.step.options()?);
         let head = self.head.spec()?;
         let device = self.compute.open()?;
         let weights = self.pretrained.read()?;
@@ -125,6 +128,7 @@ impl Find {
             .precision(self.arithmetic.dtype)?
             .seed(self.compute.seed)?
             .grouping(self.groups);
+        let learner = self.step.learning.set(learner)?;
         let mut learner = self.precompute.cache.keep(learner).callback(Progress::new(mode));
         learner.freeze_to(self.freeze_to)?;
         learner.bn_freeze(self.bn_freeze == Switch::On);

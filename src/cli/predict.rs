@@ -11,6 +11,7 @@ use unfreeze::{
     Error, Result,
     data::{Item, Split, Task, decode, find_split, save_png},
     learner::{Classifier, Prediction, Predictions},
+    nn::Layer,
 };
 
 use super::{
@@ -53,8 +54,12 @@ pub struct Predict {
     /// image with its number in front
     #[arg(long, value_name = "DIR", conflicts_with = "ensemble")]
     grad_cam: Option<PathBuf>,
+    /// With --grad-cam: the layer looked at, layer1 … layer4; the earlier, the finer, and the less about the class
+    /// [default: the last]
+    #[arg(long, value_name = "NAME", requires = "grad_cam")]
+    grad_cam_layer: Option<Layer>,
     /// Print one JSON object per image: file, class, probability, top (list of class and probability), probabilities
-    /// (of every class); of labels file, labels (those with a probability of at least 0.5), probabilities; of numbers
+    /// (of every class); of labels file, labels (those at the threshold and above), probabilities; of numbers
     /// file, numbers; with --grad-cam that picture's path
     #[arg(long)]
     json: bool,
@@ -83,13 +88,13 @@ impl Predict {
             // That there was nothing to judge has just been said.
             let evaluation = if all { continue } else { judged?.evaluation };
             for (index, row) in evaluation.indices.iter().zip(evaluation.probabilities.chunks(classes.len())) {
-                let prediction = Prediction::new(classes, row.to_vec());
+                let prediction = Prediction::new(classes, row.to_vec()).at_threshold(evaluation.threshold);
                 let path = &files[*index as usize];
                 let picture = self.grad_cam.as_ref().map(|folder| {
                     let digits = files.len().to_string().len();
                     let stem = path.file_stem().unwrap_or_default().to_string_lossy();
                     let picture = folder.join(format!("{:0digits$}-{stem}.png", index + 1));
-                    explain(opened.first(), path, &prediction, &picture).map(|()| picture)
+                    self.explain(opened.first(), path, &prediction, &picture).map(|()| picture)
                 });
                 let picture = picture.transpose()?;
                 let file = path.strip_prefix(&root).unwrap_or(path).display().to_string();
@@ -127,6 +132,13 @@ impl Predict {
         Ok((root(&data), found.images))
     }
 
+    /// Draws where in an image the class is found that is predicted of it.
+    fn explain(&self, classifier: &Classifier, image: &Path, prediction: &Prediction, picture: &Path) -> Result<()> {
+        let class = prediction.top(1).first().copied();
+        let found = classifier.grad_cam(&decode(image)?, class, self.grad_cam_layer)?;
+        save_png(&found.overlay(), picture)
+    }
+
     fn print(&self, file: &str, prediction: &Prediction, picture: Option<PathBuf>, task: Task, classes: &[String]) {
         let named = |class: usize| (&classes[class], prediction.probabilities[class]);
         let all =
@@ -162,10 +174,4 @@ impl Predict {
             outln!("{file}\t{}", top.join("\t"));
         }
     }
-}
-
-/// Draws where in an image the class is found that is predicted of it.
-fn explain(classifier: &Classifier, image: &Path, prediction: &Prediction, picture: &Path) -> Result<()> {
-    let found = classifier.grad_cam(&decode(image)?, prediction.top(1).first().copied(), None)?;
-    save_png(&found.overlay(), picture)
 }

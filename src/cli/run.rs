@@ -51,6 +51,9 @@ pub struct Config {
     pub learning: Learning,
     #[serde(default)]
     pub metrics: Vec<Metric>,
+    /// From which probability on a label is given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub threshold: Option<f32>,
     /// The metric by which the best epoch is kept.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub save_best: Option<String>,
@@ -92,6 +95,10 @@ impl Config {
             .metrics(self.metrics.iter().copied())?
             .grouping(self.groups);
         let learner = self.learning.set(learner)?;
+        let learner = match self.threshold {
+            Some(threshold) => learner.label_threshold(threshold)?,
+            None => learner,
+        };
         // Before there is a folder for it.
         self.save_best("").map_or(Ok(()), |options| {
             options.validate()?;

@@ -1,4 +1,4 @@
-//! Flags of `train` that say what a step of training minimises, and how it moves.
+//! Flags that say what a step of training minimises, and how it moves.
 
 use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
@@ -43,6 +43,13 @@ pub struct StepFlags {
     /// each batch gets one of the two. Without effect on cached activations
     #[arg(long, value_name = "ALPHA")]
     cutmix: Option<f32>,
+    #[command(flatten)]
+    pub learning: Learning,
+}
+
+/// Averages of the weights.
+#[derive(Args, Clone)]
+pub struct AverageFlags {
     /// Also keep a moving average of the weights, RUN/ema.safetensors, which after each step takes 1 - DECAY of the new
     /// ones, over about 1 / (1 - DECAY) steps; 0.9998 is usual for long trainings
     #[arg(long, value_name = "DECAY")]
@@ -51,8 +58,6 @@ pub struct StepFlags {
     /// of the recipe: RUN/swa.safetensors (stochastic weight averaging)
     #[arg(long, value_name = "START", value_parser = count)]
     swa: Option<usize>,
-    #[command(flatten)]
-    pub learning: Learning,
 }
 
 /// What is learned from which images.
@@ -112,9 +117,15 @@ impl StepFlags {
             accumulate: self.accumulate,
             mixup: self.mixup,
             cutmix: self.cutmix,
-            ema: self.ema,
-            swa: self.swa,
+            ..StepOptions::default()
         })
+    }
+}
+
+impl AverageFlags {
+    /// `options` with these averages.
+    pub fn with(&self, options: StepOptions) -> StepOptions {
+        StepOptions { ema: self.ema, swa: self.swa, ..options }
     }
 }
 

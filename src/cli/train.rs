@@ -17,7 +17,7 @@ use super::{
     options::{Arithmetic, Compute, DataSource, HeadFlags, Mode, Pretrained, Switch, TransformFlags, count, side},
     precompute_flags::PrecomputeFlags,
     run::{self, Config},
-    step_flags::StepFlags,
+    step_flags::{AverageFlags, StepFlags},
 };
 
 const EXAMPLES: &str = "\
@@ -29,13 +29,14 @@ Examples:
   unfreeze train --resume --out run";
 
 /// What makes no sense with fastai 2's recipe.
-const ONE_CALL_CONFLICTS: [&str; 14] = [
+const ONE_CALL_CONFLICTS: [&str; 15] = [
     "recipe",
     "epochs",
     "cycles",
     "cycle_len",
     "cycle_mult",
     "schedule",
+    "momentum_range",
     "warm_up",
     "snapshots",
     "freeze_to",
@@ -108,6 +109,10 @@ pub struct Train {
     /// constant
     #[arg(long, value_enum, default_value_t = Shape::Restarts, value_name = "NAME")]
     schedule: Shape,
+    /// Momentum at the ends of a cycle, and at its peak, of triangles or one cycle [default: that of --momentum, or for
+    /// one cycle 0.95,0.85]
+    #[arg(long, value_delimiter = ',', num_args = 1, value_name = "ENDS,PEAK")]
+    momentum_range: Option<Vec<f64>>,
     /// Epochs, or a part of one, in which the rates of the whole network rise from a quarter to those of the schedule
     #[arg(long, default_value_t = 0.0, allow_hyphen_values = true, value_name = "EPOCHS")]
     warm_up: f64,
@@ -125,7 +130,7 @@ pub struct Train {
     unfreeze: Pace,
     /// Freeze the layer groups one after the other while the whole network trains, over as many epochs as the cycles
     /// add up to: linear, quadratic or cubic, then :T0 (0.8) and :unscaled
-    #[arg(long, value_name = "NAME", conflicts_with_all = ["schedule", "snapshots"])]
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["schedule", "momentum_range", "snapshots"])]
     freeze_out: Option<FreezeOut>,
     /// End a part when --monitor has not been better for N epochs in a row
     #[arg(long, value_name = "N", value_parser = count)]
@@ -155,11 +160,16 @@ pub struct Train {
     /// precision-micro and so on: over all images), auc, log_loss
     #[arg(long, value_delimiter = ',', value_name = "NAME,NAME")]
     metrics: Vec<Metric>,
+    /// With --task multi-label: the probability from which on a label is given [default: 0.5]
+    #[arg(long, value_name = "P")]
+    threshold: Option<f32>,
     /// On a GPU, capture the steps as CUDA graphs and replay them: the same result, for fewer calls of the driver
     #[arg(long, value_enum, default_value_t = Switch::On)]
     graphs: Switch,
     #[command(flatten)]
     step: StepFlags,
+    #[command(flatten)]
+    averages: AverageFlags,
     #[command(flatten)]
     transforms: TransformFlags,
     #[command(flatten)]
@@ -253,6 +263,7 @@ impl Train {
             snapshots: self.snapshots,
             learning: self.step.learning.clone(),
             metrics: self.metrics.clone(),
+            threshold: self.threshold,
             transforms,
             recipe: self.recipe()?,
             save_best: self.save_best.clone(),
@@ -279,6 +290,14 @@ impl Train {
         }))
     }
 
+    fn momentum_range(&self) -> Result<Option<[f64; 2]>> {
+        let Some(momenta) = &self.momentum_range else { return Ok(None) };
+        match momenta.as_slice().try_into() {
+            Ok(range) => Ok(Some(range)),
+            Err(_) => Err(Error::setting("--momentum-range", "give two values, such as 0.95,0.85")),
+        }
+    }
+
     fn recipe(&self) -> Result<Recipe> {
         let monitor = self.monitor.clone().unwrap_or(EarlyStopping::default().monitor);
         let triangles = matches!(self.schedule, Shape::Triangular | Shape::TriangularTail);
@@ -302,6 +321,7 @@ impl Train {
                 Shape::TriangularTail => Course::TriangularTail,
                 Shape::Constant => Course::Constant,
             },
+            momentum_range: self.momentum_range()?,
             warm_up: self.warm_up,
             sizes: self.sizes.clone(),
             unfreeze: match self.unfreeze {
@@ -325,7 +345,7 @@ impl Train {
             freeze_to: self.freeze_to,
             bn_freeze: self.bn_freeze.map(|switch| switch == Switch::On),
             snapshots: None,
-            options: self.step.options()?,
+            options: self.averages.with(self.step.options()?),
         })
     }
 }

@@ -11,7 +11,7 @@ use unfreeze::{
     Device, Error, Result,
     data::{Item, Loader, LoaderOptions, Skipped, Split, Targets, Task, Transforms},
     learner::{
-        Classifier, Ensemble, EnsembleEvaluation, Evaluation, PredictionRecord, RunFolder, Tta, TtaEvaluation,
+        Classifier, Ensemble, EnsembleEvaluation, Evaluation, Mean, PredictionRecord, RunFolder, Tta, TtaEvaluation,
         WeightAverage,
     },
     report::Records,
@@ -32,12 +32,21 @@ pub struct Trained {
     /// Average over N views beside the clean one, augmented as the run's training was (test-time augmentation)
     #[arg(long, value_name = "N", value_parser = count)]
     tta: Option<usize>,
+    /// With --tta: average the probabilities, or the logits, which lets no single view decide
+    #[arg(long, value_enum, default_value_t = Averaged::Probabilities, value_name = "NAME", requires = "tta")]
+    tta_mean: Averaged,
+    /// With --tta: share of the clean view, from 0 to 1 [default: as much as any other]
+    #[arg(long, value_name = "SHARE", requires = "tta")]
+    tta_clean: Option<f32>,
     /// Average over the last snapshots of a run trained with --snapshots, such as last:3
     #[arg(long, value_name = "last:N", value_parser = last, conflicts_with = "tta")]
     ensemble: Option<usize>,
     /// Take the averaged weights of a run trained with --ema or --swa
     #[arg(long, value_name = "ema|swa", conflicts_with = "ensemble")]
     average: Option<WeightAverage>,
+    /// Of a multi-label model: the probability from which on a label is given [default: as the model was trained]
+    #[arg(long, value_name = "P")]
+    threshold: Option<f32>,
     /// Images per batch
     #[arg(long, default_value_t = 16, value_name = "N", value_parser = count)]
     batch_size: usize,
@@ -52,6 +61,13 @@ fn last(text: &str) -> Result<usize, String> {
         Some(count) if count > 0 => Ok(count),
         _ => Err("give for example last:3, the number of snapshots".into()),
     }
+}
+
+/// What is averaged over views.
+#[derive(Clone, Copy, ValueEnum)]
+enum Averaged {
+    Probabilities,
+    Logits,
 }
 
 /// A part of a data set.
@@ -92,8 +108,8 @@ pub struct Opened<'a> {
 enum Networks {
     One {
         classifier: Box<Classifier>,
-        /// How many augmented views there are to be, and how they are made.
-        views: Option<(usize, Transforms)>,
+        /// Which views beside the clean one, and how they are made.
+        views: Option<(Tta, Transforms)>,
     },
     Several(Ensemble),
 }
@@ -120,16 +136,38 @@ impl Trained {
             Some(count) => {
                 let prefix = RunFolder::snapshots_of(self.run("and snapshots are in a run folder; give that")?);
                 let ensemble = Ensemble::last(prefix, count, &self.compute.open()?)?;
-                Networks::Several(ensemble.precision(self.arithmetic.dtype)?)
+                let ensemble = ensemble.precision(self.arithmetic.dtype)?;
+                Networks::Several(match self.threshold {
+                    Some(threshold) => ensemble.label_threshold(threshold)?,
+                    None => ensemble,
+                })
             }
             None => {
                 let classifier = Classifier::load(self.file()?, self.compute.open()?)?;
                 let classifier = classifier.precision(self.arithmetic.dtype)?;
-                let views = self.tta.map(|count| Ok::<_, Error>((count, self.augmented(&classifier)?))).transpose()?;
+                let classifier = match self.threshold {
+                    Some(threshold) => classifier.label_threshold(threshold)?,
+                    None => classifier,
+                };
+                let views = match self.tta()? {
+                    Some(tta) => Some((tta, self.augmented(&classifier)?)),
+                    None => None,
+                };
                 Networks::One { classifier: Box::new(classifier), views }
             }
         };
         Ok(Opened { asked: self, networks })
+    }
+
+    /// Which views are averaged, and how.
+    fn tta(&self) -> Result<Option<Tta>> {
+        let Some(count) = self.tta else { return Ok(None) };
+        let tta = Tta::views(count).mean(match self.tta_mean {
+            Averaged::Probabilities => Mean::Probabilities,
+            Averaged::Logits => Mean::Logits,
+        });
+        let tta = self.tta_clean.map_or(tta, |share| tta.clean_weight(share));
+        tta.validate().map(|()| Some(tta))
     }
 
     fn file(&self) -> Result<PathBuf> {
@@ -227,8 +265,9 @@ impl Opened<'_> {
         self.first().device()
     }
 
-    /// What it says of the images of `items` in `range`, whose labels name `targets` where they have no single class. What is random about a view depends on an image's place among
-    /// all. `failed` is told once of each that cannot be decoded.
+    /// What it says of the images of `items` in `range`, whose labels name `targets` where they have no single class.
+    /// What is random about a view depends on an image's place among all. `failed` is told once of each that cannot be
+    /// decoded.
     pub fn judge(
         &self,
         items: &Arc<[Item]>,
@@ -250,15 +289,15 @@ impl Opened<'_> {
             }
         };
         let clean = classifier.evaluate(clean(classifier.transforms())?, targets, failed)?;
-        let Some((count, transforms)) = views else {
+        let Some((tta, transforms)) = views else {
             return Ok(Judged { evaluation: clean, beside: Beside::Nothing });
         };
         let view = |number| {
             let loader = loader(transforms, Tta::loader_options(compute.seed, number))?;
             classifier.evaluate(loader, targets, |_| ())
         };
-        let views = (0..*count).map(view).collect::<Result<Vec<Evaluation>>>()?;
-        let TtaEvaluation { clean, averaged } = Tta::views(*count).average(clean, &views)?;
-        Ok(Judged { evaluation: averaged, beside: Beside::Clean(clean, *count) })
+        let views = (0..tta.count()).map(view).collect::<Result<Vec<Evaluation>>>()?;
+        let TtaEvaluation { clean, averaged } = tta.average(clean, &views)?;
+        Ok(Judged { evaluation: averaged, beside: Beside::Clean(clean, tta.count()) })
     }
 }

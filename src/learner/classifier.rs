@@ -6,7 +6,7 @@ use super::{
     Evaluation, ModelFile,
     evaluation::{Tally, best, probabilities},
     feed::{Fed, Feed},
-    metrics::THRESHOLD,
+    metrics::{THRESHOLD, check_threshold},
     objective::pointwise,
 };
 use crate::{
@@ -29,6 +29,7 @@ use crate::{
 pub struct Classifier {
     model: Model,
     task: Task,
+    threshold: f32,
     classes: Vec<String>,
     transforms: Transforms,
     device: Device,
@@ -44,6 +45,8 @@ pub struct Prediction {
     /// The probability of every class, in the order of [`Classifier::classes`]; of labels each its own, and for
     /// regression the numbers.
     pub probabilities: Vec<f32>,
+    /// From which of them on a label is given.
+    pub threshold: f32,
 }
 
 impl Prediction {
@@ -51,12 +54,18 @@ impl Prediction {
     pub fn new(classes: &[String], probabilities: Vec<f32>) -> Self {
         let best = best(&probabilities);
         let class = classes.get(best).cloned().unwrap_or_default();
-        Self { class, probability: probabilities.get(best).copied().unwrap_or_default(), probabilities }
+        let probability = probabilities.get(best).copied().unwrap_or_default();
+        Self { class, probability, probabilities, threshold: THRESHOLD }
     }
 
-    /// Positions of the labels that are given, by a probability of at least 0.5.
+    /// With labels given from `threshold` on, not from 0.5.
+    pub fn at_threshold(self, threshold: f32) -> Self {
+        Self { threshold, ..self }
+    }
+
+    /// Positions of the labels that are given.
     pub fn given(&self) -> Vec<usize> {
-        (0..self.probabilities.len()).filter(|label| self.probabilities[*label] >= THRESHOLD).collect()
+        (0..self.probabilities.len()).filter(|label| self.probabilities[*label] >= self.threshold).collect()
     }
 
     /// Positions of the `k` most probable classes, the most probable first.
@@ -74,8 +83,19 @@ impl Classifier {
     /// # Errors
     /// As [`ModelFile::load`].
     pub fn load(path: impl AsRef<Path>, device: Device) -> Result<Self> {
-        let ModelFile { model, task, classes, transforms } = ModelFile::load(path, &device)?;
-        Ok(Self { model, task, classes, transforms, device })
+        let ModelFile { model, task, threshold, classes, transforms } = ModelFile::load(path, &device)?;
+        Ok(Self { model, task, threshold, classes, transforms, device })
+    }
+
+    /// The probability from which on a label is given. Default: the one that the model was trained with.
+    ///
+    /// # Errors
+    /// [`Error::Setting`](crate::Error::Setting) if it is not between 0 and 1, or the task is not
+    /// [multi-label](Task::MultiLabel).
+    pub fn label_threshold(mut self, threshold: f32) -> Result<Self> {
+        check_threshold(threshold, self.task)?;
+        self.threshold = threshold;
+        Ok(self)
     }
 
     /// Chooses what the network computes with. Default: f32.
@@ -90,6 +110,11 @@ impl Classifier {
     /// What it tells of an image.
     pub fn task(&self) -> Task {
         self.task
+    }
+
+    /// The probability from which on a label is given.
+    pub fn threshold(&self) -> f32 {
+        self.threshold
     }
 
     /// Names of the classes; of labels or numbers for other tasks than single labels.
@@ -142,7 +167,7 @@ impl Classifier {
         targets: Option<&Targets>,
         mut failed: impl FnMut(&Skipped),
     ) -> Result<Evaluation> {
-        let mut tally = Tally::new(self.task, pointwise(self.task), targets);
+        let mut tally = Tally::new(self.task, self.threshold, pointwise(self.task), targets);
         let mut feed = Feed::new(loader, &self.transforms, &self.device, self.model.precision());
         while let Some(fed) = feed.next() {
             let Fed { batch, images } = fed?;
@@ -169,7 +194,7 @@ impl Classifier {
         let images = batch.upload(&self.transforms, &self.device, self.model.precision())?;
         let logits = self.model.logits(&images)?;
         let probabilities = probabilities(self.task, &logits)?;
-        let prediction = |row: &[f32]| Prediction::new(&self.classes, row.to_vec());
+        let prediction = |row: &[f32]| Prediction::new(&self.classes, row.to_vec()).at_threshold(self.threshold);
         Ok(probabilities.chunks_exact(self.classes.len()).map(prediction).collect())
     }
 }

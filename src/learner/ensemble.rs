@@ -89,6 +89,15 @@ impl Ensemble {
         Ok(Self { members })
     }
 
+    /// The probability from which on a label is given. Default: that of the first network.
+    ///
+    /// # Errors
+    /// As of [`Classifier::label_threshold`].
+    pub fn label_threshold(self, threshold: f32) -> Result<Self> {
+        let members = self.members.into_iter().map(|member| member.label_threshold(threshold));
+        Ok(Self { members: members.collect::<Result<_>>()? })
+    }
+
     /// The networks.
     pub fn members(&self) -> &[Classifier] {
         &self.members
@@ -105,7 +114,8 @@ impl Ensemble {
             probabilities.resize(found.len(), 0.0);
             probabilities.iter_mut().zip(found).for_each(|(sum, p)| *sum += p / self.members.len() as f32);
         }
-        Ok(Prediction::new(self.members[0].classes(), probabilities))
+        let first = &self.members[0];
+        Ok(Prediction::new(first.classes(), probabilities).at_threshold(first.threshold()))
     }
 
     /// Measures it on the images that `loader` makes for the transforms of each member; `failed` is told once of those

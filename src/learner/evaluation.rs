@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::{Event, Learner, Objective, feed::Fed, precompute::Boundary};
+use super::{Event, Learner, Metric, Objective, feed::Fed, metrics::THRESHOLD, precompute::Boundary};
 use crate::{
     Error, Result, Tensor,
     autograd::{Tape, Var},
@@ -15,15 +15,17 @@ use crate::{
 };
 
 /// Predictions on a split, and how good they are.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Evaluation {
     /// What is told of the samples.
     pub task: Task,
+    /// The probability from which on a label is given, 0.5 by default: see [`Evaluation::at_threshold`].
+    pub threshold: f32,
     /// Cross entropy, averaged over the samples; for labels binary cross entropy, for numbers the loss that was
     /// trained, averaged over all of them too.
     pub loss: f32,
-    /// Share of samples whose most probable class is theirs; of all labels that are rightly given or not, at a
-    /// probability of 0.5 (fastai's `accuracy_thresh`); of numbers there is none, and this is no number.
+    /// Share of samples whose most probable class is theirs; of all labels that are rightly given or not, at the
+    /// threshold (fastai's `accuracy_thresh`); of numbers there is none, and this is no number.
     pub accuracy: f32,
     /// `[samples, classes]`, row by row; each label's own, or the numbers themselves.
     pub probabilities: Vec<f32>,
@@ -33,6 +35,22 @@ pub struct Evaluation {
     pub targets: Vec<f32>,
     /// Position of each sample in its split.
     pub indices: Vec<u32>,
+}
+
+impl Default for Evaluation {
+    /// Of nothing.
+    fn default() -> Self {
+        Self {
+            task: Task::default(),
+            threshold: THRESHOLD,
+            loss: 0.0,
+            accuracy: 0.0,
+            probabilities: Vec::new(),
+            labels: Vec::new(),
+            targets: Vec::new(),
+            indices: Vec::new(),
+        }
+    }
 }
 
 /// What is averaged where several evaluations become one.
@@ -46,6 +64,14 @@ pub enum Mean {
 }
 
 impl Evaluation {
+    /// The same probabilities, with labels given from `threshold` on. One below 0.5 gives more of them: fastai 1's
+    /// lesson on satellite images takes 0.2.
+    pub fn at_threshold(mut self, threshold: f32) -> Self {
+        self.threshold = threshold;
+        self.accuracy = self.metric(Metric::Accuracy).unwrap_or(f64::NAN) as f32;
+        self
+    }
+
     /// The average of evaluations of the same samples, each with its share, which add up to 1.
     ///
     /// # Errors
@@ -70,6 +96,7 @@ impl Evaluation {
         };
         let mut average = Evaluation {
             task: first.task,
+            threshold: first.threshold,
             labels: first.labels.clone(),
             targets: first.targets.clone(),
             indices: first.indices.clone(),
@@ -96,7 +123,7 @@ impl Evaluation {
 
 impl Learner {
     fn tally(&self) -> Tally {
-        Tally::new(self.data.task(), self.pointwise, self.data.targets())
+        Tally::new(self.data.task(), self.threshold, self.pointwise, self.data.targets())
     }
 
     /// Evaluates the network on the clean views of a split, from cached activations where precompute allows.
@@ -160,8 +187,8 @@ pub(super) struct Tally {
 
 impl Tally {
     /// None so far, of images with these targets where they have no single class.
-    pub(super) fn new(task: Task, pointwise: Option<Pointwise>, targets: Option<&Targets>) -> Self {
-        let evaluation = Evaluation { task, ..Evaluation::default() };
+    pub(super) fn new(task: Task, threshold: f32, pointwise: Option<Pointwise>, targets: Option<&Targets>) -> Self {
+        let evaluation = Evaluation { task, threshold, ..Evaluation::default() };
         Self { evaluation, pointwise, targets: targets.cloned(), loss: 0.0 }
     }
 

@@ -284,7 +284,7 @@ mod tests {
     #[test]
     fn the_map_grows_linearly_to_the_image() {
         let map = ImageBuffer::from_raw(2, 1, vec![0.0, 3.0]).unwrap();
-        let prediction = Prediction { class: String::new(), probability: 1.0, probabilities: vec![1.0] };
+        let prediction = Prediction::new(&[String::new()], vec![1.0]);
         let image = RgbImage::from_pixel(4, 2, image::Rgb([100; 3]));
         let mut found = GradCam { prediction, class: 0, map, image };
         let heat = found.heat();

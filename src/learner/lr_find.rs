@@ -1,14 +1,21 @@
 //! A search for the learning rate: a short training whose rate grows from step to step, undone at the end.
 //! Smith, "Cyclical Learning Rates for Training Neural Networks", 2015 (arXiv 1506.01186); fastai 0.7's `lr_find`.
 
+use std::collections::VecDeque;
+
 use serde::{Deserialize, Serialize};
 
-use super::{Event, Learner, Suggestion, precompute::Boundary, suggestion, train::Moves};
+use super::{
+    Event, Learner, StepOptions, Suggestion,
+    precompute::Boundary,
+    suggestion,
+    train::{Made, State},
+};
 use crate::{
     Error, Result,
     data::{Split, batches},
     nn::FreezeState,
-    optim::{Optimizer, OptimizerKind, PerGroup},
+    optim::{Decay, Optimizer, OptimizerKind, PerGroup, Schedule},
 };
 
 /// The search stops where the smoothed loss is so many times the lowest one, as in fastai 0.7.
@@ -32,7 +39,7 @@ pub struct LrFind {
     rule: Suggestion,
     ratios: PerGroup,
     weight_decay: PerGroup,
-    optimizer: OptimizerKind,
+    options: StepOptions,
 }
 
 impl Default for LrFind {
@@ -44,7 +51,7 @@ impl Default for LrFind {
             rule: Suggestion::default(),
             ratios: PerGroup::All(1.0),
             weight_decay: PerGroup::All(0.0),
-            optimizer: OptimizerKind::default(),
+            options: StepOptions::default(),
         }
     }
 }
@@ -95,14 +102,21 @@ impl LrFind {
 
     /// The update rule. Default SGD with momentum 0.9.
     pub fn optimizer(mut self, kind: OptimizerKind) -> Self {
-        self.optimizer = kind;
+        self.options.optimizer = kind;
         self
     }
 
-    /// The last group's rate at `step` of `steps`.
-    fn lr(&self, step: usize, steps: usize) -> f32 {
-        let way = step as f64 / (steps - 1) as f64;
-        (f64::from(self.start) * (f64::from(self.end) / f64::from(self.start)).powf(way)) as f32
+    /// How its steps are made, as in [`Fit::options`](super::Fit::options): the rate to train with is that of the steps
+    /// that will be made. Averages of weights are not kept.
+    pub fn options(mut self, options: StepOptions) -> Self {
+        self.options = StepOptions { ema: None, swa: None, ..options };
+        self
+    }
+
+    /// From the first rate to the last, by the same factor at each of so many steps.
+    fn schedule(&self, steps: usize) -> Schedule {
+        let factor = f64::from(self.end) / f64::from(self.start);
+        Schedule::Decaying { steps: steps - 1, lr: (Decay::Exponential, factor), momentum: None }
     }
 
     /// Number of steps, where an epoch has `epoch`.
@@ -218,6 +232,7 @@ impl Learner {
     /// [`Error::Setting`] for options that make no sense; [`Error::Diverged`] if the first loss is not finite;
     /// [`Error::Cancelled`]; errors of files.
     pub fn lr_find(&mut self, find: LrFind) -> Result<LrFound> {
+        find.options.validate()?;
         self.check_batch_size()?;
         self.check_loss()?;
         let count = find.count(batches(self.samples(Split::Train), self.data.batch_size).len())?;
@@ -229,7 +244,7 @@ impl Learner {
         // Tensors are shared until they are written to, so this copies only what is trained.
         let (model, steps, backbone_key) = (self.model.clone(), self.steps, self.backbone_key);
         let progress = std::mem::take(&mut self.progress);
-        let found = self.search(&find, count, &ratios, &weight_decays);
+        let found = self.search(&find, count, &ratios, weight_decays);
         self.stepper.reset();
         (self.model, self.steps, self.progress) = (model, steps, progress);
         // A frozen backbone's hash, computed meanwhile, stays good.
@@ -238,15 +253,24 @@ impl Learner {
     }
 
     /// Makes the `steps` of a search.
-    fn search(&mut self, find: &LrFind, steps: usize, ratios: &[f32], weight_decays: &[f32]) -> Result<LrFound> {
-        let mut optimizer = Optimizer::new(find.optimizer);
+    fn search(&mut self, find: &LrFind, steps: usize, ratios: &[f32], weight_decays: Vec<f32>) -> Result<LrFound> {
+        let (options, schedule) = (find.options.clone(), find.schedule(steps));
+        let (optimizer, lrs) = (Optimizer::new(options.optimizer), ratios.iter().map(|ratio| ratio * find.start));
+        let mut state = State::new(schedule, lrs.collect(), weight_decays, options.equip(optimizer), options, steps);
         let (mut found, mut average, mut lowest) = (LrFound::default(), Average::over(steps), f32::INFINITY);
         let ignored = steps / 10;
         let mut epoch = self.history.len() as u64;
         let mut source = self.source(epoch)?;
-        let (mut left, mut served) = (source.len(), false);
+        let (mut left, mut served, mut made) = (find.options.steps(source.len()), false, VecDeque::new());
         for step in 0..steps {
-            let (input, labels) = loop {
+            let Made { loss, moves, cause, .. } = loop {
+                if let Some(made) = made.pop_front() {
+                    left = left.saturating_sub(1);
+                    match made {
+                        Some(made) => break made,
+                        None => continue,
+                    }
+                }
                 self.cancel.check()?;
                 if left == 0 {
                     if !std::mem::take(&mut served) {
@@ -254,29 +278,20 @@ impl Learner {
                     }
                     epoch += 1;
                     source = self.source(epoch)?;
-                    left = source.len();
+                    left = find.options.steps(source.len());
                 }
-                left = left.saturating_sub(1);
-                if let Some(batch) = self.next_batch(&mut source)? {
-                    served = true;
-                    break batch;
-                }
+                made = self.make(&mut source, &mut state, step)?;
+                served |= made.iter().any(Option::is_some);
             };
-            let lr = find.lr(step, steps);
-            let lrs: Vec<f32> = ratios.iter().map(|ratio| ratio * lr).collect();
-            let moves = Moves { lrs, momentum: find.optimizer.momentum() };
-            let loss = self.step(&input, labels, &moves, weight_decays, &mut optimizer)?;
-            source.prefetch();
-            let loss = loss.scalar()?;
             let smoothed = average.add(loss);
             if !smoothed.is_finite() {
                 if step == 0 {
-                    let cause = self.cause(&input, self.steps - 1)?.unwrap_or("look at weights and images".into());
+                    let cause = cause.unwrap_or("look at weights and images".into());
                     return Err(Error::Diverged(format!("the loss is {loss} before any training: {cause}")));
                 }
                 break;
             }
-            found.lrs.push(lr);
+            found.lrs.extend(moves.lrs.last());
             found.losses.push(loss);
             found.smoothed.push(smoothed);
             let stop = self.tell(&Event::Finding { step, steps, loss, lrs: &moves.lrs })?;
@@ -299,7 +314,8 @@ mod tests {
     #[test]
     fn rates_grow_by_the_same_factor_from_start_to_end() {
         let find = LrFind::default().start(1e-4).end(1.0);
-        let lrs: Vec<f32> = (0..11).map(|step| find.lr(step, 11)).collect();
+        let schedule = find.schedule(11);
+        let lrs: Vec<f32> = (0..11).map(|step| find.start * schedule.at(step).lr as f32).collect();
         assert!(lrs[0] == 1e-4 && (lrs[10] - 1.0).abs() < 1e-6);
         assert!(lrs.windows(2).all(|pair| (pair[1] / pair[0] - 10f32.powf(0.4)).abs() < 1e-4), "{lrs:?}");
     }

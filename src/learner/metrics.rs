@@ -13,8 +13,20 @@ pub use confusion::{Average, Confusion, Counts};
 use super::{Evaluation, Learner, evaluation::best};
 use crate::{Error, Result, data::Task};
 
-/// A label is given where its probability is at least this.
-pub const THRESHOLD: f32 = 0.5;
+/// A label is given where its probability is at least this, unless another threshold is set.
+pub(super) const THRESHOLD: f32 = 0.5;
+
+/// # Errors
+/// [`Error::Setting`] if `threshold` is not between 0 and 1, or the task has no use for it.
+pub(super) fn check_threshold(threshold: f32, task: Task) -> Result<()> {
+    if task != Task::MultiLabel {
+        return Err(Error::setting("threshold", format!("is for multi-label, and the task is {task}")));
+    }
+    match threshold > 0.0 && threshold < 1.0 {
+        true => Ok(()),
+        false => Err(Error::setting("threshold", format!("{threshold} is not between 0 and 1"))),
+    }
+}
 
 fn mean(values: impl Iterator<Item = f64>) -> f64 {
     let (sum, count) = values.fold((0.0, 0usize), |(sum, count), value| (sum + value, count + 1));
@@ -23,7 +35,7 @@ fn mean(values: impl Iterator<Item = f64>) -> f64 {
 
 /// A number that says how good predictions are. Written `accuracy`, `top5`, `precision`, `recall`, `f1` or `f0.5`
 /// (means over the classes; `precision-micro` and so on: over all samples), `auc`, `log_loss`; of numbers `mae`, `rmse`
-/// and `r2`. Labels of which several may hold are given at a probability of 0.5.
+/// and `r2`. Labels of which several may hold are given at a threshold, a probability of 0.5 by default.
 ///
 /// ```
 /// use unfreeze::learner::{Average, Metric};
@@ -177,7 +189,7 @@ impl Evaluation {
         let class = |class| match self.task {
             Task::SingleLabel => confusion.class(class),
             Task::MultiLabel => self.column(class).fold(Counts::default(), |counts, (p, holds)| {
-                let (given, holds) = (p >= THRESHOLD, holds > 0.5);
+                let (given, holds) = (p >= self.threshold, holds > 0.5);
                 Counts {
                     hits: counts.hits + usize::from(given && holds),
                     predicted: counts.predicted + usize::from(given),
@@ -214,7 +226,7 @@ impl Evaluation {
         let average = |average: Average, metric: &dyn Fn(&Counts) -> Option<f64>| average.of(&self.counts(), metric);
         match metric {
             Metric::Accuracy if self.task == Task::MultiLabel => {
-                let right = |(p, target): (&f32, &f32)| (*p >= THRESHOLD) == (*target > 0.5);
+                let right = |(p, target): (&f32, &f32)| (*p >= self.threshold) == (*target > 0.5);
                 Some(mean(self.probabilities.iter().zip(&self.targets).map(|pair| f64::from(u8::from(right(pair))))))
             }
             Metric::Accuracy => (self.task == Task::SingleLabel).then(|| self.top_k(1)),
@@ -311,6 +323,17 @@ impl Evaluation {
 }
 
 impl Learner {
+    /// The probability from which on a label is given, in metrics and in predictions of the model that is saved.
+    /// Default 0.5.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] if it is not between 0 and 1, or the task is not [multi-label](Task::MultiLabel).
+    pub fn label_threshold(mut self, threshold: f32) -> Result<Self> {
+        check_threshold(threshold, self.data.task())?;
+        self.threshold = threshold;
+        Ok(self)
+    }
+
     /// What is measured on the validation set at the end of each epoch, and recorded, beside the accuracy, for numbers
     /// the mean absolute error. Default: nothing more.
     ///

@@ -112,6 +112,8 @@ pub struct Learner {
     loss: CrossEntropy,
     sampling: Sampling,
     metrics: Vec<Metric>,
+    /// From which probability on a label is given.
+    threshold: f32,
     /// Where images have no single class.
     pointwise: Option<Pointwise>,
     history: Vec<EpochRecord>,
@@ -161,6 +163,7 @@ impl Learner {
             loss: CrossEntropy::default(),
             sampling: Sampling::default(),
             metrics: Vec::new(),
+            threshold: metrics::THRESHOLD,
             history: Vec::new(),
             steps: 0,
             stepper: Stepper::new(true),

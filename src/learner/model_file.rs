@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeMap, path::Path};
 
-use super::Learner;
+use super::{
+    Learner,
+    metrics::{THRESHOLD, check_threshold},
+};
 use crate::{
     Device, Error, Result,
     checkpoint::{Checkpoint, LoadOptions, collect, load_into, write_safetensors},
@@ -20,6 +23,8 @@ pub struct ModelFile {
     pub model: Model,
     /// What it tells of an image.
     pub task: Task,
+    /// From which probability on a label is given.
+    pub threshold: f32,
     /// Names of the classes, by position; of labels or numbers for other tasks than single labels.
     pub classes: Vec<String>,
     /// From image to network input.
@@ -32,7 +37,8 @@ impl ModelFile {
     /// # Errors
     /// [`Error::Io`] if it cannot be written.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
-        write(path.as_ref(), &self.model, self.task, &self.classes, &self.transforms)
+        let Self { model, task, threshold, classes, transforms } = self;
+        write(path.as_ref(), model, (*task, *threshold), classes, transforms)
     }
 
     /// Reads a file that [`ModelFile::save`] or [`Learner::save`] wrote.
@@ -62,6 +68,14 @@ impl ModelFile {
             Some(text) => text.parse().map_err(|error| fail(format!("has a bad 'task': {error}")))?,
             None => Task::default(),
         };
+        // Not in files of other tasks, nor in those that were written when there was one threshold.
+        let threshold = match checkpoint.metadata.get("threshold") {
+            Some(text) => serde_json::from_str(text).map_err(|error| fail(bad("threshold")(error)))?,
+            None => THRESHOLD,
+        };
+        if task == Task::MultiLabel {
+            check_threshold(threshold, task).map_err(|error| fail(format!("has bad metadata: {error}")))?;
+        }
         let size: usize = serde_json::from_str(text("size")?).map_err(|e| fail(bad("size")(e)))?;
         let resize: usize = serde_json::from_str(text("resize")?).map_err(|e| fail(bad("resize")(e)))?;
         let mean: [f32; 3] = serde_json::from_str(text("mean")?).map_err(|e| fail(bad("mean")(e)))?;
@@ -89,7 +103,7 @@ impl ModelFile {
         let mut model = Model::new(arch, head, classes.len(), 0, device)
             .map_err(|error| fail(format!("has bad metadata: {error}")))?;
         load_into(&mut model, &checkpoint, &LoadOptions::default())?;
-        Ok(Self { model, task, classes, transforms })
+        Ok(Self { model, task, threshold, classes, transforms })
     }
 }
 
@@ -99,16 +113,23 @@ impl Learner {
     /// # Errors
     /// [`Error::Io`] if it cannot be written.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
-        write(path.as_ref(), &self.model, self.data.task(), self.data.classes(), self.transforms())
+        let task = (self.data.task(), self.threshold);
+        write(path.as_ref(), &self.model, task, self.data.classes(), self.transforms())
     }
 }
 
-fn write(path: &Path, model: &Model, task: Task, classes: &[String], transforms: &Transforms) -> Result<()> {
+fn write(
+    path: &Path,
+    model: &Model,
+    (task, threshold): (Task, f32),
+    classes: &[String],
+    transforms: &Transforms,
+) -> Result<()> {
     // Plain numbers, strings and lists: they always have a JSON form, and as f32 a short one.
     fn json(value: &impl serde::Serialize) -> String {
         serde_json::to_string(value).unwrap_or_default()
     }
-    let metadata = BTreeMap::from(
+    let mut metadata = BTreeMap::from(
         [
             ("format_version", FORMAT_VERSION.to_string()),
             ("engine_version", env!("CARGO_PKG_VERSION").to_string()),
@@ -124,5 +145,8 @@ fn write(path: &Path, model: &Model, task: Task, classes: &[String], transforms:
         ]
         .map(|(key, value)| (key.to_string(), value)),
     );
+    if task == Task::MultiLabel {
+        metadata.insert("threshold".into(), json(&threshold));
+    }
     write_safetensors(path, &collect(model)?, &metadata)
 }

@@ -73,7 +73,7 @@ impl Predictions {
             let heads = heads.iter().copied().chain(self.classes.iter().map(String::as_str));
             table.write_record(heads).map_err(io::Error::from)?;
             for (file, prediction) in &self.rows {
-                let Prediction { class, probability, probabilities } = prediction;
+                let Prediction { class, probability, probabilities, .. } = prediction;
                 match self.task {
                     Task::SingleLabel => table.serialize((file, class, probability, probabilities)),
                     Task::MultiLabel => {
@@ -104,7 +104,8 @@ impl Learner {
         let classes = self.data.classes();
         let mut predictions = Predictions::new(self.data.task(), classes);
         for record in self.records(split, &found) {
-            predictions.push(record.file, Prediction::new(classes, record.probabilities));
+            let prediction = Prediction::new(classes, record.probabilities).at_threshold(self.threshold);
+            predictions.push(record.file, prediction);
         }
         Ok(predictions)
     }

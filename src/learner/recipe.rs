@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{EarlyStopping, Fit, Learner, ReduceLrOnPlateau, StepOptions, Unfreeze};
 use crate::{
-    Result,
+    Error, Result,
     data::Split,
     optim::{FreezeOut, OneCycle, PerGroup, Triangle, TriangleTail, WarmUp},
 };
@@ -46,16 +46,25 @@ pub enum Course {
 }
 
 impl Course {
-    /// Of `cycles`, or of the `whole` that they add up to.
-    fn over(self, cycles: Fit, whole: Fit) -> Fit {
+    /// Of `cycles`, or of the `whole` that they add up to, with momentum at the ends of a cycle and at its peak.
+    fn over(self, cycles: Fit, whole: Fit, momentum: Option<[f64; 2]>) -> Fit {
         match self {
             Course::Restarts => cycles,
-            Course::OneCycle => whole.one_cycle(OneCycle::default()),
+            Course::OneCycle => {
+                let usual = OneCycle::default();
+                let momentum = momentum.map(|[ends, peak]| [ends, peak, ends]).or(usual.momentum);
+                whole.one_cycle(OneCycle { momentum, ..usual })
+            }
             Course::FlatCosine => whole.flat_cosine(0.75, 1e5),
-            Course::Triangular => cycles.triangular(Triangle::default()),
-            Course::TriangularTail => cycles.triangular_tail(TriangleTail::default()),
+            Course::Triangular => cycles.triangular(Triangle { momentum, ..Triangle::default() }),
+            Course::TriangularTail => cycles.triangular_tail(TriangleTail { momentum, ..TriangleTail::default() }),
             Course::Constant => whole,
         }
+    }
+
+    /// Whether its momentum moves with its rates.
+    fn moves_momentum(self) -> bool {
+        matches!(self, Course::OneCycle | Course::Triangular | Course::TriangularTail)
     }
 }
 
@@ -81,6 +90,10 @@ pub struct Recipe {
     /// What its rates follow. Default: restarts.
     #[serde(default)]
     pub schedule: Course,
+    /// Momentum at the ends of a cycle and at its peak, of the schedules where it moves against the rates: one cycle and
+    /// triangles. Default: that of the optimizer, or for one cycle fastai 2's .95 and .85.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub momentum_range: Option<[f64; 2]>,
     /// Epochs, or a part of one, in which its rates rise to those of the schedule: see [`Fit::warm_up`]. Default 0.
     #[serde(default)]
     pub warm_up: f64,
@@ -144,6 +157,7 @@ impl Default for Recipe {
             cycle_len: 1,
             cycle_mult: 2,
             schedule: Course::default(),
+            momentum_range: None,
             warm_up: 0.0,
             sizes: Vec::new(),
             unfreeze: Unfreeze::default(),
@@ -184,7 +198,7 @@ impl Recipe {
             (Some(options), Course::Restarts | Course::Constant) => whole.freeze_out(options),
             // Refused, where the epochs are added up.
             (Some(options), _) => cycles.freeze_out(options),
-            (None, course) => course.over(cycles, whole),
+            (None, course) => course.over(cycles, whole, self.momentum_range),
         };
         let fit = fit.lr(self.finetune_lr()).wd(self.wd.clone()).phase("finetune");
         let fit = if self.warm_up == 0.0 { fit } else { fit.warm_up(WarmUp::epochs(self.warm_up)) };
@@ -212,13 +226,22 @@ impl Recipe {
         }
     }
 
+    fn check_momentum_range(&self) -> Result<()> {
+        if self.momentum_range.is_some() && (self.freeze_out.is_some() || !self.schedule.moves_momentum()) {
+            let message = "is of schedules in which momentum moves: one-cycle, triangular, triangular-tail";
+            return Err(Error::setting("momentum_range", message));
+        }
+        Ok(())
+    }
+
     /// Checks everything that can be checked before the first epoch.
     ///
     /// # Errors
-    /// [`Error::Setting`](crate::Error::Setting) naming the value that makes no sense.
+    /// [`Error::Setting`] naming the value that makes no sense.
     pub fn validate(&self, learner: &Learner) -> Result<()> {
         learner.check_batch_size()?;
         self.options.validate()?;
+        self.check_momentum_range()?;
         let mut state = learner.freeze_state().clone();
         self.lr.resolve("lr", &state)?;
         self.wd.resolve("wd", &state)?;
@@ -348,6 +371,15 @@ mod tests {
         }
         assert!(matches!(of(Course::OneCycle, 2).schedule(5), Schedule::OneCycle { steps: 35, .. }));
         assert!(matches!(of(Course::TriangularTail, 1).schedule(5), Schedule::TriangularTail { cycles: 3, .. }));
+        let momentum = |schedule, at| {
+            let recipe = Recipe { schedule, cycle_mult: 1, momentum_range: Some([0.95, 0.8]), ..Recipe::default() };
+            recipe.finetune().schedule(8).at(at).momentum
+        };
+        for (course, peak) in [(Course::OneCycle, 6), (Course::Triangular, 1), (Course::TriangularTail, 3)] {
+            let [start, peak] = [0, peak].map(|at| momentum(course, at).unwrap());
+            assert!((start - 0.95).abs() < 1e-9 && (peak - 0.8).abs() < 1e-9, "{course:?}: {start}, {peak}");
+        }
+        assert_eq!(momentum(Course::Restarts, 3), None);
         let message = |recipe: Recipe| recipe.finetune().total_epochs().unwrap_err().to_string();
         assert!(message(Recipe { schedule: Course::Triangular, ..Recipe::default() }).contains("cycle_mult"));
         let nothing = Recipe { schedule: Course::OneCycle, cycles: 0, ..Recipe::default() };

@@ -65,6 +65,18 @@ pub(super) struct Moves {
 }
 
 impl State {
+    /// That of rates which follow `schedule` alone.
+    pub fn new(
+        schedule: Schedule,
+        lrs: Vec<f32>,
+        weight_decays: Vec<f32>,
+        optimizer: Optimizer,
+        options: StepOptions,
+        steps_per_epoch: usize,
+    ) -> Self {
+        Self { schedule, warm_up: None, freezing: None, lrs, weight_decays, optimizer, options, steps_per_epoch }
+    }
+
     /// How step `number` of the fit moves.
     pub fn moves(&self, number: usize) -> Moves {
         let Point { lr: factor, momentum, .. } = self.schedule.at(number);
@@ -128,11 +140,10 @@ impl Learner {
         if start == 0 {
             self.begin_averages(&fit);
         }
-        let (schedule, warm_up, options) = (fit.schedule(steps), fit.warm_up, fit.options.clone());
         let freezing = fit.freeze_out.map(|options| Freezing::new(options, &self.state, epochs * steps));
         let base = lrs.clone();
-        let mut state =
-            State { schedule, warm_up, freezing, lrs, weight_decays, optimizer, options, steps_per_epoch: steps };
+        let state = State::new(fit.schedule(steps), lrs, weight_decays, optimizer, fit.options.clone(), steps);
+        let mut state = State { warm_up: fit.warm_up, freezing, ..state };
         let first = self.history.len() - start;
         if self.precompute && self.boundary().is_none() {
             self.note("precompute is on, but the backbone is trainable: activations are computed anew".into())?;
@@ -254,7 +265,12 @@ impl Learner {
 
     /// Makes step `number` of a fit, or as many from there on as go into one launch; `None` for a batch that is of no
     /// use.
-    fn make(&mut self, source: &mut Source, state: &mut State, number: usize) -> Result<VecDeque<Option<Made>>> {
+    pub(super) fn make(
+        &mut self,
+        source: &mut Source,
+        state: &mut State,
+        number: usize,
+    ) -> Result<VecDeque<Option<Made>>> {
         if let Some(made) = self.make_many(source, state, number)? {
             return Ok(made);
         }

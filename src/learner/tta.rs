@@ -40,7 +40,8 @@ impl Tta {
         Self { views: count, clean: None, mean: Mean::default() }
     }
 
-    /// Share of the clean view. Default: as much as any other, which is 1 in `count + 1`, as in fastai 0.7; fastai 2 has .25.
+    /// Share of the clean view. Default: as much as any other, which is 1 in `count + 1`, as in fastai 0.7; fastai 2
+    /// has .25.
     pub fn clean_weight(self, weight: f32) -> Self {
         Self { clean: Some(weight), ..self }
     }

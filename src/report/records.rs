@@ -7,7 +7,7 @@ use serde::de::DeserializeOwned;
 use crate::{
     Error, Result,
     data::Task,
-    learner::{EpochRecord, PredictionRecord, StepRecord},
+    learner::{EpochRecord, Evaluation, PredictionRecord, StepRecord},
 };
 
 /// The records of a run.
@@ -20,6 +20,8 @@ pub struct Records {
     pub config_text: String,
     /// What was to be told of images.
     pub task: Task,
+    /// From which probability on a label is given.
+    pub threshold: f32,
     /// Names of the classes, by position; of labels or numbers for other tasks than single labels.
     pub classes: Vec<String>,
     /// `history.jsonl`, one record per epoch.
@@ -52,6 +54,9 @@ impl Records {
         let task = config.get("task").and_then(toml::Value::as_str).map_or(Ok(Task::default()), str::parse);
         let task = task.map_err(|error| Error::data(&path, error.to_string()))?;
 
+        let threshold = config.get("threshold").and_then(toml::Value::as_float);
+        let threshold = threshold.map_or(Evaluation::default().threshold, |threshold| threshold as f32);
+
         let path = run.join("history.jsonl");
         let epochs = read_lines(&path, |_| Ok(()))?.unwrap_or_default();
         if epochs.is_empty() {
@@ -72,7 +77,7 @@ impl Records {
             Ok(())
         };
         let predictions = read_lines(&run.join("predictions.jsonl"), fits)?.unwrap_or_default();
-        Ok(Self { config, config_text, task, classes, epochs, steps, predictions })
+        Ok(Self { config, config_text, task, threshold, classes, epochs, steps, predictions })
     }
 
     /// A string of the configuration.

@@ -14,6 +14,7 @@ const WORST: usize = 12;
 pub(super) fn outcome(records: &Records) -> String {
     let mut found = Evaluation {
         task: records.task,
+        threshold: records.threshold,
         labels: (0..records.predictions.len() as u32).collect(),
         indices: (0..records.predictions.len() as u32).collect(),
         ..Evaluation::default()

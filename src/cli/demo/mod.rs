@@ -276,6 +276,7 @@ impl Demo {
             snapshots: false,
             learning: Learning::default(),
             metrics: Vec::new(),
+            threshold: None,
             save_best: None,
             transforms: Transforms::new(SIDE as usize).augment(Augment::SideOn).max_zoom(1.1),
             recipe: Recipe {
