@@ -17,9 +17,10 @@ use std::{
     fs,
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
+    time::SystemTime,
 };
 
-use common::learning::{data, learner};
+use common::learning::{data, learner, picture};
 use unfreeze::{
     data::{Augment, Split, Transforms},
     learner::{Evaluation, Event, Flow, Learner},
@@ -86,6 +87,15 @@ fn with_views(folder: impl AsRef<Path>, first: isize) -> Learner {
     learner.freeze_to(first).unwrap();
     learner.precompute_views(VIEWS).unwrap();
     learner
+}
+
+/// Writes an image whose level shows in no more of it than what is looked at of a file's content alone.
+fn write_alterable(path: &Path, level: u8) {
+    // Beyond the end that is always looked at; a bitmap begins with its last line.
+    let mut picture = picture(64, 0, 70);
+    (0..64).for_each(|x| (40..64).for_each(|y| picture.put_pixel(x, y, [level; 3].into())));
+    picture.save(path).unwrap();
+    fs::File::options().write(true).open(path).unwrap().set_modified(SystemTime::UNIX_EPOCH).unwrap();
 }
 
 fn files(folder: &Path) -> Vec<PathBuf> {

@@ -3,6 +3,7 @@
 //! key. Labels are no part of either.
 
 mod activations;
+mod file_key;
 mod key;
 pub mod store;
 
@@ -13,6 +14,7 @@ use std::{
 };
 
 pub use activations::Activations;
+pub use file_key::FileKeys;
 pub use key::{Key, KeyBuilder};
 
 use crate::{Device, Error, Result, Tensor, device::available_memory};
@@ -185,6 +187,12 @@ impl ActivationCache {
         self.rows(entry).is_some_and(|rows| rows.places.contains_key(row))
     }
 
+    /// Whether a sample's row is there.
+    pub fn holds(&self, sought: &Sought) -> bool {
+        let Sought { entry, row: Some(row), .. } = sought else { return false };
+        self.rows(entry).is_some_and(|rows| rows.places.get(row).is_some_and(Option::is_some))
+    }
+
     /// Adds rows of the batch `[n, …]`: for each the position there, and its key.
     ///
     /// # Errors
@@ -335,6 +343,7 @@ mod tests {
             gone,
         ];
         assert_eq!(samples.map(|sample| cache.knows(&sample)), [true, true, true, false, true, false]);
+        assert_eq!(samples.map(|sample| cache.holds(&sample)), [true, false, true, false, true, false]);
         let selected = cache.select(&samples, &cpu(1))?;
         assert_eq!((selected.labels(), selected.indices()), (&[0, 20, 40][..], &[0, 2, 4][..]));
         let (values, _) = selected.gather(&[0, 1, 2], &cpu(1))?;

@@ -6,13 +6,13 @@ use clap::Args;
 use serde_json::{Map, Value, json};
 use unfreeze::{
     Error, Result,
-    data::{Item, Split, Targets, Task, find_labelled},
+    data::{Item, Split, Task, find_labelled},
     learner::{Average, Confusion, Counts, Evaluation, Metric},
 };
 
 use super::{
     options::{count, report_skipped},
-    trained::{Beside, Judged, Opened, Part, Trained},
+    trained::{Beside, Judged, Opened, Part, RunImages, Trained, root},
 };
 
 /// Measure a trained model on images whose classes are known
@@ -49,27 +49,29 @@ impl Evaluate {
     pub fn run(self) -> Result<()> {
         let opened = self.trained.open()?;
         let metrics = self.metrics(opened.task(), opened.classes().len())?;
-        let (items, targets) = self.items(&opened)?;
-        let items: Arc<[Item]> = items.into();
-        let judged = opened.judge(&items, targets.as_ref(), 0..items.len(), |failed| errln!("skipped {failed}"))?;
+        let RunImages { root, items, targets, .. } = self.images(&opened)?;
+        let (items, cache): (Arc<[Item]>, _) = (items.into(), opened.cached(&root)?);
+        let all = 0..items.len();
+        let judged =
+            opened.judge(&items, targets.as_ref(), all, cache.as_ref(), |failed| errln!("skipped {failed}"))?;
         self.print(&judged, &metrics, opened.classes());
         Ok(())
     }
 
-    fn items(&self, opened: &Opened) -> Result<(Vec<Item>, Option<Targets>)> {
+    fn images(&self, opened: &Opened) -> Result<RunImages> {
         let classes = opened.classes();
         let split = Split::from(self.split);
         if let Some(path) = &self.data {
             let found = find_labelled(path, opened.task(), classes, split)?;
             report_skipped(&found.skipped);
-            return Ok((found.items, found.targets));
+            return Ok(RunImages { root: root(path), items: found.items, labelled: true, targets: found.targets });
         }
         let found = self.trained.images(split, classes)?;
         if found.items.is_empty() || !found.labelled {
             let message = format!("has no {split} images of known classes; `predict --split` does without");
             return Err(Error::data(found.root, message));
         }
-        Ok((found.items, found.targets))
+        Ok(found)
     }
 
     /// The metrics asked for.

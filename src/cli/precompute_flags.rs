@@ -46,6 +46,11 @@ impl CacheFlags {
         }
     }
 
+    /// Whether a folder, or none, was asked for.
+    pub fn is_given(&self) -> bool {
+        self.cache.is_some()
+    }
+
     /// `learner`, keeping its activations there.
     pub fn keep(&self, learner: Learner) -> Learner {
         match self.folder() {

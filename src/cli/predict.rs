@@ -70,9 +70,14 @@ impl Predict {
         if let Some(path) = &self.csv {
             check_output("--csv", path, "csv")?;
         }
+        if self.split.is_none() && self.trained.asks_for_cache() {
+            let message = "knows images by the data set that they are of; give --split";
+            return Err(Error::setting("--cache", message));
+        }
         let opened = self.trained.open()?;
         let classes = opened.classes();
         let (root, files) = self.files(&opened)?;
+        let cache = if self.split.is_some() { opened.cached(&root)? } else { None };
         if let Some(folder) = &self.grad_cam {
             fs::create_dir_all(folder).map_err(|error| Error::io(folder, error))?;
             check_output("--grad-cam", &folder.join("1.png"), "png")?;
@@ -82,7 +87,7 @@ impl Predict {
         for start in (0..items.len()).step_by(CHUNK) {
             let range = start..items.len().min(start + CHUNK);
             let mut skipped = Vec::new();
-            let judged = opened.judge(&items, None, range.clone(), |file| skipped.push(file.clone()));
+            let judged = opened.judge(&items, None, range.clone(), cache.as_ref(), |file| skipped.push(file.clone()));
             let all = skipped.len() == range.len();
             failed.report(skipped);
             // That there was nothing to judge has just been said.

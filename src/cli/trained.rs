@@ -9,16 +9,18 @@ use std::{
 use clap::{Args, ValueEnum};
 use unfreeze::{
     Device, Error, Result,
-    data::{Item, Loader, LoaderOptions, Skipped, Split, Targets, Task, Transforms},
+    cache::store::Store,
+    data::{Item, LoaderOptions, Skipped, Split, Targets, Task, Transforms},
     learner::{
-        Classifier, Ensemble, EnsembleEvaluation, Evaluation, Mean, PredictionRecord, RunFolder, Tta, TtaEvaluation,
-        WeightAverage,
+        Classifier, Ensemble, EnsembleEvaluation, Evaluation, FeatureCache, Mean, PredictionRecord, RunFolder,
+        Selection, Tta, TtaEvaluation, WeightAverage,
     },
     report::Records,
 };
 
 use super::{
     options::{Arithmetic, Compute, Mode, count, model_file, open_data},
+    precompute_flags::CacheFlags,
     run::Config,
 };
 
@@ -26,6 +28,11 @@ const NO_DATA: &str = "which does not say where its images are; give DATA too";
 
 /// The model, and how it is asked.
 #[derive(Args)]
+#[command(mut_arg("cache", |arg| arg.help(
+    "Folder of cached activations, or off: what training left there of the backbone is not computed again; of other \
+     images, or of a backbone that was trained since, it is added if a folder is given [default: activations in \
+     UNFREEZE_CACHE, or in the user's cache folder, to which nothing is added]"
+)))]
 pub struct Trained {
     /// Run folder, or model file
     model: PathBuf,
@@ -39,7 +46,7 @@ pub struct Trained {
     #[arg(long, value_name = "SHARE", requires = "tta")]
     tta_clean: Option<f32>,
     /// Average over the last snapshots of a run trained with --snapshots, such as last:3
-    #[arg(long, value_name = "last:N", value_parser = last, conflicts_with = "tta")]
+    #[arg(long, value_name = "last:N", value_parser = last, conflicts_with_all = ["tta", "cache"])]
     ensemble: Option<usize>,
     /// Take the averaged weights of a run trained with --ema or --swa
     #[arg(long, value_name = "ema|swa", conflicts_with = "ensemble")]
@@ -50,6 +57,8 @@ pub struct Trained {
     /// Images per batch
     #[arg(long, default_value_t = 16, value_name = "N", value_parser = count)]
     batch_size: usize,
+    #[command(flatten)]
+    cache: CacheFlags,
     #[command(flatten)]
     compute: Compute,
     #[command(flatten)]
@@ -187,6 +196,11 @@ impl Trained {
         }
     }
 
+    /// Whether a folder of activations was asked for.
+    pub fn asks_for_cache(&self) -> bool {
+        self.cache.is_given() && self.cache.folder().is_some()
+    }
+
     fn config(&self, reason: &str) -> Result<Config> {
         RunFolder::config(self.run(reason)?)
     }
@@ -265,37 +279,65 @@ impl Opened<'_> {
         self.first().device()
     }
 
+    /// Where features of images in the data set at `root` are looked up. None for several networks, which were all
+    /// trained from their first layer on.
+    pub fn cached(&self, root: &Path) -> Result<Option<FeatureCache>> {
+        let Trained { cache, .. } = self.asked;
+        let (Networks::One { classifier, .. }, Some(folder)) = (&self.networks, cache.folder()) else {
+            return Ok(None);
+        };
+        let store = match Store::at(folder) {
+            Ok(store) => store,
+            Err(error) => {
+                errln!("note: no cached activations are used: {error}");
+                return Ok(None);
+            }
+        };
+        // A run's files are known as its training knew them.
+        let verify_content = cache.verify_content || self.asked.config("").is_ok_and(|config| config.verify_content);
+        FeatureCache::new(classifier, store, root, verify_content).map(|found| Some(found.adds(cache.is_given())))
+    }
+
     /// What it says of the images of `items` in `range`, whose labels name `targets` where they have no single class.
-    /// What is random about a view depends on an image's place among all. `failed` is told once of each that cannot be
-    /// decoded.
+    /// What is random about a view depends on an image's place among all. Features are taken from `cache` as far as
+    /// they are there. `failed` is told once of each that cannot be decoded.
     pub fn judge(
         &self,
         items: &Arc<[Item]>,
         targets: Option<&Targets>,
         range: Range<usize>,
+        cache: Option<&FeatureCache>,
         failed: impl FnMut(&Skipped),
     ) -> Result<Judged> {
         let Trained { batch_size, compute, .. } = self.asked;
-        let loader = |transforms: &Transforms, options: LoaderOptions| {
-            let order = range.clone().map(|at| at as u32).collect();
-            Loader::new(items.clone(), transforms, order, *batch_size, &options.on(self.device()))
+        let selection = |transforms: &Transforms, options: LoaderOptions| Selection {
+            items: items.clone(),
+            transforms: transforms.clone(),
+            order: range.clone().map(|at| at as u32).collect(),
+            batch_size: *batch_size,
+            options: options.on(self.device()),
         };
-        let clean = |transforms: &Transforms| loader(transforms, LoaderOptions::evaluation());
+        let clean = |transforms: &Transforms| selection(transforms, LoaderOptions::evaluation());
         let (classifier, views) = match &self.networks {
             Networks::One { classifier, views } => (classifier, views),
             Networks::Several(ensemble) => {
-                let EnsembleEvaluation { members, averaged } = ensemble.evaluate(clean, targets, failed)?;
+                let loader = |transforms: &Transforms| clean(transforms).loader();
+                let EnsembleEvaluation { members, averaged } = ensemble.evaluate(loader, targets, failed)?;
                 return Ok(Judged { evaluation: averaged, beside: Beside::Members(members) });
             }
         };
-        let clean = classifier.evaluate(clean(classifier.transforms())?, targets, failed)?;
+        let evaluate = |selection: Selection, failed: &mut dyn FnMut(&Skipped)| {
+            let Some(cache) = cache else { return classifier.evaluate(selection.loader()?, targets, failed) };
+            let found = cache.evaluate(classifier, &selection, targets, failed);
+            cache.take_notes().iter().for_each(|note| errln!("note: {note}"));
+            found
+        };
+        let mut failed = failed;
+        let clean = evaluate(clean(classifier.transforms()), &mut failed)?;
         let Some((tta, transforms)) = views else {
             return Ok(Judged { evaluation: clean, beside: Beside::Nothing });
         };
-        let view = |number| {
-            let loader = loader(transforms, Tta::loader_options(compute.seed, number))?;
-            classifier.evaluate(loader, targets, |_| ())
-        };
+        let view = |number| evaluate(selection(transforms, Tta::loader_options(compute.seed, number)), &mut |_| ());
         let views = (0..tta.count()).map(view).collect::<Result<Vec<Evaluation>>>()?;
         let TtaEvaluation { clean, averaged } = tta.average(clean, &views)?;
         Ok(Judged { evaluation: averaged, beside: Beside::Clean(clean, tta.count()) })

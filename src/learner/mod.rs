@@ -9,6 +9,7 @@ mod control;
 mod diverged;
 mod ensemble;
 mod evaluation;
+mod feature_cache;
 mod feed;
 mod fine_tune;
 mod fit;
@@ -44,6 +45,7 @@ pub use classifier::{Classifier, Prediction};
 pub use control::{Callback, CancelToken, Event, Flow};
 pub use ensemble::{Ensemble, EnsembleEvaluation};
 pub use evaluation::{Evaluation, Mean};
+pub use feature_cache::{FeatureCache, Selection};
 pub use fine_tune::FineTune;
 pub use fit::Fit;
 pub use grad_cam::GradCam;
@@ -71,7 +73,7 @@ use std::collections::HashSet;
 
 use crate::{
     Device, Error, Precision, Result,
-    cache::{ActivationCache, Key},
+    cache::{ActivationCache, FileKeys, Key},
     checkpoint::Weights,
     data::{ImageData, Split, Transforms},
     nn::{FreezeState, Grouping, HeadSpec, Model, ResNet},
@@ -107,6 +109,7 @@ pub struct Learner {
     precompute: bool,
     shown: precompute::Shown,
     cache: ActivationCache,
+    files: FileKeys,
     /// Hash of the values of the backbone's first units, so many; `None` since they may have changed.
     backbone_key: Option<(usize, Key)>,
     loss: CrossEntropy,
@@ -159,6 +162,7 @@ impl Learner {
             precompute: false,
             shown: precompute::Shown::default(),
             cache: ActivationCache::default(),
+            files: FileKeys::default(),
             backbone_key: None,
             loss: CrossEntropy::default(),
             sampling: Sampling::default(),

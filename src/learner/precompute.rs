@@ -4,6 +4,8 @@
 mod fill;
 mod keys;
 
+pub(super) use keys::{Decisive, about, prefix_key, row_key};
+
 use std::{fmt, path::PathBuf};
 
 use super::{Input, Learner};
@@ -11,7 +13,6 @@ use crate::{
     Error, Result, Tensor,
     data::{LoaderOptions, Split, Views},
     error::size,
-    nn::cost::Network,
 };
 
 /// Where the prefix ends whose activations are cached.
@@ -167,21 +168,9 @@ impl Learner {
         Ok(None)
     }
 
-    fn network(&self) -> Network {
-        let (arch, classes, size) = (self.model.arch(), self.model.head.classes(), self.transforms().size);
-        Network { arch, size, batch: 1, classes, precision: self.model.precision() }
-    }
-
     /// Bytes of the activation of an image.
     fn row_bytes(&self, boundary: Boundary) -> u64 {
-        let bytes = match boundary {
-            Boundary::Pool => self.model.head.inputs() * size_of::<f32>(),
-            Boundary::Units(units) => {
-                let elements: usize = self.network().output(units).iter().product();
-                elements * self.model.precision().storage().bytes()
-            }
-        };
-        bytes as u64
+        self.about(boundary).row_bytes().unwrap_or(u64::MAX)
     }
 
     /// What an epoch of training shows, by its number in the history.

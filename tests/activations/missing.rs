@@ -10,6 +10,7 @@ use unfreeze::{
 use crate::{
     Computed, checked,
     common::learning::{cats_and_dogs, data, folders, learner, picture},
+    write_alterable,
 };
 
 #[test]
@@ -82,21 +83,14 @@ fn labels_are_no_part_of_what_is_cached() {
 fn altered_content_is_seen_if_asked() {
     let folder = cats_and_dogs();
     let path = folder.path().join("train/cat/0.bmp");
-    // Beyond the end that is always looked at; a bitmap begins with its last line.
-    let write = |level: u8| {
-        let mut picture = picture(64, 0, 70);
-        (0..64).for_each(|x| (40..64).for_each(|y| picture.put_pixel(x, y, [level; 3].into())));
-        picture.save(&path).unwrap();
-        fs::File::options().write(true).open(&path).unwrap().set_modified(SystemTime::UNIX_EPOCH).unwrap();
-    };
     for verify in [false, true] {
-        write(0);
+        write_alterable(&path, 0);
         let data = data(&folder).verify_content(verify);
         let (mut learner, computed) = Computed::by(learner(data));
         learner.precompute(true);
         let before = learner.evaluate(Split::Train).unwrap();
         assert_eq!(computed.take(), [(Split::Train, 11)]);
-        write(255);
+        write_alterable(&path, 255);
         let after = learner.evaluate(Split::Train).unwrap();
         assert_eq!(computed.take(), if verify { vec![(Split::Train, 1)] } else { vec![] });
         assert_eq!(before.probabilities != after.probabilities, verify);

@@ -12,9 +12,9 @@ use unfreeze::{
 use crate::{
     common::{
         learning::{cats_and_dogs, timeless},
-        program::{names, unfreeze},
+        program::{command, names, ran, unfreeze},
     },
-    files,
+    files, write_alterable,
 };
 
 const TRAIN: &str = "train {} --out {} --weights random --arch resnet8 --size 16 --hidden 8 --batch-size 4 --epochs 2 \
@@ -92,4 +92,54 @@ fn the_program_computes_ahead_what_training_looks_up() {
     assert!(refused.code == 2 && refused.err.contains("--cache"), "{}", refused.err);
     let refused = unfreeze("precompute {} --weights {} --boundary layer4", &[images.path(), &weights]);
     assert!(refused.code == 2 && refused.err.contains("layer3"), "{}", refused.err);
+}
+
+/// The features of a backbone that stayed frozen are those of training, whatever is asked of the head later.
+#[test]
+fn evaluation_finds_what_training_left_and_adds_only_where_told() {
+    let (images, out) = (cats_and_dogs(), tempfile::tempdir().unwrap());
+    let path = |name: &str| out.path().join(name);
+    let (run, cache, own, default) = (path("run"), path("cache"), path("own"), path("default"));
+    let alterable = images.path().join("valid/cat/0.bmp");
+    write_alterable(&alterable, 0);
+    unfreeze(&format!("{TRAIN} --recipe head --cache {{}}"), &[images.path(), &run, &cache]).succeeded();
+    let evaluate = |arguments: &str, paths: &[&Path]| {
+        let mut command = command(&format!("{arguments} --json"), &[&[run.as_path()], paths].concat());
+        ran(command.env("UNFREEZE_CACHE", &default).output().unwrap()).succeeded().out
+    };
+    let off = "evaluate {} --cache off";
+    let before = evaluate(off, &[]);
+    let known = files(&cache).len();
+    // What is found is of before the image was altered.
+    write_alterable(&alterable, 255);
+    let after = evaluate(off, &[]);
+    assert!(before != after);
+    assert_eq!(evaluate("evaluate {} --cache {}", &[&cache]), before);
+    assert_eq!(evaluate("evaluate {} {} --cache {}", &[images.path(), &cache]), before);
+    assert_eq!(files(&cache).len(), known);
+    assert!(evaluate("evaluate {} --cache {} --verify-content", &[&cache]) == after && files(&cache).len() > known);
+    // Where none are kept, none are looked for; but where a folder is given, also those of augmented views are.
+    assert_eq!(evaluate("evaluate {}", &[]), after);
+    assert!(files(out.path()).iter().all(|file| !file.starts_with(&default)));
+    let tta = evaluate("evaluate {} --cache {} --tta 2", &[&own]);
+    write_alterable(&alterable, 0);
+    assert_eq!(evaluate("evaluate {} --cache {} --tta 2", &[&own]), tta);
+    assert_eq!(evaluate("evaluate {} --cache {}", &[&own]), after);
+    let predicted = evaluate("predict {} --split valid --cache {}", &[&own]);
+    assert!(predicted != evaluate("predict {} --split valid", &[]));
+    write_alterable(&alterable, 255);
+    assert_eq!(evaluate("predict {} --split valid", &[]), predicted);
+    // Damage is made up for, and what is no folder is said.
+    for file in files(&own).iter().filter(|file| file.extension().is_some_and(|extension| extension == "chunk")) {
+        let mut bytes = fs::read(file).unwrap();
+        let last = bytes.len() - 1;
+        bytes[last] ^= 1;
+        fs::write(file, bytes).unwrap();
+    }
+    let repaired = unfreeze("evaluate {} --cache {} --json", &[&run, &own]).succeeded();
+    assert!(repaired.out == after && repaired.err.contains("damaged"), "{}", repaired.err);
+    let odd = unfreeze("evaluate {} --cache {} --json", &[&run, &alterable]).succeeded();
+    assert!(odd.out == after && odd.err.contains("no cached activations are used"), "{}", odd.err);
+    let refused = unfreeze("predict {} {} --cache {}", &[&run, images.path(), &own]);
+    assert!(refused.code == 2 && refused.err.contains("--split"), "{}", refused.err);
 }

@@ -148,8 +148,8 @@ impl About {
         elements.filter(|elements| *elements > 0)
     }
 
-    /// Bytes of a row.
-    fn row_bytes(&self) -> Option<u64> {
+    /// Bytes of a row; `None` if it has no values, or more than can be counted.
+    pub(crate) fn row_bytes(&self) -> Option<u64> {
         (self.elements()? as u64).checked_mul(self.stored.bytes())
     }
 

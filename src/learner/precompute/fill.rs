@@ -4,12 +4,9 @@ use std::{collections::HashSet, sync::Arc};
 
 use super::Boundary;
 use crate::{
-    Error, Precision, Result,
+    Error, Result,
     autograd::Var,
-    cache::{
-        Activations, Key, Sought,
-        store::{About, Stored},
-    },
+    cache::{ActivationCache, Activations, Key, Sought},
     data::{Batch, LoaderOptions, Split, decode},
     learner::{Event, Learner, feed::Fed},
     nn::Pass,
@@ -25,7 +22,10 @@ impl Learner {
         options: &LoaderOptions,
     ) -> Result<Arc<Activations>> {
         let sought = self.sought(split, boundary, options)?;
-        let mut missing: Vec<u32> = sought.iter().filter(|s| !self.cache.knows(s)).map(|s| s.index).collect();
+        // What was left out as undecodable must not be left out in silence where that is an error.
+        let strict = self.data.is_strict();
+        let is_there = |cache: &ActivationCache, s: &Sought| if strict { cache.holds(s) } else { cache.knows(s) };
+        let mut missing: Vec<u32> = sought.iter().filter(|s| !is_there(&self.cache, s)).map(|s| s.index).collect();
         if !missing.is_empty() {
             let entries: HashSet<Key> = sought.iter().map(|sought| sought.entry).collect();
             let entries = Vec::from_iter(entries);
@@ -38,7 +38,7 @@ impl Learner {
             self.cache.release(&entries);
             let samples: Vec<Sought> = missing.iter().map(|index| sought[*index as usize]).collect();
             self.cache.load(&samples, &self.about(boundary));
-            missing.retain(|index| !self.cache.knows(&sought[*index as usize]));
+            missing.retain(|index| !is_there(&self.cache, &sought[*index as usize]));
             for entry in &entries {
                 let rows = missing.iter().filter(|index| sought[**index as usize].entry == *entry).count();
                 self.cache.prepare(entry, rows);
@@ -53,30 +53,6 @@ impl Learner {
             }
         }
         self.cache.select(&sought, &self.device)
-    }
-
-    /// What the activations at a boundary are, as `unfreeze cache list` shows it.
-    fn about(&self, boundary: Boundary) -> About {
-        let (arch, precision) = (self.model.arch(), self.model.precision());
-        let (name, dims) = match boundary {
-            Boundary::Pool => (format!("{} pool", self.model.head.pool_name()), vec![self.model.head.inputs()]),
-            Boundary::Units(units) => {
-                (self.model.units()[units - 1].to_string(), self.network().output(units).to_vec())
-            }
-        };
-        let stored = match (boundary, precision) {
-            (Boundary::Units(_), Precision::Bf16) => Stored::Bf16,
-            _ => Stored::F32,
-        };
-        About {
-            dims,
-            stored,
-            arch: arch.to_string(),
-            boundary: name,
-            size: self.transforms().size,
-            computed: format!("{}, {precision}", self.device),
-            data: self.data.root().display().to_string(),
-        }
     }
 
     fn tell_of_disk(&mut self) -> Result<()> {
@@ -107,15 +83,13 @@ impl Learner {
                 drop(images);
                 feed.prefetch();
                 // A file may have been replaced since it was looked at: what was read is then of neither for sure.
-                let now = self.identities(split, &batch.indices);
+                let now = self.row_keys(split, &batch.indices, options);
                 for entry in entries {
                     let mut rows = Vec::new();
                     for (position, (&index, now)) in batch.indices.iter().zip(&now).enumerate() {
                         match sought[index as usize] {
                             Sought { entry: of, .. } if of != *entry => {}
-                            Sought { row: Some(row), .. } if self.row(split, index, *now, options) == Some(row) => {
-                                rows.push((position, row));
-                            }
+                            Sought { row: Some(row), .. } if *now == Some(row) => rows.push((position, row)),
                             _ => drop(changed.insert(index)),
                         }
                     }
