@@ -1,91 +1,13 @@
 //! The activations of a data set's samples, wherever they lie in memory.
 
-use std::{borrow::Cow, collections::HashMap, ops::Range, sync::Arc};
+use std::{collections::HashMap, ops::Range, sync::Arc};
 
-use half::bf16;
-
-use super::store::Stored;
+use super::chunk::{Chunk, Place};
 use crate::{DType, Device, Element, Error, Result, Shape, Tensor, data::batches, ops::gather::gather};
 
 /// Share of a GPU's free memory that the features of one data set may take there: one in so many. Others must fit
 /// beside them, and the networks that are trained next.
 const SHARE: u64 = 4;
-
-/// Activations of some samples, in host memory, as the network passes them on.
-#[derive(Debug)]
-pub(super) struct Chunk {
-    /// Extents of a row.
-    dims: Vec<usize>,
-    values: Values,
-}
-
-#[derive(Debug)]
-enum Values {
-    F32(Vec<f32>),
-    BF16(Vec<bf16>),
-}
-
-impl Chunk {
-    /// The given rows of a batch `[n, …]`.
-    pub fn of(batch: &Tensor, rows: &[usize]) -> Result<Self> {
-        let values = match batch.dtype() {
-            DType::F32 => Values::F32(picked(batch, rows)?),
-            DType::BF16 => Values::BF16(picked(batch, rows)?),
-            other => return Err(Error::shape("cache", format!("activations of {other:?} are not kept"))),
-        };
-        Ok(Self { dims: batch.dims().get(1..).unwrap_or_default().to_vec(), values })
-    }
-
-    /// Rows of these extents and of this type, whose values are `values`.
-    pub fn restored(dims: &[usize], stored: Stored, values: Vec<f32>) -> Self {
-        let values = match stored {
-            Stored::F32 => Values::F32(values),
-            Stored::Bf16 => Values::BF16(values.into_iter().map(bf16::from_f32).collect()),
-        };
-        Self { dims: dims.to_vec(), values }
-    }
-
-    /// The values, which f32 holds exactly.
-    pub fn to_f32(&self) -> Cow<'_, [f32]> {
-        match &self.values {
-            Values::F32(values) => Cow::Borrowed(values),
-            Values::BF16(values) => Cow::Owned(values.iter().map(|value| value.to_f32()).collect()),
-        }
-    }
-
-    /// Memory taken, in bytes.
-    pub fn bytes(&self) -> u64 {
-        let bytes = match &self.values {
-            Values::F32(values) => size_of_val(values.as_slice()),
-            Values::BF16(values) => size_of_val(values.as_slice()),
-        };
-        bytes as u64
-    }
-
-    fn f32s(&self) -> &[f32] {
-        if let Values::F32(values) = &self.values { values } else { &[] }
-    }
-
-    fn bf16s(&self) -> &[bf16] {
-        if let Values::BF16(values) = &self.values { values } else { &[] }
-    }
-
-    fn is_like(&self, other: &Self) -> bool {
-        self.dims == other.dims && std::mem::discriminant(&self.values) == std::mem::discriminant(&other.values)
-    }
-}
-
-fn picked<T: Element>(batch: &Tensor, rows: &[usize]) -> Result<Vec<T>> {
-    let (values, count) = (batch.to_vec::<T>()?, batch.dims().first().copied().unwrap_or_default());
-    if rows.iter().copied().eq(0..count) {
-        return Ok(values);
-    }
-    let width = values.len() / count.max(1);
-    Ok(rows.iter().flat_map(|row| &values[row * width..][..width]).copied().collect())
-}
-
-/// Where a row lies: the number of a chunk, and the row's number there.
-pub(super) type Place = (u32, u32);
 
 /// Activations of a data set's samples, a row each, with their labels and positions. Rows are of any extents, those of
 /// a pooled feature `[F]` or those of an activation `[h, w, C]`, and of the type in which the network passes them on.
@@ -120,7 +42,7 @@ impl Activations {
     /// The number under which the rows of `chunk` can be added.
     pub(super) fn add_chunk(&mut self, chunk: Arc<Chunk>) -> Result<u32> {
         if let Some(first) = self.chunks.first().filter(|first| !first.is_like(&chunk)) {
-            let message = format!("rows of {:?} beside rows of {:?}, or of another type", chunk.dims, first.dims);
+            let message = format!("rows of {:?} beside rows of {:?}, or of another type", chunk.dims(), first.dims());
             return Err(Error::shape("cache", message));
         }
         self.chunks.push(chunk);
@@ -135,12 +57,14 @@ impl Activations {
         self.indices.push(index);
     }
 
-    /// Copies the activations to `device` if it is a GPU with room for them, so that batches need not be uploaded.
+    /// Copies the activations to `device` if it is a GPU with room for them, so that batches need not be uploaded. Not
+    /// those that are on disk, for want of host memory: the copy would first be made there.
     ///
     /// # Errors
     /// [`Error::Device`] if the device failed.
     pub fn keep_on(&mut self, device: &Device) -> Result<()> {
-        let fits = device.available().is_some_and(|free| self.bytes() as u64 <= free / SHARE);
+        let fits = !self.chunks.iter().any(|chunk| chunk.is_mapped())
+            && device.available().is_some_and(|free| self.bytes() as u64 <= free / SHARE);
         let copy = || {
             let rows: Vec<u32> = (0..self.rows() as u32).collect();
             let values = self.collect(&rows, device)?;
@@ -171,7 +95,7 @@ impl Activations {
 
     /// Extents of a row.
     pub fn dims(&self) -> &[usize] {
-        self.chunks.first().map_or(&[0], |chunk| &chunk.dims)
+        self.chunks.first().map_or(&[0], |chunk| chunk.dims())
     }
 
     /// Label of each row.
@@ -192,7 +116,7 @@ impl Activations {
         batches(order.len(), batch_size).into_iter().map(batch).collect()
     }
 
-    /// What the rows take in memory, in bytes.
+    /// What the rows take where they are in memory, in bytes.
     pub fn bytes(&self) -> usize {
         let element = self.dtype().bytes();
         self.rows() * self.dims().iter().product::<usize>() * element
@@ -219,10 +143,7 @@ impl Activations {
     }
 
     fn dtype(&self) -> DType {
-        match self.chunks.first().map(|chunk| &chunk.values) {
-            Some(Values::BF16(_)) => DType::BF16,
-            Some(Values::F32(_)) | None => DType::F32,
-        }
+        self.chunks.first().map_or(DType::F32, |chunk| chunk.dtype())
     }
 
     /// The shape of a batch of `n` rows.
@@ -235,20 +156,25 @@ impl Activations {
         }
     }
 
-    /// The rows, which exist, from host memory.
+    /// The rows, which exist, from host memory or disk.
     fn collect(&self, rows: &[u32], device: &Device) -> Result<Tensor> {
         match self.dtype() {
-            DType::BF16 => self.collect_of(Chunk::bf16s, rows, device),
-            _ => self.collect_of(Chunk::f32s, rows, device),
+            DType::BF16 => self.collect_of(Chunk::copy_bf16, rows, device),
+            _ => self.collect_of(Chunk::copy_f32, rows, device),
         }
     }
 
-    fn collect_of<T: Element>(&self, values: fn(&Chunk) -> &[T], rows: &[u32], device: &Device) -> Result<Tensor> {
+    fn collect_of<T: Element>(
+        &self,
+        copy: fn(&Chunk, usize, &mut Vec<T>),
+        rows: &[u32],
+        device: &Device,
+    ) -> Result<Tensor> {
         let width: usize = self.dims().iter().product();
         let mut batch = Vec::with_capacity(rows.len() * width);
         for row in rows {
             let (chunk, row) = self.places[*row as usize];
-            batch.extend_from_slice(&values(&self.chunks[chunk as usize])[row as usize * width..][..width]);
+            copy(&self.chunks[chunk as usize], row as usize, &mut batch);
         }
         Tensor::new(batch, self.batch(rows.len())?, device)
     }

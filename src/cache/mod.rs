@@ -3,9 +3,13 @@
 //! key. Labels are no part of either.
 
 mod activations;
+mod chunk;
 mod file_key;
 mod key;
+mod rows;
 pub mod store;
+#[cfg(test)]
+mod tests;
 
 use std::{
     collections::{HashMap, hash_map},
@@ -18,7 +22,8 @@ pub use file_key::FileKeys;
 pub use key::{Key, KeyBuilder};
 
 use crate::{Device, Error, Result, Tensor, device::available_memory};
-use activations::{Chunk, Place};
+use chunk::Chunk;
+use rows::Rows;
 use store::Store;
 
 /// Share of the host memory that is free at first that the cache may take: one in so many.
@@ -40,6 +45,15 @@ pub struct Sought {
     pub index: u32,
 }
 
+/// Where rows are served from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Home {
+    /// From host memory, where they are written to disk beside it if there is a folder for them.
+    Memory,
+    /// From disk, row by row, for those that host memory has no room for.
+    Disk,
+}
+
 /// Entries in host memory, and on disk where a folder is set. Those that were used least recently go where there is no
 /// room.
 #[derive(Debug, Default)]
@@ -53,25 +67,6 @@ pub struct ActivationCache {
     folder: Option<PathBuf>,
     budget: Option<u64>,
     notes: Vec<String>,
-}
-
-/// Bytes that are read from disk into one piece of memory.
-const READ: usize = 8 << 20;
-
-/// The rows of an entry.
-#[derive(Debug, Default)]
-struct Rows {
-    /// The entry on disk, once it was looked for.
-    disk: Option<store::Entry>,
-    chunks: Vec<Arc<Chunk>>,
-    /// Where each row lies; `None` for a sample that cannot be decoded.
-    places: HashMap<Key, Option<Place>>,
-}
-
-impl Rows {
-    fn bytes(&self) -> u64 {
-        self.chunks.iter().map(|chunk| chunk.bytes()).sum()
-    }
 }
 
 impl ActivationCache {
@@ -96,44 +91,27 @@ impl ActivationCache {
         std::mem::take(&mut self.notes)
     }
 
-    /// Brings rows that memory does not have from disk, as far as they are there.
-    pub fn load(&mut self, missing: &[Sought], about: &store::About) {
+    /// Brings rows from disk into memory, or makes them readable where they are, as far as they are there.
+    pub fn load(&mut self, missing: &[Sought], about: &store::About, home: Home) {
         let mut entries: HashMap<Key, Vec<Key>> = HashMap::new();
         for Sought { entry, row, .. } in missing {
             entries.entry(*entry).or_default().extend(row);
         }
         for (entry, rows) in entries {
-            if let Err(error) = self.load_entry(entry, &rows, about) {
+            if let Err(error) = self.load_entry(entry, &rows, about, home) {
                 return self.give_up(&error);
             }
         }
     }
 
-    fn load_entry(&mut self, entry: Key, rows: &[Key], about: &store::About) -> Result<()> {
+    fn load_entry(&mut self, entry: Key, rows: &[Key], about: &store::About, home: Home) -> Result<()> {
         let Some(folder) = self.folder.clone() else { return Ok(()) };
-        let budget = self.budget.unwrap_or(store::DEFAULT_BUDGET);
+        let budget = self.disk_limit();
         let held = self.entry(entry);
         if held.disk.is_none() {
             held.disk = Some(Store::open(folder, budget)?.entry(&entry, about)?);
         }
-        let Rows { disk: Some(disk), chunks, places } = held else { return Ok(()) };
-        let width = disk.elements();
-        for rows in rows.chunks((READ / size_of::<f32>() / width).max(1)) {
-            let (mut values, mut read) = (Vec::new(), 0);
-            for (row, number) in rows.iter().filter_map(|row| Some((row, disk.find(row)?))) {
-                values.resize((read + 1) * width, 0.0);
-                // Otherwise it is lost, and computed anew.
-                if disk.read(number, &mut values[read * width..])? {
-                    places.insert(*row, Some((chunks.len() as u32, read as u32)));
-                    read += 1;
-                }
-            }
-            values.truncate(read * width);
-            if read > 0 {
-                chunks.push(Arc::new(Chunk::restored(&about.dims, about.stored, values)));
-            }
-        }
-        let notes = disk.notes();
+        let notes = held.load(rows, about, home)?;
         self.notes.extend(notes);
         Ok(())
     }
@@ -170,12 +148,22 @@ impl ActivationCache {
         self.notes.push(format!("activations are kept in memory alone from here on: {error}"));
     }
 
-    /// Bytes that entries may take.
+    /// Whether what is added can be served from there.
+    pub fn keeps_in(&self, home: Home) -> bool {
+        home == Home::Memory || self.folder.is_some()
+    }
+
+    /// Bytes that entries may take on disk: 0 where there is no folder for them.
+    pub fn disk_limit(&self) -> u64 {
+        self.folder.as_ref().map_or(0, |_| self.budget.unwrap_or(store::DEFAULT_BUDGET))
+    }
+
+    /// Bytes that entries may take in memory.
     pub fn limit(&self) -> u64 {
         *self.limit.get_or_init(|| available_memory().map_or(u64::MAX, |free| free / SHARE))
     }
 
-    /// Bytes that entries take.
+    /// Bytes that entries take in memory.
     pub fn bytes(&self) -> u64 {
         self.entries.iter().map(|(_, rows)| rows.bytes()).sum()
     }
@@ -193,19 +181,19 @@ impl ActivationCache {
         self.rows(entry).is_some_and(|rows| rows.places.get(row).is_some_and(Option::is_some))
     }
 
-    /// Adds rows of the batch `[n, …]`: for each the position there, and its key.
+    /// Adds rows of the batch `[n, …]`: for each the position there, and its key. Those that are to be served from disk
+    /// are known once they were [flushed](Self::flush) and [loaded](Self::load).
     ///
     /// # Errors
     /// Those of fetching the batch from its device.
-    pub fn add(&mut self, entry: Key, batch: &Tensor, rows: &[(usize, Key)]) -> Result<()> {
-        let positions: Vec<usize> = rows.iter().map(|(position, _)| *position).collect();
+    pub fn add(&mut self, entry: Key, batch: &Tensor, rows: &[(usize, Key)], home: Home) -> Result<()> {
+        let (positions, keys): (Vec<usize>, Vec<Key>) = rows.iter().copied().unzip();
         let chunk = Chunk::of(batch, &positions)?;
         let held = self.entry(entry);
-        let number = held.chunks.len() as u32;
-        held.places.extend(rows.iter().enumerate().map(|(row, (_, key))| (*key, Some((number, row as u32)))));
-        let keys: Vec<Key> = rows.iter().map(|(_, key)| *key).collect();
         let kept = held.disk.as_mut().map_or(Ok(()), |disk| disk.append(&keys, &chunk.to_f32()));
-        held.chunks.push(Arc::new(chunk));
+        if home == Home::Memory {
+            held.hold(chunk, &keys);
+        }
         if let Err(error) = kept {
             self.give_up(&error);
         }
@@ -302,110 +290,5 @@ impl ActivationCache {
         self.touch(&entry);
         let last = self.entries.len() - 1;
         &mut self.entries[last].1
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::{DType, ops::testing::cpu};
-
-    fn key(name: &str) -> Key {
-        KeyBuilder::new("cpu").text(name).finish()
-    }
-
-    fn sought(entry: &str, row: &str, index: u32) -> Sought {
-        Sought { entry: key(entry), row: Some(key(row)), label: 10 * index, index }
-    }
-
-    /// An entry with rows of four values, each its own number, from one batch.
-    fn add(cache: &mut ActivationCache, entry: &str, rows: &[(&str, f32)]) -> Result<()> {
-        let values = rows.iter().flat_map(|(_, value)| [*value; 4]).collect();
-        let batch = Tensor::new(values, [rows.len(), 4], &cpu(1))?;
-        let keys: Vec<(usize, Key)> = rows.iter().map(|(name, _)| key(name)).enumerate().collect();
-        cache.add(key(entry), &batch, &keys)
-    }
-
-    #[test]
-    fn rows_are_found_by_sample_and_failures_are_remembered() -> Result<()> {
-        let mut cache = ActivationCache::default();
-        add(&mut cache, "clean", &[("a", 1.0), ("b", 2.0)])?;
-        add(&mut cache, "clean", &[("c", 3.0)])?;
-        add(&mut cache, "views", &[("b", 4.0)])?;
-        cache.add_failed(key("clean"), key("broken"));
-        let gone = Sought { row: None, ..sought("clean", "a", 5) };
-        let samples = [
-            sought("clean", "c", 0),
-            sought("clean", "broken", 1),
-            sought("views", "b", 2),
-            sought("clean", "new", 3),
-            sought("clean", "a", 4),
-            gone,
-        ];
-        assert_eq!(samples.map(|sample| cache.knows(&sample)), [true, true, true, false, true, false]);
-        assert_eq!(samples.map(|sample| cache.holds(&sample)), [true, false, true, false, true, false]);
-        let selected = cache.select(&samples, &cpu(1))?;
-        assert_eq!((selected.labels(), selected.indices()), (&[0, 20, 40][..], &[0, 2, 4][..]));
-        let (values, _) = selected.gather(&[0, 1, 2], &cpu(1))?;
-        assert_eq!(values.to_vec::<f32>()?, [[3.0; 4], [4.0; 4], [1.0; 4]].concat());
-        Ok(())
-    }
-
-    #[test]
-    fn what_was_used_least_recently_goes_where_there_is_no_room() -> Result<()> {
-        let mut cache = ActivationCache::default();
-        // Entries of 32 bytes.
-        for name in ["one", "two", "three"] {
-            add(&mut cache, name, &[("a", 1.0), ("b", 2.0)])?;
-        }
-        cache.set_limit(100);
-        assert_eq!((cache.bytes(), cache.limit()), (96, 100));
-        cache.select(&[sought("one", "a", 0)], &cpu(1))?;
-        assert!(cache.make_room(30, &[]));
-        let left = |cache: &ActivationCache| ["one", "two", "three"].map(|name| cache.knows(&sought(name, "a", 0)));
-        assert_eq!(left(&cache), [true, false, true]);
-        assert!(cache.make_room(68, &[key("three")]) && left(&cache) == [false, false, true]);
-        assert!(!cache.make_room(69, &[key("three")]) && left(&cache) == [false, false, true]);
-        cache.remove(&key("three"));
-        assert_eq!(cache.bytes(), 0);
-        Ok(())
-    }
-
-    #[test]
-    fn rows_come_back_from_disk_and_a_disk_that_fails_is_said_once() -> Result<()> {
-        let folder = tempfile::tempdir().unwrap();
-        let about = |stored| store::About { dims: vec![2, 2], stored, ..store::About::default() };
-        let samples = ["a", "b", "c"].map(|row| sought("clean", row, 0));
-        let opened = |place: PathBuf| {
-            let mut cache = ActivationCache::default();
-            cache.set_folder(Some(place));
-            cache
-        };
-        for (stored, dtype) in [(store::Stored::F32, DType::F32), (store::Stored::Bf16, DType::BF16)] {
-            let batch = Tensor::new((1..=8).map(|n| 0.5 * n as f32).collect(), [2, 2, 2], &cpu(1))?.cast(dtype)?;
-            let mut cache = opened(folder.path().to_owned());
-            cache.load(&samples, &about(stored));
-            cache.add(key("clean"), &batch, &[(1, key("a")), (0, key("b"))])?;
-            cache.flush();
-            drop(cache);
-            let mut cache = opened(folder.path().to_owned());
-            cache.load(&samples, &about(stored));
-            assert_eq!(samples.map(|sample| cache.knows(&sample)), [true, true, false], "{stored:?}");
-            let (values, _) = cache.select(&samples, &cpu(1))?.gather(&[0, 1], &cpu(1))?;
-            assert_eq!((values.dims(), values.dtype()), (&[2, 2, 2][..], dtype));
-            assert_eq!(values.cast(DType::F32)?.to_vec::<f32>()?, [2.5, 3.0, 3.5, 4.0, 0.5, 1.0, 1.5, 2.0]);
-            assert!(cache.take_notes().is_empty());
-        }
-        let file = folder.path().join("file");
-        std::fs::write(&file, "no folder").unwrap();
-        let mut cache = opened(file);
-        for _ in 0..2 {
-            cache.load(&samples, &about(store::Stored::F32));
-            add(&mut cache, "clean", &[("a", 1.0)])?;
-        }
-        let notes = cache.take_notes();
-        assert!(notes.len() == 1 && notes[0].contains("in memory alone"), "{notes:?}");
-        assert!(cache.knows(&samples[0]));
-        Ok(())
     }
 }

@@ -137,9 +137,10 @@ impl Learner {
 
     /// As [`Learner::evaluate`], of views as `options` say.
     pub(super) fn evaluate_views(&mut self, split: Split, options: LoaderOptions) -> Result<Evaluation> {
-        let Some(boundary) = self.cached_at(split)? else { return self.evaluate_images(split, options) };
+        let Some((boundary, activations)) = self.cached(split, &options)? else {
+            return self.evaluate_images(split, options);
+        };
         let mut tally = self.tally();
-        let activations = self.activations(split, boundary, &options)?;
         let order: Vec<u32> = (0..self.samples(split) as u32).collect();
         let batches = activations.batches(&order, self.data.batch_size.max(1));
         for rows in batches.into_iter().filter(|rows| !rows.is_empty()) {

@@ -11,6 +11,7 @@ use std::{fmt, path::PathBuf};
 use super::{Input, Learner};
 use crate::{
     Error, Result, Tensor,
+    cache::Home,
     data::{LoaderOptions, Split, Views},
     error::size,
 };
@@ -68,7 +69,8 @@ impl Learner {
     ///
     /// Training then sees the clean view of each image; if augmentation is set, a [note](super::Event::Note) says so.
     /// See [`Learner::precompute_views`] for more views. Activations that would take more than half of the memory that
-    /// is free are computed anew all the same, and a note says how large they would be.
+    /// is free are read from disk, batch by batch, if there is a [folder](Learner::cache_folder) with room for them, and
+    /// computed anew all the same if not; a note says how large they are.
     pub fn precompute(&mut self, on: bool) {
         (self.precompute, self.shown.count) = (on, 1);
     }
@@ -122,18 +124,21 @@ impl Learner {
     /// [`Error::Setting`] if nothing can be cached: precompute is off, nothing is frozen, or it is too large;
     /// [`Error::Cancelled`]; errors of files.
     pub fn fill_cache(&mut self, split: Split) -> Result<usize> {
-        let Some(boundary) = self.cached_at(split)? else {
-            let message = "nothing can be cached: it is off, no leading layers are frozen, or memory is too small";
-            return Err(Error::setting("precompute", message));
+        let nothing = || {
+            let message =
+                "nothing can be cached: it is off, no leading layers are frozen, or memory and disk are too small";
+            Error::setting("precompute", message)
         };
         if split != Split::Train {
-            return Ok(self.activations(split, boundary, &LoaderOptions::evaluation())?.rows());
+            let (_, activations) = self.cached(split, &LoaderOptions::evaluation())?.ok_or_else(nothing)?;
+            return Ok(activations.rows());
         }
         let mut rows = 0;
         for pass in 0..self.views(0).map_or(1, |views| views.count) {
             let views = self.views(0).map(|views| Views { pass: pass as u64, ..views });
             let options = LoaderOptions { views, ..LoaderOptions::evaluation() };
-            rows += self.activations(split, boundary, &options)?.rows();
+            let (_, activations) = self.cached(split, &options)?.ok_or_else(nothing)?;
+            rows += activations.rows();
         }
         Ok(rows)
     }
@@ -148,8 +153,13 @@ impl Learner {
         }
     }
 
-    /// As [`Learner::boundary`]; `None` too if the activations would take too much memory.
+    /// As [`Learner::boundary`]; `None` too if there is no room for the activations.
     pub(super) fn cached_at(&mut self, split: Split) -> Result<Option<Boundary>> {
+        Ok(self.home(split)?.map(|(boundary, _)| boundary))
+    }
+
+    /// The boundary, and where its activations are served from: memory if it has room for them, else disk.
+    fn home(&mut self, split: Split) -> Result<Option<(Boundary, Home)>> {
         let Some(boundary) = self.boundary() else { return Ok(None) };
         // What a fit goes through again and again must be there together.
         let mut samples = self.samples(Split::Train) * self.views(0).map_or(1, |views| views.count);
@@ -159,12 +169,18 @@ impl Learner {
         }
         let bytes = samples as u64 * self.row_bytes(boundary);
         if bytes <= self.cache.limit() {
-            return Ok(Some(boundary));
+            return Ok(Some((boundary, Home::Memory)));
         }
-        self.note(format!(
-            "cached activations would take {}, more than half of the memory that is free: they are computed anew",
-            size(bytes as usize)
-        ))?;
+        let (bytes, limit) = (size(bytes as usize), self.cache.disk_limit());
+        if self.about(boundary).disk_bytes(samples).is_some_and(|bytes| bytes <= limit) {
+            let message = format!("cached activations take {bytes}, more than half of the memory that is free");
+            self.note(format!("{message}: they are read from disk"))?;
+            return Ok(Some((boundary, Home::Disk)));
+        }
+        let message = format!("cached activations would take {bytes}, more than half of the memory that is free");
+        let disk =
+            if limit > 0 { format!(" and more than the disk's {}", size(limit as usize)) } else { String::new() };
+        self.note(format!("{message}{disk}: they are computed anew"))?;
         Ok(None)
     }
 

@@ -330,12 +330,11 @@ impl Learner {
     /// The batches of an epoch, whose number decides their order and views.
     pub(super) fn source(&mut self, epoch: u64) -> Result<Source> {
         let options = self.training_options(epoch)?;
-        let Some(boundary) = self.cached_at(Split::Train)? else {
+        let Some((boundary, activations)) = self.cached(Split::Train, &options)? else {
             let weighted = self.sampling == Sampling::Weighted;
             let options = LoaderOptions { weighted, ..options };
             return Ok(Source::Images(Box::new(self.feed(Split::Train, options)?)));
         };
-        let activations = self.activations(Split::Train, boundary, &options)?;
         // As without the cache, where samples that cannot be decoded leave their batches smaller.
         let labels: Vec<u32> = self.data.items(Split::Train).iter().map(|item| item.label).collect();
         let batches = activations.batches(&self.order(&labels, epoch), self.data.batch_size);

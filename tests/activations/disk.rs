@@ -2,7 +2,10 @@
 
 use std::{fs, path::Path};
 
-use unfreeze::learner::{EpochRecord, Fit};
+use unfreeze::{
+    data::Split,
+    learner::{EpochRecord, Fit, Tta},
+};
 
 use crate::{
     Bits, Computed, Log, VIEWS,
@@ -59,6 +62,47 @@ fn activations_are_kept_from_one_run_to_the_next() {
     let without = kept(folder.path(), &file, 2);
     assert_eq!(without.2.notes.iter().filter(|note| note.contains("memory alone")).count(), 1, "{:?}", without.2);
     assert!(without.0 == kept(folder.path(), cache.path(), 2).0);
+}
+
+/// What does not fit into memory is served from disk, to the bit, and written there while it is computed.
+#[test]
+fn activations_larger_than_memory_are_read_from_disk() {
+    let (folder, cache) = (cats_and_dogs(), tempfile::tempdir().unwrap());
+    let file = cache.path().join("file");
+    fs::write(&file, "no folder").unwrap();
+    for first in [1, 2] {
+        let trained = |place: Option<&Path>, budget: u64, memory: Option<u64>| {
+            let (mut learner, computed) = Computed::by(with_views(&folder, first).cache_budget(budget));
+            if let Some(place) = place {
+                learner = learner.cache_folder(place);
+            }
+            memory.into_iter().for_each(|bytes| learner.precompute_memory(bytes));
+            learner.fit(Fit::epochs(VIEWS + 1).lr(1e-2)).unwrap();
+            let tta = learner.tta(Tta::views(1), Split::Valid).unwrap().averaged.probabilities;
+            let cached: Vec<bool> = learner.history().iter().map(|record| record.cached).collect();
+            let computed_now = computed.take();
+            (bits(learner.model()), timeless(learner.history()), tta, cached, computed_now, computed.notes())
+        };
+        let place = cache.path().join(first.to_string());
+        let memory = trained(None, 1 << 30, None);
+        let disk = trained(Some(&place), 1 << 30, Some(0));
+        assert!(disk.5.iter().any(|note| note.contains("read from disk")) && disk.5.len() == 1, "{:?}", disk.5);
+        assert!(disk.3.iter().all(|cached| *cached) && disk.4 == memory.4, "{:?}", disk.4);
+        let again = trained(Some(&place), 1 << 30, Some(0));
+        assert!(again.3.iter().all(|cached| *cached) && again.4.is_empty(), "{:?}", again.4);
+        // Some in memory, the others not.
+        let found = trained(Some(&place), 1 << 30, None);
+        assert!(found.4.is_empty(), "{:?}", found.4);
+        // Neither has room for them; or the disk fails, which is said, and nothing is left out.
+        let neither = trained(Some(&place), 1000, Some(0));
+        let failed = trained(Some(&file), 1 << 30, Some(0));
+        for other in [&neither, &failed] {
+            assert!(!other.3.contains(&true) && other.5.iter().any(|note| note.contains("anew")), "{:?}", other.5);
+        }
+        for other in [&disk, &again, &found, &neither, &failed] {
+            assert!(other.0 == memory.0 && other.1 == memory.1 && other.2 == memory.2, "from {first}: {:?}", other.5);
+        }
+    }
 }
 
 /// A copy with the times of the original.

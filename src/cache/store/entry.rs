@@ -6,16 +6,16 @@ use std::{
     io::{self, Write},
     path::{Path, PathBuf},
     sync::{
-        Mutex, MutexGuard, OnceLock, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
 };
 
 use super::{
     About, Store,
-    chunk::{self, Fault, HASH, Head, Values},
+    chunk::{self, Fault, Head, Values},
     folder::{CHUNK_EXTENSION, Holder, chunk_files},
-    map::Map,
+    map::{Map, MappedRows},
 };
 use crate::{Error, Result, cache::Key, files::write_atomically};
 
@@ -62,7 +62,7 @@ pub(super) struct Chunk {
     first: u32,
     values: Values,
     /// The file, once a row was asked for; `None` if it turned out to be of no use.
-    map: OnceLock<Option<Map>>,
+    map: OnceLock<Option<Arc<Map>>>,
     /// Whether a row of it was found since it was opened.
     found: AtomicBool,
 }
@@ -155,16 +155,24 @@ impl Entry {
                 format!("row {row} of {rows} cannot be read into {} values; a row has {}", values.len(), self.elements);
             return Err(Error::shape("cache", message));
         }
-        let (bytes, first) = match self.chunk(row) {
-            None => (self.buffer.bytes.as_slice(), self.buffer.first),
-            Some(chunk) => match chunk.map.get_or_init(|| self.map(chunk)) {
-                None => return Ok(false),
-                Some(map) => (&map.bytes()[chunk.values.offset as usize..], chunk.first),
-            },
-        };
-        let row_bytes = self.row_bytes as usize;
-        self.about.stored.decode(&bytes[(row - first) as usize * row_bytes..][..row_bytes], values);
+        if self.chunk(row).is_none() {
+            let (at, row_bytes) = ((row - self.buffer.first) as usize, self.row_bytes as usize);
+            self.about.stored.decode(&self.buffer.bytes[at * row_bytes..][..row_bytes], values);
+            return Ok(true);
+        }
+        let Some((rows, at)) = self.mapped(row) else { return Ok(false) };
+        self.about.stored.decode(rows.row(at as usize), values);
         Ok(true)
+    }
+
+    /// The rows of the chunk of a row, and the row's number among them. `None` if it is lost, see [`Entry::read`], or
+    /// not written yet.
+    pub(in crate::cache) fn mapped(&self, row: u32) -> Option<(MappedRows, u32)> {
+        let chunk = self.chunk(row)?;
+        let map = chunk.map.get_or_init(|| self.map(chunk)).clone()?;
+        let (first, offset) = (chunk.first, chunk.values.offset as usize);
+        let (row_bytes, stored) = (self.row_bytes as usize, self.about.stored);
+        Some((MappedRows { map, first, offset, row_bytes, stored }, row - first))
     }
 
     /// Adds the rows `[samples.len(), …]` of samples; they are found at once. Rows are written in chunks of about 8
@@ -209,7 +217,7 @@ impl Entry {
     /// # Errors
     /// [`Error::Data`] if not.
     pub fn check_fits(&self, rows: usize) -> Result<()> {
-        let needed = (rows as u64).checked_mul(self.row_bytes + HASH);
+        let needed = self.about.disk_bytes(rows);
         match needed.filter(|needed| *needed <= self.store.budget) {
             Some(_) => Ok(()),
             None => Err(self.store.too_small(needed.unwrap_or(u64::MAX))),
@@ -235,8 +243,8 @@ impl Entry {
         after.checked_sub(1).filter(|_| row < self.buffer.first).map(|index| &self.chunks[index])
     }
 
-    fn map(&self, chunk: &Chunk) -> Option<Map> {
-        chunk.values.map(&chunk.path).map_err(|fault| self.drop_file(&chunk.path, fault)).ok()
+    fn map(&self, chunk: &Chunk) -> Option<Arc<Map>> {
+        chunk.values.map(&chunk.path).map_err(|fault| self.drop_file(&chunk.path, fault)).ok().map(Arc::new)
     }
 
     /// Notes why a file is of no use, and removes it if that will not change.
@@ -292,6 +300,10 @@ impl Entry {
         }
         let chunk = Chunk::new(path, *first, values);
         chunk.found.store(true, Ordering::Relaxed);
+        // While nobody may remove it: what is written can be read from here on.
+        if chunk.map.get_or_init(|| self.map(&chunk)).is_none() {
+            return Err(Error::data(&chunk.path, "does not read as it was written"));
+        }
         Ok(chunk)
     }
 }

@@ -1,8 +1,10 @@
 //! Files mapped into memory: the only `unsafe` outside the devices.
 
-use std::{fs::File, io};
+use std::{fs::File, io, sync::Arc};
 
 use memmap2::Mmap;
+
+use super::Stored;
 
 /// The bytes of a file of the store, read from the disk where and when they are looked at.
 #[derive(Debug)]
@@ -28,5 +30,34 @@ impl Map {
     /// All bytes.
     pub fn bytes(&self) -> &[u8] {
         &self.0
+    }
+}
+
+/// The rows of a chunk in its file. They stay readable whatever becomes of that.
+#[derive(Clone, Debug)]
+pub(in crate::cache) struct MappedRows {
+    pub(super) map: Arc<Map>,
+    /// Number of the first row in its entry.
+    pub(super) first: u32,
+    /// Where the values begin.
+    pub(super) offset: usize,
+    pub(super) row_bytes: usize,
+    pub(super) stored: Stored,
+}
+
+impl MappedRows {
+    /// Number of the first row in its entry, as it was opened.
+    pub fn first(&self) -> u32 {
+        self.first
+    }
+
+    /// What the values are stored as.
+    pub fn stored(&self) -> Stored {
+        self.stored
+    }
+
+    /// The values of a row of the chunk, little-endian.
+    pub fn row(&self, row: usize) -> &[u8] {
+        &self.map.bytes()[self.offset + row * self.row_bytes..][..self.row_bytes]
     }
 }

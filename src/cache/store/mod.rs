@@ -24,6 +24,7 @@ mod tests;
 mod upkeep;
 
 pub use entry::Entry;
+pub(super) use map::MappedRows;
 pub use upkeep::{Damaged, Listed, Verified};
 
 use std::{
@@ -151,6 +152,11 @@ impl About {
     /// Bytes of a row; `None` if it has no values, or more than can be counted.
     pub(crate) fn row_bytes(&self) -> Option<u64> {
         (self.elements()? as u64).checked_mul(self.stored.bytes())
+    }
+
+    /// Bytes of so many rows on disk, but for the beginnings of their files; `None` if those cannot be counted.
+    pub(crate) fn disk_bytes(&self, rows: usize) -> Option<u64> {
+        (rows as u64).checked_mul(self.row_bytes()?.checked_add(chunk::HASH)?)
     }
 
     /// The name of an entry's folder: a hash of its key and of the form of its rows, as hexadecimal digits.

@@ -6,21 +6,21 @@ use super::Boundary;
 use crate::{
     Error, Result,
     autograd::Var,
-    cache::{ActivationCache, Activations, Key, Sought},
+    cache::{ActivationCache, Activations, Home, Key, Sought},
     data::{Batch, LoaderOptions, Split, decode},
     learner::{Event, Learner, feed::Fed},
     nn::Pass,
 };
 
 impl Learner {
-    /// The activations of a split's samples at `boundary`, of the views that `options` shows: those that the cache does
-    /// not have are computed.
-    pub(in crate::learner) fn activations(
+    /// The activations of a split's samples, of the views that `options` shows, and where they end: those that the cache
+    /// does not have are computed. `None` if nothing can be cached.
+    pub(in crate::learner) fn cached(
         &mut self,
         split: Split,
-        boundary: Boundary,
         options: &LoaderOptions,
-    ) -> Result<Arc<Activations>> {
+    ) -> Result<Option<(Boundary, Arc<Activations>)>> {
+        let Some((boundary, home)) = self.home(split)? else { return Ok(None) };
         let sought = self.sought(split, boundary, options)?;
         // What was left out as undecodable must not be left out in silence where that is an error.
         let strict = self.data.is_strict();
@@ -30,40 +30,45 @@ impl Learner {
             let entries: HashSet<Key> = sought.iter().map(|sought| sought.entry).collect();
             let entries = Vec::from_iter(entries);
             let bytes = missing.len() as u64 * self.row_bytes(boundary);
-            if !self.cache.make_room(bytes, &entries) {
+            if home == Home::Memory && !self.cache.make_room(bytes, &entries) {
                 // Rows of files that have changed since take it.
                 entries.iter().for_each(|entry| self.cache.remove(entry));
                 missing = sought.iter().map(|sought| sought.index).collect();
             }
             self.cache.release(&entries);
             let samples: Vec<Sought> = missing.iter().map(|index| sought[*index as usize]).collect();
-            self.cache.load(&samples, &self.about(boundary));
+            self.cache.load(&samples, &self.about(boundary), home);
             missing.retain(|index| !is_there(&self.cache, &sought[*index as usize]));
-            for entry in &entries {
+            for entry in entries.iter().filter(|_| home == Home::Memory) {
                 let rows = missing.iter().filter(|index| sought[**index as usize].entry == *entry).count();
                 self.cache.prepare(entry, rows);
             }
             self.tell_of_disk()?;
-            if !missing.is_empty() {
-                let filled = self.fill(split, boundary, options, &sought, &entries, missing);
+            if !missing.is_empty() && self.cache.keeps_in(home) {
+                let filled = self.fill(split, (boundary, home), options, &sought, &entries, missing);
                 // What was computed is kept, whatever ended the work.
                 self.cache.flush();
                 self.tell_of_disk()?;
                 filled?;
             }
         }
-        self.cache.select(&sought, &self.device)
+        // A disk that has failed leaves some of them nowhere.
+        if !self.cache.keeps_in(home) {
+            return Ok(None);
+        }
+        Ok(Some((boundary, self.cache.select(&sought, &self.device)?)))
     }
 
     fn tell_of_disk(&mut self) -> Result<()> {
         self.cache.take_notes().into_iter().try_for_each(|note| self.note(note))
     }
 
-    /// Computes what is `missing`. What was computed stays, whatever ends the work.
+    /// Computes what is `missing`. What was computed stays, whatever ends the work: a disk that fails does, where it is
+    /// all there is.
     fn fill(
         &mut self,
         split: Split,
-        boundary: Boundary,
+        (boundary, home): (Boundary, Home),
         options: &LoaderOptions,
         sought: &[Sought],
         entries: &[Key],
@@ -94,11 +99,22 @@ impl Learner {
                         }
                     }
                     if !rows.is_empty() {
-                        self.cache.add(*entry, output.value(), &rows)?;
+                        self.cache.add(*entry, output.value(), &rows, home)?;
                     }
+                }
+                if !self.cache.keeps_in(home) {
+                    return Ok(());
                 }
             }
             self.tell(&Event::Caching { split, done, total })?;
+        }
+        self.cache.flush();
+        if home == Home::Disk {
+            let samples: Vec<Sought> = missing.iter().map(|index| sought[*index as usize]).collect();
+            self.cache.load(&samples, &self.about(boundary), home);
+        }
+        if !self.cache.keeps_in(home) {
+            return Ok(());
         }
         for index in &changed {
             let path = self.data.items(split)[*index as usize].path.display().to_string();
