@@ -129,7 +129,9 @@ fn clear_removes_what_is_named_and_nothing_else() {
         let ran = clear(&format!("{} {id}", entries[0].id));
         assert!(ran.code == 2 && ran.err.contains("no entry") && ran.out.is_empty(), "{id}: {}", ran.err);
     }
-    for (arguments, cause) in [("", "<ID|--all>"), ("--all abc", "cannot be used with")] {
+    for (arguments, cause) in
+        [("", "<ID|--all"), ("--all abc", "cannot be used with"), ("--all --data x", "cannot be used with")]
+    {
         let ran = clear(arguments);
         assert!(ran.code == 2 && ran.err.contains(cause), "{arguments}: {}", ran.err);
     }
@@ -149,6 +151,29 @@ fn clear_removes_what_is_named_and_nothing_else() {
     assert_eq!(names(folder.path()), [".lock"]);
     let ran = clear("--all").succeeded();
     assert!(ran.out.is_empty() && ran.err.contains(folder.path().to_str().unwrap()), "{}", ran.err);
+}
+
+#[test]
+fn clear_removes_what_is_of_a_folder_and_leaves_the_rest_of_the_entry() {
+    let (folder, store) = filled(&[("resnet34", 5)]);
+    for (data, samples) in [("/photos/a", 0..3), ("/photos/b", 3..5)] {
+        let about = About { data: data.into(), ..about("resnet18") };
+        let mut entry = store.entry(&key("resnet18"), &about).unwrap();
+        samples.for_each(|sample| append(&mut entry, sample).unwrap());
+    }
+    let clear = |data: &str| unfreeze(&format!("cache clear --folder {{}} --data {data} --json"), &[folder.path()]);
+    let left = || {
+        let entry = store.entry(&key("resnet18"), &about("resnet18")).unwrap();
+        (0..6).filter(|sample| is_there(&entry, *sample)).collect::<Vec<u64>>()
+    };
+    let unknown = clear("/photos");
+    assert!(unknown.code == 2 && unknown.err.contains("cache list"), "{}", unknown.err);
+    assert_eq!(left(), [0, 1, 2, 3, 4]);
+    let removed = clear("/photos/a/").succeeded().objects();
+    assert!(removed.len() == 1 && removed[0]["bytes"].as_u64().unwrap() > 3 * 4 * WIDTH as u64, "{removed:?}");
+    assert_eq!(left(), [3, 4]);
+    clear("/photos/b").succeeded();
+    assert_eq!((left(), store.list().unwrap().len()), (vec![], 1));
 }
 
 #[test]

@@ -1,6 +1,10 @@
 //! `unfreeze cache`: the activations that are kept on disk.
 
-use std::{io, path::PathBuf, time::UNIX_EPOCH};
+use std::{
+    io,
+    path::{Path, PathBuf},
+    time::UNIX_EPOCH,
+};
 
 use clap::{Args, Subcommand};
 use indicatif::{BinaryBytes, HumanDuration};
@@ -9,6 +13,8 @@ use unfreeze::{
     Error, Result,
     cache::store::{Listed, Store},
 };
+
+use super::options::absolute;
 
 /// Look after the activations that are kept on disk from one run to the next
 #[derive(Args)]
@@ -71,6 +77,9 @@ struct Which {
     /// Remove all entries
     #[arg(long)]
     all: bool,
+    /// Remove what is of images in this folder, as `list` names it, and nothing else of the same entries
+    #[arg(long, value_name = "DIR")]
+    data: Option<PathBuf>,
 }
 
 #[derive(Args)]
@@ -185,15 +194,25 @@ impl Verify {
 impl Clear {
     fn run(self) -> Result<()> {
         let (store, entries) = self.place.open()?;
-        let mut chosen: Vec<&Listed> = match self.which.all {
-            true => entries.iter().collect(),
-            false => self.which.ids.iter().map(|id| Listed::pick(&entries, id)).collect::<Result<_>>()?,
+        let data = self.which.data.as_deref().map(absolute).transpose()?;
+        let mut chosen: Vec<&Listed> = match &data {
+            Some(data) => entries.iter().filter(|entry| entry.data.iter().any(|of| Path::new(of) == data)).collect(),
+            None if self.which.all => entries.iter().collect(),
+            None => self.which.ids.iter().map(|id| Listed::pick(&entries, id)).collect::<Result<_>>()?,
         };
+        if let (Some(data), true) = (&data, chosen.is_empty()) {
+            let message =
+                format!("nothing is of images in {}; `unfreeze cache list` names the folders", data.display());
+            return Err(Error::setting("--data", message));
+        }
         chosen.sort_by_key(|entry| &entry.id);
         chosen.dedup();
         let mut freed = 0;
         for entry in &chosen {
-            let bytes = store.clear(entry)?;
+            let bytes = match &data {
+                Some(data) => store.clear_data(entry, data)?,
+                None => store.clear(entry)?,
+            };
             freed += bytes;
             if self.json {
                 outln!("{}", json!({ "id": entry.id, "bytes": bytes }));

@@ -16,6 +16,7 @@ use std::{
     fs::File,
     io::{self, Read, Seek, SeekFrom},
     path::Path,
+    time::SystemTime,
 };
 
 use blake3::{Hash, Hasher};
@@ -180,8 +181,11 @@ impl Values {
         Ok(file)
     }
 
-    /// Checks the values and maps the file.
+    /// Checks the values and maps the file, whose time becomes that of this use.
     pub fn map(&self, path: &Path) -> Result<Map, Fault> {
-        Ok(Map::new(&self.check(path)?, self.offset + self.length)?)
+        let file = self.check(path)?;
+        // Without the right time it is at most removed too early.
+        let _ = file.set_modified(SystemTime::now());
+        Ok(Map::new(&file, self.offset + self.length)?)
     }
 }

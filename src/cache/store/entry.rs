@@ -40,6 +40,8 @@ pub struct Entry {
     chunks: Vec<Chunk>,
     buffer: Buffer,
     rows: HashMap<Key, u32>,
+    /// Whether a chunk was written, so that the store has been looked through.
+    counted: bool,
     /// Whether a chunk could not be written. Rows then stay in the buffer.
     failed: bool,
     notes: Mutex<Vec<String>>,
@@ -84,6 +86,7 @@ impl Entry {
             chunks: Vec::new(),
             buffer: Buffer::default(),
             rows: HashMap::new(),
+            counted: false,
             failed: false,
             notes: Mutex::default(),
         };
@@ -266,6 +269,7 @@ impl Entry {
         let written = self.try_write();
         match written {
             Ok(chunk) => {
+                self.counted = true;
                 let first = self.next_row();
                 self.chunks.push(chunk);
                 self.buffer = Buffer { first, ..Buffer::default() };
@@ -289,7 +293,8 @@ impl Entry {
         fs::create_dir_all(&self.store.folder).map_err(fail)?;
         let writing = self.store.lock(self.store.patience)?;
         let spare: Vec<&Chunk> = self.chunks.iter().filter(|chunk| !chunk.found.load(Ordering::Relaxed)).collect();
-        self.store.make_room(values.offset + values.length, &self.folder, &spare, writing.as_ref())?;
+        let needed = values.offset + values.length;
+        self.store.make_room(needed, &self.folder, &spare, writing.as_ref(), !self.counted)?;
         fs::create_dir_all(&self.folder).map_err(fail)?;
         write_atomically(&path, |file| {
             file.write_all(&head)?;

@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File, TryLockError},
-    io,
+    io::{self, Read, Seek, Write},
     path::{Path, PathBuf},
     thread,
     time::{Duration, Instant, SystemTime},
@@ -16,19 +16,35 @@ use crate::{
 };
 
 pub(super) const CHUNK_EXTENSION: &str = "chunk";
-/// Locked by the process that writes to the store.
+/// Locked by the process that writes to the store. It holds the bytes that the store takes at most, little-endian.
 const LOCK: &str = ".lock";
 /// In an entry's folder: its time is that of the entry's last use, and it is locked while the entry is open.
 const USED: &str = ".used";
 
 /// The right to write to a store, for as long as this value lives. Temporary files are made by its holder only, so
 /// those that it finds are of processes that were killed.
-pub(super) struct Writing(#[expect(dead_code, reason = "the lock ends when the file is closed")] File);
+pub(super) struct Writing(File);
 
 impl Writing {
     /// Removes the temporary files of an entry.
     pub fn sweep(&self, entry: &Path) {
         remove_temporaries(entry);
+    }
+
+    /// Bytes that the store takes at most: less once files were removed by hand. `None` if nobody has noted them.
+    fn total(&self) -> Option<u64> {
+        let (mut file, mut bytes) = (&self.0, Vec::new());
+        file.rewind().and_then(|()| file.take(9).read_to_end(&mut bytes)).ok()?;
+        bytes.try_into().ok().map(u64::from_le_bytes)
+    }
+
+    /// Notes what the store will take, before it does: who is killed in between leaves too much here, not too little.
+    fn note_total(&self, total: u64) {
+        let mut file = &self.0;
+        if file.rewind().and_then(|()| file.write_all(&total.to_le_bytes())).is_err() {
+            // Then the next one counts.
+            let _ = file.set_len(0);
+        }
     }
 }
 
@@ -79,16 +95,23 @@ pub(super) struct Found {
     pub bytes: u64,
 }
 
+impl Found {
+    /// Whether a process has it open. What cannot be told to be closed is taken to be open.
+    fn is_open(&self) -> bool {
+        match File::options().read(true).append(true).open(self.path.join(USED)) {
+            Ok(file) => file.try_lock().is_err(),
+            Err(error) => error.kind() != io::ErrorKind::NotFound,
+        }
+    }
+}
+
 impl Store {
     /// Waits for the right to write. `None` on a file system without locks.
     pub(super) fn lock(&self, patience: Duration) -> Result<Option<Writing>> {
         let path = self.folder.join(LOCK);
-        let file = File::options()
-            .create(true)
-            .read(true)
-            .append(true)
-            .open(&path)
-            .map_err(|error| Error::io(&path, error))?;
+        let mut options = File::options();
+        options.create(true).truncate(false).read(true).write(true);
+        let file = options.open(&path).map_err(|error| Error::io(&path, error))?;
         let begun = Instant::now();
         loop {
             match file.try_lock() {
@@ -103,15 +126,40 @@ impl Store {
         }
     }
 
-    /// Removes what was not used for longest, until there is room for `needed` bytes more: other entries that are not
-    /// open, then the `spare` chunks of the entry in `own`.
-    pub(super) fn make_room(&self, needed: u64, own: &Path, spare: &[&Chunk], writing: Option<&Writing>) -> Result<()> {
-        let mut entries = self.scan(writing)?;
-        entries.sort_by_key(|entry| entry.used);
-        let mut total: u64 = entries.iter().map(|entry| entry.bytes).sum();
+    /// Removes the chunks that were not read for longest, until there is room for `needed` bytes more: those of other
+    /// entries that are not open, and the `spare` ones of the entry in `own`. With `count` the folder is looked through
+    /// in any case, and not only where there is no room by what was noted.
+    pub(super) fn make_room(
+        &self,
+        needed: u64,
+        own: &Path,
+        spare: &[&Chunk],
+        writing: Option<&Writing>,
+        count: bool,
+    ) -> Result<()> {
         let fits = |total: u64| total.saturating_add(needed) <= self.budget;
+        let mut total = match writing.filter(|_| !count).and_then(Writing::total) {
+            Some(total) if fits(total) => total,
+            _ => self.count_and_remove(fits, needed, own, spare, writing)?,
+        };
+        total = total.saturating_add(needed);
+        writing.into_iter().for_each(|writing| writing.note_total(total));
+        Ok(())
+    }
+
+    /// As [`Store::make_room`]; what the store takes then.
+    fn count_and_remove(
+        &self,
+        fits: impl Fn(u64) -> bool,
+        needed: u64,
+        own: &Path,
+        spare: &[&Chunk],
+        writing: Option<&Writing>,
+    ) -> Result<u64> {
+        let entries = self.scan(writing)?;
+        let mut total: u64 = entries.iter().map(|entry| entry.bytes).sum();
         if fits(total) {
-            return Ok(());
+            return Ok(total);
         }
         // What can never fit must not cost the others their place.
         let kept = entries.iter().find(|entry| entry.path == own).map_or(0, |entry| entry.bytes);
@@ -119,28 +167,26 @@ impl Store {
         if !fits(kept) {
             return Err(self.too_small(kept.saturating_add(needed)));
         }
-        for entry in entries.iter().filter(|entry| entry.path != own) {
-            // What cannot be told to be closed is taken to be open.
-            let is_open = match File::options().read(true).append(true).open(entry.path.join(USED)) {
-                Ok(file) => file.try_lock().is_err(),
-                Err(error) => error.kind() != io::ErrorKind::NotFound,
-            };
-            if !is_open {
-                let (freed, _) = remove_entry(&entry.path);
-                total = total.saturating_sub(freed);
-            }
-            if fits(total) {
-                return Ok(());
-            }
-        }
-        for chunk in spare {
-            let bytes = bytes_of(chunk.path());
-            if fs::remove_file(chunk.path()).is_ok() {
-                chunk.forget();
+        let others = entries.iter().filter(|entry| entry.path != own && !entry.is_open());
+        let others = others.flat_map(|entry| entry.chunks.iter().map(|(path, _)| (path.as_path(), None)));
+        let own = spare.iter().map(|chunk| (chunk.path(), Some(*chunk)));
+        let mut files: Vec<(SystemTime, &Path, Option<&Chunk>)> =
+            others.chain(own).map(|(path, chunk)| (read_last(path), path, chunk)).collect();
+        files.sort_by_key(|(time, path, _)| (*time, *path));
+        for (_, path, chunk) in files {
+            let bytes = bytes_of(path);
+            if fs::remove_file(path).is_ok() {
                 total = total.saturating_sub(bytes);
+                match (chunk, path.parent()) {
+                    (Some(chunk), _) => chunk.forget(),
+                    (None, Some(entry)) if chunk_files(entry).is_ok_and(|left| left.is_empty()) => {
+                        drop(remove_entry(entry));
+                    }
+                    _ => {}
+                }
             }
             if fits(total) {
-                return Ok(());
+                return Ok(total);
             }
         }
         let message = format!("what is in use leaves no room in the cache's budget of {}", size_of(self.budget));
@@ -242,6 +288,11 @@ pub(super) fn remove_file(path: &Path) -> Result<()> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::io(path, error)),
         _ => Ok(()),
     }
+}
+
+/// When a chunk was written, or read for the first time by the process that read it last.
+fn read_last(path: &Path) -> SystemTime {
+    fs::metadata(path).and_then(|found| found.modified()).unwrap_or(SystemTime::UNIX_EPOCH)
 }
 
 fn bytes_of(path: &Path) -> u64 {

@@ -9,7 +9,7 @@ use std::{
 use super::{
     About, Store,
     chunk::{Fault, Head},
-    folder::{Found, remove_entry, remove_file},
+    folder::{Found, chunk_files, remove_entry, remove_file},
 };
 use crate::{Error, Result};
 
@@ -120,6 +120,31 @@ impl Store {
         let _writing = self.lock(self.patience)?;
         let (freed, outcome) = remove_entry(&self.folder.join(&entry.id));
         outcome.map(|()| freed)
+    }
+}
+
+impl Store {
+    /// As [`Store::clear`], of the files alone whose images come from the folder `data`: an entry may have images of
+    /// several.
+    ///
+    /// # Errors
+    /// As [`Store::clear`].
+    pub fn clear_data(&self, entry: &Listed, data: &Path) -> Result<u64> {
+        let _writing = self.lock(self.patience)?;
+        let folder = self.folder.join(&entry.id);
+        let chunks = chunk_files(&folder).map_err(|error| Error::io(&folder, error))?;
+        let (mut freed, count) = (0, chunks.len());
+        let of_data = |path: &Path| head_of(path, &entry.id).is_ok_and(|head| Path::new(&head.about.data) == data);
+        let chosen: Vec<(PathBuf, u64)> = chunks.into_iter().filter(|(path, _)| of_data(path)).collect();
+        let all = chosen.len() == count;
+        for (path, bytes) in chosen {
+            remove_file(&path)?;
+            freed += bytes;
+        }
+        match all {
+            true => remove_entry(&folder).1.map(|()| freed),
+            false => Ok(freed),
+        }
     }
 }
 

@@ -12,6 +12,16 @@ fn names(store: &Store) -> Vec<String> {
     store.list().unwrap().into_iter().map(|entry| entry.id).collect()
 }
 
+fn chunks(entry: &Path) -> Vec<PathBuf> {
+    folder::chunk_files(entry).unwrap().into_iter().map(|(path, _)| path).collect()
+}
+
+/// Sets when a chunk was read last, in seconds since 1970.
+fn set_read(chunk: &Path, seconds: u64) {
+    let time = SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+    File::options().write(true).open(chunk).unwrap().set_modified(time).unwrap();
+}
+
 #[test]
 fn what_was_used_longest_ago_makes_room() {
     let folder = tempfile::tempdir().unwrap();
@@ -24,15 +34,14 @@ fn what_was_used_longest_ago_makes_room() {
         thread::sleep(Duration::from_millis(15));
     }
     assert_eq!(names(&store), [&c[..], &b, &a]);
-    drop(store.entry(&key(0), &about).unwrap());
-    assert_eq!(names(&store), [&a[..], &c, &b], "opening is a use");
+    assert_eq!(there(&store.entry(&key(0), &about).unwrap(), 0..3), [0, 1, 2]);
+    assert_eq!(names(&store), [&a[..], &c, &b]);
     append(&mut store.entry(&key(3), &about).unwrap(), 0..3).unwrap();
     assert_eq!(names(&store), [&d[..], &a, &c]);
 
     // What is open does not go, however long ago it was used.
     let open = store.entry(&key(2), &about).unwrap();
-    let used = File::options().write(true).open(folder.path().join(&c).join(".used")).unwrap();
-    used.set_modified(SystemTime::UNIX_EPOCH).unwrap();
+    set_read(&chunks(&folder.path().join(&c))[0], 0);
     let mut growing = store.entry(&key(3), &about).unwrap();
     append(&mut growing, 3..5).unwrap();
     growing.flush().unwrap();
@@ -76,6 +85,63 @@ fn rows_that_nobody_asks_for_make_room_for_those_of_the_same_entry() {
     assert_eq!(there(&entry, 0..9), [3, 4, 5, 6, 7, 8]);
     drop(entry);
     assert_eq!(there(&store.entry(&key(0), &about).unwrap(), 0..9), [3, 4, 5, 6, 7, 8]);
+}
+
+#[test]
+fn of_an_entry_the_chunk_that_was_read_longest_ago_goes() {
+    let about = about(&[1000], Stored::F32);
+    // Whichever that is, and whether the entry itself needs the room or another one does.
+    for (oldest, other) in (0..3).flat_map(|oldest| [(oldest, 0), (oldest, 1)]) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(about.id(&key(0)));
+        let store = Store::open(folder.path(), 40_000).unwrap();
+        let mut written: Vec<PathBuf> = Vec::new();
+        for number in 0..3 {
+            append(&mut store.entry(&key(0), &about).unwrap(), 3 * number..3 * number + 3).unwrap();
+            written.extend(chunks(&path).into_iter().find(|chunk| !written.contains(chunk)));
+        }
+        written
+            .iter()
+            .zip(0..)
+            .for_each(|(chunk, number)| set_read(chunk, if number == oldest { 1 } else { 2 + number }));
+        let mut entry = store.entry(&key(other), &about).unwrap();
+        append(&mut entry, 9..12).unwrap();
+        entry.flush().unwrap();
+        drop(entry);
+        let left: Vec<u64> = (0..12).filter(|sample| sample / 3 != oldest && (other == 0 || *sample < 9)).collect();
+        assert_eq!(there(&store.entry(&key(0), &about).unwrap(), 0..12), left, "{oldest} {other}");
+        // Reading is what counts.
+        let read = fs::metadata(&written[(oldest as usize + 1) % 3]).unwrap().modified().unwrap();
+        assert!(read.elapsed().unwrap() < Duration::from_secs(600));
+    }
+}
+
+#[test]
+fn what_the_store_takes_is_noted_and_counted_where_the_note_is_of_no_use() {
+    let folder = tempfile::tempdir().unwrap();
+    let (about, lock) = (about(&[1000], Stored::F32), folder.path().join(".lock"));
+    let store = Store::open(folder.path(), 60_000).unwrap();
+    let bytes = || store.list().unwrap().iter().map(|entry| entry.bytes).sum::<u64>();
+    let noted = || u64::from_le_bytes(fs::read(&lock).unwrap().try_into().unwrap());
+    let mut entry = store.entry(&key(0), &about).unwrap();
+    for samples in [0..3, 3..6] {
+        append(&mut entry, samples).unwrap();
+        entry.flush().unwrap();
+        assert_eq!(noted(), bytes());
+    }
+    // It says more than there is once files were removed; what is then said to be too much is counted.
+    let chunk = chunks(&folder.path().join(about.id(&key(0)))).remove(0);
+    fs::remove_file(chunk).unwrap();
+    for (note, sample) in [(u64::MAX.to_le_bytes().to_vec(), 6), (b"nonsense!".to_vec(), 7), (Vec::new(), 8)] {
+        fs::write(&lock, note).unwrap();
+        append(&mut entry, [sample]).unwrap();
+        entry.flush().unwrap();
+        assert_eq!(noted(), bytes());
+    }
+    // Files that came by hand are counted by the next to open the entry.
+    fs::write(&lock, 0u64.to_le_bytes()).unwrap();
+    append(&mut store.entry(&key(1), &about).unwrap(), 0..3).unwrap();
+    assert_eq!(noted(), bytes());
 }
 
 #[test]
