@@ -3,6 +3,7 @@
 use std::fs;
 
 use unfreeze::{
+    cache::store::Store,
     data::{Augment, Crop, ImageData, Split, Transforms},
     learner::{Event, Fit, Flow, Learner, Tta},
     prelude::Device,
@@ -133,4 +134,32 @@ fn what_precompute_cannot_do_is_said_and_changes_nothing() {
     let several = fit(plain.clone(), &|learner| learner.precompute_views(4).unwrap());
     assert!(several.2.len() == 1 && several.2[0].contains("nothing is random"), "{:?}", several.2);
     assert!(several.0 == fit(plain, &|learner| learner.precompute(true)).0);
+}
+
+/// In memory and on disk, where there is room for one set of views and not for two.
+#[test]
+fn views_that_are_renewed_take_the_room_of_those_before() {
+    let (folder, cache) = (cats_and_dogs(), tempfile::tempdir().unwrap());
+    let train = |memory: Option<u64>, disk: Option<u64>| {
+        let (mut learner, computed) = Computed::by(with_views(&folder, 2));
+        if let Some(budget) = disk {
+            learner = learner.cache_folder(cache.path()).cache_budget(budget);
+        }
+        memory.into_iter().for_each(|bytes| learner.precompute_memory(bytes));
+        learner.renew_views_every(2);
+        learner.fit(Fit::epochs(6).lr(1e-2)).unwrap();
+        let cached = learner.history().iter().filter(|record| record.cached).count();
+        (bits(learner.model()), timeless(learner.history()), cached, computed.take(), computed.notes())
+    };
+    // Three views of ten images, and six to validate on, of 512 bytes.
+    let (room, budget) = (36 * 512, 30_000);
+    let plenty = train(None, None);
+    for (memory, disk, cached) in [(room, None, 6), (room - 1, None, 0), (0, Some(budget), 6)] {
+        let tight = train(Some(memory), disk);
+        assert!(tight.0 == plenty.0 && tight.1 == plenty.1, "{memory}: {:?}", tight.4);
+        assert_eq!(tight.2, cached, "{memory}: {:?}", tight.4);
+        assert!(cached == 0 || tight.3 == plenty.3, "{:?} {:?}", tight.3, plenty.3);
+    }
+    let listed = Store::at(cache.path()).unwrap().list().unwrap();
+    assert!(listed.len() < 4 && listed.iter().map(|entry| entry.bytes).sum::<u64>() <= budget, "{listed:?}");
 }
