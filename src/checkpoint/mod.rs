@@ -14,7 +14,10 @@
 //! # Ok(()) }
 //! ```
 
+pub mod catalog;
 mod convert;
+#[cfg(feature = "fetch")]
+mod fetch;
 mod guard;
 mod layout;
 mod load;

@@ -2,26 +2,31 @@
 
 use std::{collections::BTreeMap, path::Path};
 
-use super::{Checkpoint, LoadOptions, load_into};
+use super::{
+    Checkpoint, LoadOptions,
+    catalog::{self, Entry, Folders},
+    load_into,
+};
 use crate::{
     Device, Error, Result,
     nn::{Arch, HeadSpec, Model},
 };
 
 /// ImageNet's mean and standard deviation per channel, with which published checkpoints were trained.
-const IMAGENET: ([f32; 3], [f32; 3]) = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]);
+pub(super) const IMAGENET: ([f32; 3], [f32; 3]) = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]);
 
 /// Where a network's values come from.
 #[derive(Clone, Debug)]
 pub struct Weights {
     arch: Arch,
     checkpoint: Option<Checkpoint>,
+    published: Option<Entry>,
 }
 
 impl Weights {
     /// Random values.
     pub fn random(arch: Arch) -> Self {
-        Self { arch, checkpoint: None }
+        Self { arch, checkpoint: None, published: None }
     }
 
     /// A checkpoint file, safetensors or PyTorch; its architecture is told from its tensors.
@@ -64,7 +69,26 @@ impl Weights {
                 return Err(Error::checkpoint(&checkpoint.path, message));
             }
         }
-        Ok(Self { arch, checkpoint: Some(checkpoint) })
+        Ok(Self { arch, checkpoint: Some(checkpoint), published: None })
+    }
+
+    /// The published weights that stand for `arch` ([`catalog::standard`]), found on this machine or fetched. For other
+    /// ones, or to hear of the progress, see [`catalog::entry`] and [`Entry::weights`].
+    ///
+    /// # Errors
+    /// As [`Entry::weights`]; [`Error::Setting`] if nothing is published for `arch`.
+    pub fn auto(arch: Arch) -> Result<Self> {
+        catalog::standard(arch)?.weights(&Folders::of_user()?, &mut |_| {})
+    }
+
+    /// The same, known as those of `entry`.
+    pub(super) fn published_as(self, entry: Entry) -> Self {
+        Self { published: Some(entry), ..self }
+    }
+
+    /// The entry of the catalogue that they were asked for by.
+    pub fn published(&self) -> Option<&Entry> {
+        self.published.as_ref()
     }
 
     /// The architecture.
@@ -78,13 +102,17 @@ impl Weights {
     }
 
     /// Mean and standard deviation per channel that images should be normalised by: the checkpoint's own if it says
-    /// so, ImageNet's otherwise.
+    /// so, else those that it was published with, ImageNet's otherwise.
     pub fn normalisation(&self) -> ([f32; 3], [f32; 3]) {
         let stored = |key: &str| {
             let text = self.checkpoint.as_ref()?.metadata.get(key)?;
             serde_json::from_str::<[f32; 3]>(text).ok()
         };
-        (stored("mean").unwrap_or(IMAGENET.0), stored("std").unwrap_or(IMAGENET.1))
+        let (mean, std) = match &self.published {
+            Some(entry) => (entry.transforms.mean, entry.transforms.std),
+            None => IMAGENET,
+        };
+        (stored("mean").unwrap_or(mean), stored("std").unwrap_or(std))
     }
 
     /// The backbone with a new head for `classes`; the checkpoint's own head is left aside.

@@ -31,7 +31,8 @@ pub struct Features {
     /// Side of the square that the network sees, in pixels [default: 224, or 32 for CIFAR networks]
     #[arg(long, value_name = "N", value_parser = side)]
     size: Option<usize>,
-    /// Short side before the crop, in pixels [default: the size]
+    /// Short side before the crop, in pixels [default: the size, or in proportion what weights of the catalogue were
+    /// published with, such as 256 for 224]
     #[arg(long, value_name = "N", value_parser = side)]
     resize: Option<usize>,
     /// Images per batch
@@ -50,14 +51,16 @@ impl Features {
     pub fn run(self) -> Result<()> {
         check_output("--out", &self.out, "safetensors")?;
         let device = self.compute.open()?;
-        let weights = self.pretrained.read()?;
+        let weights = self.pretrained.read(false)?;
         let mut model = match self.layer {
             Layer::Logits => weights.with_classifier(&device)?,
             _ => weights.with_head(HeadSpec::Linear, 1, self.compute.seed, &device)?,
         };
         model.set_precision(self.arithmetic.dtype)?;
         let size = self.size.unwrap_or(weights.arch().published_size());
-        let transforms = Transforms::for_weights(&weights, size).resize(self.resize.unwrap_or(size));
+        let transforms = Transforms::for_weights(&weights, size);
+        let resize = self.resize.unwrap_or(transforms.resize);
+        let transforms = transforms.resize(resize);
         let files = images(&self.images)?;
         let order = (0..files.len() as u32).collect();
         let options = LoaderOptions::evaluation().on(&device);

@@ -34,6 +34,7 @@ mod step_flags;
 mod summary;
 mod train;
 mod trained;
+mod weights;
 
 use std::{
     fmt,
@@ -49,8 +50,8 @@ const START: &str = "\
 Start with `unfreeze demo`: it needs nothing. For images of your own, in folders named after their classes:
 
   unfreeze samples DATA --valid-fraction 0.2 --out samples.png
-  unfreeze lr-find DATA --valid-fraction 0.2 --weights resnet18.pth --out lr
-  unfreeze train DATA --valid-fraction 0.2 --weights resnet18.pth --out run
+  unfreeze lr-find DATA --valid-fraction 0.2 --arch resnet18 --weights auto --out lr
+  unfreeze train DATA --valid-fraction 0.2 --arch resnet18 --weights auto --out run
   unfreeze evaluate run
   unfreeze predict run some/images
 
@@ -79,6 +80,7 @@ enum Command {
     Features(features::Features),
     Convert(convert::Convert),
     Inspect(inspect::Inspect),
+    Weights(weights::Weights),
     Summary(summary::Summary),
     Bench(bench::Bench),
     Precompute(Box<precompute::Precompute>),
@@ -101,6 +103,7 @@ pub fn run() -> ExitCode {
         Command::Features(command) => command.run(),
         Command::Convert(command) => command.run(),
         Command::Inspect(command) => command.run(),
+        Command::Weights(command) => command.run(),
         Command::Summary(command) => command.run(),
         Command::Bench(command) => command.run(),
         Command::Precompute(command) => command.run(),
@@ -159,6 +162,7 @@ fn in_flags(error: &Error) -> String {
         "valid_fraction",
         "warm_up",
         "wd",
+        "weights",
     ];
     match error {
         Error::Setting { setting, message } if setting == "dropout" => format!("--ps: {message}"),

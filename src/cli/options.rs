@@ -8,10 +8,12 @@ use std::{
 use clap::{Args, ValueEnum};
 use unfreeze::{
     Device, DeviceName, Error, Precision, Result,
-    checkpoint::Weights,
+    checkpoint::{Weights, catalog},
     data::{Augment, Crop, Holdout, ImageData, Skipped, Task, Transforms, find_images},
     nn::{Arch, HeadSpec},
 };
+
+use super::weights;
 
 /// Where and how to compute.
 #[derive(Args, Clone)]
@@ -65,22 +67,30 @@ pub struct Pretrained {
     /// Architecture, such as resnet34 [default: told from the weights]
     #[arg(long)]
     pub arch: Option<Arch>,
-    /// Pretrained weights: a .safetensors or PyTorch file, or `random`
-    #[arg(long, value_name = "FILE|random", required = true)]
+    /// Pretrained weights: a .safetensors or PyTorch file; `auto`, torchvision's for the architecture, or a name of
+    /// `unfreeze weights list`, found on this machine or fetched; or `random`
+    #[arg(long, value_name = "FILE|auto|NAME|random", required = true)]
     weights: Option<String>,
 }
 
 impl Pretrained {
-    /// Reads the weights.
-    pub fn read(&self) -> Result<Weights> {
-        read_weights(self.name(), self.arch)
+    /// Reads the weights, and says on standard error what of the catalogue's are used, and with which images.
+    pub fn read(&self, quiet: bool) -> Result<Weights> {
+        let weights = read_weights(self.name(), self.arch, quiet)?;
+        if let Some(entry) = weights.published().filter(|_| !quiet) {
+            errln!("note: {}", weights::published_with(entry));
+        }
+        Ok(weights)
     }
 
     /// The weights as a later command can find them, wherever it is started.
     pub fn absolute(&self) -> Result<String> {
         match self.name() {
             "random" => Ok("random".into()),
-            file => Ok(absolute(Path::new(file))?.to_string_lossy().into_owned()),
+            name => match published(name, self.arch)? {
+                Some(entry) => Ok(entry.name.clone()),
+                None => Ok(absolute(Path::new(name))?.to_string_lossy().into_owned()),
+            },
         }
     }
 
@@ -90,17 +100,39 @@ impl Pretrained {
 }
 
 /// Reads the weights that a flag or a run's configuration names.
-pub fn read_weights(name: &str, arch: Option<Arch>) -> Result<Weights> {
-    match (name, arch) {
-        ("random", Some(arch)) => Ok(Weights::random(arch)),
-        ("random", None) => Err(Error::setting("--arch", "random weights need an architecture, such as resnet18")),
-        ("auto", _) if !Path::new("auto").exists() => {
-            let message =
-                "there is no catalogue to fetch from; give a file, such as torchvision's resnet18-f37072fd.pth";
-            Err(Error::setting("--weights", message))
+pub fn read_weights(name: &str, arch: Option<Arch>, quiet: bool) -> Result<Weights> {
+    if name == "random" {
+        let missing = || Error::setting("--arch", "random weights need an architecture, such as resnet18");
+        return arch.map(Weights::random).ok_or_else(missing);
+    }
+    match (published(name, arch)?, arch) {
+        (Some(entry), _) => entry.weights(&catalog::Folders::of_user()?, &mut weights::teller(quiet)),
+        (None, Some(arch)) => Weights::file_of(arch, name),
+        (None, None) => Weights::file(name),
+    }
+}
+
+/// What `name` means in the catalogue. A file of this name comes first.
+fn published(name: &str, arch: Option<Arch>) -> Result<Option<&'static catalog::Entry>> {
+    let looks_published = name.split('.').next().is_some_and(|arch| arch.parse::<Arch>().is_ok());
+    if Path::new(name).exists() || !(name == "auto" || looks_published) {
+        return Ok(None);
+    }
+    let entry = match (name, arch) {
+        ("auto", None) => {
+            return Err(Error::setting("--arch", "`--weights auto` needs an architecture, such as resnet18"));
         }
-        (file, Some(arch)) => Weights::file_of(arch, file),
-        (file, None) => Weights::file(file),
+        ("auto", Some(arch)) => catalog::standard(arch)?,
+        _ => catalog::entry(name).map_err(|error| match error {
+            Error::Setting { setting, message } => {
+                Error::setting(setting, format!("there is no such file, and {message}"))
+            }
+            other => other,
+        })?,
+    };
+    match arch.filter(|arch| *arch != entry.arch) {
+        Some(arch) => Err(Error::setting("--arch", format!("{name} is of {}, not of {arch}", entry.arch))),
+        None => Ok(Some(entry)),
     }
 }
 
@@ -152,7 +184,8 @@ pub struct TransformFlags {
     /// Side of the square that the network sees, in pixels [default: 224, or 32 for CIFAR networks]
     #[arg(long, value_name = "N")]
     pub size: Option<usize>,
-    /// Short side before the crop, in pixels [default: the size]
+    /// Short side before the crop, in pixels [default: the size, or in proportion what weights of the catalogue were
+    /// published with, such as 256 for 224]
     #[arg(long, value_name = "N")]
     resize: Option<usize>,
     /// Random changes to training images: side-on (rotate, lighting, flip), top-down (dihedral instead of flip), basic
@@ -175,7 +208,7 @@ pub struct TransformFlags {
 impl TransformFlags {
     /// The pipeline as asked for, starting from its size and normalisation.
     pub fn set(&self, transforms: Transforms) -> Result<Transforms> {
-        let resize = self.resize.unwrap_or(transforms.size);
+        let resize = self.resize.unwrap_or(transforms.resize);
         let transforms = transforms.resize(resize).augment(self.augment.clone()).max_zoom(self.max_zoom);
         let transforms = transforms.pad(self.pad).crop(self.crop);
         transforms.validate().map(|()| transforms)

@@ -66,7 +66,7 @@ impl Precompute {
         }
         let head = self.head.spec()?;
         let device = self.compute.open()?;
-        let weights = self.pretrained.read()?;
+        let weights = self.pretrained.read(self.quiet)?;
         let size = self.transforms.size.unwrap_or(weights.arch().published_size());
         let transforms = self.transforms.set(Transforms::for_weights(&weights, size))?;
         let (source, mode) = (&self.source, Mode { json: self.json, quiet: self.quiet });

@@ -67,7 +67,7 @@ pub struct Config {
 impl Config {
     /// The learner that these settings describe.
     pub fn prepare(&self, compute: &Compute, mode: Mode) -> Result<Learner> {
-        self.prepare_with(read_weights(&self.weights, Some(self.arch))?, compute, mode)
+        self.prepare_with(read_weights(&self.weights, Some(self.arch), mode.quiet)?, compute, mode)
     }
 
     /// As [`Config::prepare`], with weights that were read already.

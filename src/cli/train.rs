@@ -235,7 +235,7 @@ impl Train {
     fn prepare(&self) -> Result<(Config, Learner)> {
         self.precompute.check()?;
         let head = self.head.spec()?;
-        let weights = self.pretrained.read()?;
+        let weights = self.pretrained.read(self.mode.quiet)?;
         let size = self.sizes.first().copied().or(self.transforms.size);
         let size = size.unwrap_or(weights.arch().published_size());
         let transforms = self.transforms.set(Transforms::for_weights(&weights, size))?;

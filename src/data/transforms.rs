@@ -57,10 +57,16 @@ impl Transforms {
         }
     }
 
-    /// As [`Transforms::new`], with the normalisation that `weights` were trained with.
+    /// As [`Transforms::new`], with the normalisation that `weights` were trained with, and for those of the catalogue
+    /// ([`Weights::published`]) a short side before the crop in the proportion that they were published with: 256 for
+    /// 224, or 232 for 224.
     pub fn for_weights(weights: &Weights, size: usize) -> Self {
         let (mean, std) = weights.normalisation();
-        Self::new(size).normalise(mean, std)
+        let (crop, resize) = weights.published().map_or((size, size), |entry| {
+            let published = &entry.transforms;
+            (published.crop, published.resize)
+        });
+        Self::new(crop).resize(resize).at_size(size).normalise(mean, std)
     }
 
     /// The same for another size, the short side before the crop in proportion.

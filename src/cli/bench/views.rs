@@ -82,7 +82,7 @@ impl Views {
         }
         let (source, seed) = (&self.source, self.compute.seed);
         let data = open_data(source.path(), source.task, source.valid_fraction, source.strict, seed, Mode::default())?;
-        let arch = self.pretrained.read()?.arch();
+        let arch = self.pretrained.read(false)?.arch();
         if !self.json {
             let (seconds, seeds) = (self.seconds, self.seeds);
             outln!("{arch}, {seconds} s for each of {seeds} trainings a way: median, and least to most");
@@ -126,7 +126,7 @@ impl Views {
     }
 
     fn train(&self, data: ImageData, way: Way, seed: u64) -> Result<Trained> {
-        let weights = self.pretrained.read()?;
+        let weights = self.pretrained.read(true)?;
         let size = self.transforms.size.unwrap_or(weights.arch().published_size());
         let transforms = self.transforms.set(Transforms::for_weights(&weights, size))?;
         let transforms = match way {

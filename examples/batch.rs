@@ -1,0 +1,32 @@
+//! A job that classifies a folder: `cargo run --release --example batch -- MODEL FOLDER OUT.csv`
+//!
+//! Images are decoded by several threads while the batch before is classified.
+
+use unfreeze::{
+    data::{Item, Loader, LoaderOptions, find_images},
+    learner::Predictions,
+    prelude::*,
+};
+
+fn main() -> unfreeze::Result<()> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let [model, folder, out] = arguments.as_slice() else { panic!("usage: batch MODEL FOLDER OUT.csv") };
+
+    let classifier = Classifier::load(model, Device::auto()?)?;
+    let found = find_images(folder)?;
+    found.skipped.iter().for_each(|file| eprintln!("skipped {file}"));
+    let (files, order) = (&found.images, (0..found.images.len() as u32).collect());
+    let options = LoaderOptions::evaluation().on(classifier.device());
+
+    let mut table = Predictions::new(classifier.task(), classifier.classes());
+    for batch in Loader::new(Item::unlabelled(files), classifier.transforms(), order, 32, &options)? {
+        let batch = batch?;
+        batch.failed.iter().for_each(|file| eprintln!("skipped {file}"));
+        for (index, prediction) in batch.indices.iter().zip(classifier.predict_batch(&batch)?) {
+            table.push(files[*index as usize].display().to_string(), prediction);
+        }
+    }
+    table.write_csv(out)?;
+    println!("{out}: {} images", table.len());
+    Ok(())
+}
