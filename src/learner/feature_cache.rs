@@ -154,7 +154,7 @@ impl FeatureCache {
 
         let (model, device) = (classifier.model(), classifier.device());
         let mut feed = Feed::new(selection.loader_of(missing)?, &selection.transforms, device, model.precision());
-        let mut tally = Tally::new(classifier.task(), pointwise(classifier.task()), targets);
+        let mut tally = Tally::new(classifier.task(), classifier.threshold(), pointwise(classifier.task()), targets);
         let width = model.head.inputs();
         // How many of the missing were asked for, and came.
         let (mut asked, mut done) = (0, 0);
