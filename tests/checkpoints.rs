@@ -4,16 +4,20 @@
 mod common;
 #[path = "checkpoints/containers.rs"]
 mod containers;
+#[path = "checkpoints/conversion.rs"]
+mod conversion;
 #[path = "checkpoints/hostile.rs"]
 mod hostile;
 #[path = "checkpoints/loading.rs"]
 mod loading;
+#[path = "checkpoints/originals.rs"]
+mod originals;
 
 use std::{collections::BTreeMap, path::Path};
 
 use common::shared;
 use proptest::prelude::*;
-use unfreeze::checkpoint::{Checkpoint, FileDtype, FileTensor, Format, to_safetensors, write_safetensors};
+use unfreeze::checkpoint::{Checkpoint, FileDtype, FileTensor, Format, write_safetensors};
 
 type Tensors = BTreeMap<String, FileTensor>;
 
@@ -94,33 +98,6 @@ fn cifar_checkpoints_get_the_usual_names() {
         assert!(tensors.contains_key(&format!("layer3.{}.bn2.running_var", blocks - 1)));
         assert!(tensors.values().all(FileTensor::is_finite));
     }
-}
-
-#[test]
-fn conversion_casts_floats_only_and_keeps_metadata() {
-    let folder = tempfile::tempdir().expect("a folder");
-    let (source, output) = (folder.path().join("in.safetensors"), folder.path().join("out.safetensors"));
-    let counter = FileTensor::new(FileDtype::I64, vec![], 7i64.to_le_bytes().to_vec()).expect("fits");
-    let weight = FileTensor::from_f32(vec![2], vec![1.0, 65520.0]).expect("fits");
-    let tensors = Tensors::from([("counter".into(), counter.clone()), ("weight".into(), weight)]);
-    let metadata = BTreeMap::from([("arch".to_owned(), "\"resnet18\"".to_owned()), ("b".into(), "ü\n".into())]);
-    write_safetensors(&source, &tensors, &metadata).expect("writes");
-
-    let checkpoint = read(&source);
-    to_safetensors(&checkpoint, &output, Some(FileDtype::BF16)).expect("converts");
-    let converted = read(&output);
-    assert_eq!(converted.metadata, metadata);
-    assert_eq!(converted.tensors["counter"], counter);
-    assert_eq!(converted.tensors["weight"].dtype, FileDtype::BF16);
-    assert_eq!(converted.tensors["weight"].to_f32(), [1.0, 65536.0]);
-
-    to_safetensors(&checkpoint, &output, None).expect("converts");
-    assert_eq!(std::fs::read(&source).expect("reads"), std::fs::read(&output).expect("reads"), "not reproducible");
-
-    let error = to_safetensors(&checkpoint, &output, Some(FileDtype::F16)).expect_err("65520 exceeds f16").to_string();
-    assert!(error.contains("weight") && error.contains("f16"), "{error}");
-    let error = to_safetensors(&checkpoint, &output, Some(FileDtype::I64)).expect_err("no float").to_string();
-    assert!(error.contains("i64"), "{error}");
 }
 
 #[test]

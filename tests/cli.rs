@@ -343,8 +343,11 @@ fn convert_and_inspect_read_what_pytorch_wrote() {
     unfreeze("convert {} {} --dtype f16", &[&input, &out]).succeeded();
     let ran = unfreeze("inspect {} --json", &[&out]).succeeded();
     let file = Checkpoint::read(&out).unwrap();
-    assert_eq!(ran.objects().len(), file.tensors.len());
-    for object in ran.objects() {
+    let mut objects = ran.objects();
+    let last = objects.pop().unwrap();
+    assert!(last["format"] == "safetensors" && last["tensors"] == file.tensors.len(), "{last}");
+    assert_eq!(objects.len(), file.tensors.len());
+    for object in objects {
         let tensor = &file.tensors[object["name"].as_str().unwrap()];
         assert_eq!(object["shape"], serde_json::json!(tensor.shape));
         assert!(object["dtype"] == "f16" || !tensor.dtype.is_float());
@@ -352,9 +355,23 @@ fn convert_and_inspect_read_what_pytorch_wrote() {
     let table = unfreeze("inspect {}", &[&out]).succeeded();
     assert!(table.out.ends_with("elements\n") && table.out.lines().count() == file.tensors.len() + 1);
 
+    let (pth, weights) = (work.path().join("out.pth"), checkpoint(work.path()));
+    let told = unfreeze("convert {} {}", &[&weights, &pth]).succeeded();
+    assert!(told.err.contains("safetensors, resnet20 by names and shapes"), "{}", told.err);
+    let told = unfreeze("inspect {} --stats", &[&pth]).succeeded().out;
+    assert!(told.contains("  std ") && told.contains("PyTorch zip, resnet20: "), "{told}");
+    let plan = unfreeze("convert {} --dry-run --dtype bf16", &[&weights]).succeeded().out;
+    assert!(plan.contains("fc.bias -> fc.bias  f32 -> bf16 [10]\n"), "{plan}");
+    let same = unfreeze("convert {} --check {}", &[&weights, &pth]).succeeded().out;
+    assert!(same.contains("tensors equal, 0 different, 0 missing, 0 extra"), "{same}");
+    let half = work.path().join("half.pt");
+    let rounded = unfreeze("convert {} {} --dtype f16 --check {}", &[&weights, &half, &pth]).succeeded().out;
+    assert!(rounded.contains("fc.weight: differs by up to ") && rounded.contains(", rounding\n"), "{rounded}");
+    let other = unfreeze("convert {} --check {}", &[&out, &weights]);
+    assert!(golden.is_none() || other.code == 1 && other.err.contains("differs from"), "{}", other.err);
+
     let ran = unfreeze("convert {} {}", &[&input, &work.path().join("out.onnx")]);
     assert!(ran.code == 2 && ran.err.contains("should end in .safetensors"), "{}", ran.err);
-    let weights = checkpoint(work.path());
     let ran = unfreeze("convert {} {} --arch resnet18", &[&weights, &work.path().join("x.safetensors")]);
     assert!(ran.code == 1 && ran.err.contains("of resnet20, not of resnet18; use --arch resnet20"), "{}", ran.err);
     assert!(!work.path().join("x.safetensors").exists() && !work.path().join("out.onnx").exists());
@@ -495,6 +512,8 @@ fn mistakes_elsewhere_are_named() {
         ("features {} --weights {} --size 0 --out {}", vec![&image, &weights, &out], 2, "--size"),
         ("features {} --weights {} --layer pool --out {}", vec![&image, &weights, &out], 2, "'pool' is unknown"),
         ("convert {} {}", vec![&weights, &out], 1, "no/such/folder: there is no such folder"),
+        ("convert {}", vec![&weights], 2, "OUTPUT"),
+        ("convert {} {} --size 32", vec![&weights, &out], 2, "is for a model alone"),
         ("convert {} {} --dtype f8", vec![&weights, &out], 2, "give f32, f16, bf16 or f64"),
         ("convert {} {} --dtype i8", vec![&weights, &out], 2, "give f32, f16, bf16 or f64"),
         ("inspect {}", vec![&image], 1, "0.png: is of no known format"),

@@ -6,7 +6,7 @@ use std::{
     sync::Arc,
 };
 
-use super::{Checkpoint, layout};
+use super::{Checkpoint, layout, names::nearest};
 use crate::{Error, Result, Tensor, autograd::Parameters};
 
 /// How many names an error lists of each kind.
@@ -73,6 +73,12 @@ pub fn load_into(model: &mut dyn Parameters, checkpoint: &Checkpoint, options: &
             report.unused.push(name.clone());
         } else if !name.ends_with("num_batches_tracked") {
             unknown.push(name.clone());
+        }
+    }
+
+    for name in unknown.iter_mut().take(LISTED) {
+        if let Some(near) = nearest(name, known.iter().copied()) {
+            *name += &format!(" (nearest: {near})");
         }
     }
 

@@ -1,5 +1,5 @@
-//! Checkpoint files: reading safetensors and every layout that `torch.save` has written, matching their tensors
-//! with a model's parameters, and writing safetensors.
+//! Checkpoint files: reading safetensors, every layout that `torch.save` has written, sharded checkpoints and NumPy's
+//! `.npz`; matching their tensors with a model's parameters; converting them; writing safetensors and PyTorch's zip.
 //!
 //! PyTorch's order of extents (`[K, C, R, S]` for a convolution) exists only in this module: [`load_into`] and
 //! [`collect`] convert from and to this engine's `[K, R, S, C]`. A checkpoint is data here: nothing that a pickle
@@ -14,7 +14,9 @@
 //! # Ok(()) }
 //! ```
 
+mod architecture;
 pub mod catalog;
+mod compare;
 mod convert;
 #[cfg(feature = "fetch")]
 mod fetch;
@@ -22,27 +24,35 @@ mod guard;
 mod layout;
 mod load;
 mod names;
+mod npz;
+mod pth;
 mod pytorch;
+mod reading;
 mod safetensors;
 mod save;
+mod sharded;
+mod stats;
+mod stored;
 mod tensor;
 mod weights;
 
-pub use convert::to_safetensors;
+pub use compare::{Comparison, Difference, compare};
+pub use convert::{Conversion, ConvertOptions, ConvertedTensor, Target};
 pub use load::{LoadOptions, LoadReport, load_into};
+pub use pth::write_pth;
 pub use save::{collect, write_safetensors};
+pub use stats::TensorStats;
+pub use stored::{CheckpointFile, StoredTensor, TensorSource};
 pub use tensor::{FileDtype, FileTensor};
 pub use weights::Weights;
 
 use std::{
     collections::BTreeMap,
     fmt,
-    fs::File,
-    io::Read,
     path::{Path, PathBuf},
 };
 
-use crate::{Error, Result};
+use crate::Result;
 
 #[cfg(target_endian = "big")]
 compile_error!("checkpoint files are little-endian, and this module copies their bytes as they are");
@@ -59,6 +69,10 @@ pub enum Format {
     PytorchLegacy,
     /// The tar archive before PyTorch 0.1.10.
     PytorchTar,
+    /// An index and the files that it names.
+    Sharded,
+    /// NumPy's archive of arrays.
+    Npz,
 }
 
 impl fmt::Display for Format {
@@ -68,6 +82,8 @@ impl fmt::Display for Format {
             Format::PytorchZip => "PyTorch zip",
             Format::PytorchLegacy => "PyTorch legacy",
             Format::PytorchTar => "PyTorch tar",
+            Format::Sharded => "sharded",
+            Format::Npz => "NumPy npz",
         })
     }
 }
@@ -86,74 +102,12 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// Reads a checkpoint, telling its format from its content. A training checkpoint's wrapper (`state_dict`,
-    /// `model`, …) is unwrapped, and whatever is no tensor (epoch, optimizer, …) is left out.
+    /// Reads a whole checkpoint; [`CheckpointFile::open`] says what can be read, and reads one tensor at a time.
     ///
     /// # Errors
-    /// [`Error::Io`] if the file cannot be read, [`Error::Checkpoint`] if it is damaged, hostile or no checkpoint.
+    /// [`Error::Io`](crate::Error::Io) if the file cannot be read, [`Error::Checkpoint`](crate::Error::Checkpoint) if
+    /// it is damaged, hostile or no checkpoint.
     pub fn read(path: impl AsRef<Path>) -> Result<Self> {
-        let path = path.as_ref();
-        let metadata = std::fs::metadata(path).map_err(|error| Error::io(path, error))?;
-        if !metadata.is_file() {
-            let what = if metadata.is_dir() { "a folder" } else { "no regular file" };
-            return Err(Error::checkpoint(path, format!("is {what}, not a checkpoint file")));
-        }
-        let mut head = Vec::new();
-        File::open(path)
-            .and_then(|file| file.take(512).read_to_end(&mut head))
-            .map_err(|error| Error::io(path, error))?;
-        let checkpoint = match family(path, &head)? {
-            Family::Safetensors => safetensors::read(path)?,
-            Family::Pytorch => pytorch::read(path, &head)?,
-        };
-        if checkpoint.tensors.is_empty() {
-            return Err(Error::checkpoint(path, "holds no tensors"));
-        }
-        Ok(checkpoint)
+        CheckpointFile::open(path)?.load()
     }
-}
-
-/// Which reader a file is for.
-enum Family {
-    Safetensors,
-    Pytorch,
-}
-
-/// Tells the reader from the first bytes of a file, and names the usual impostors.
-fn family(path: &Path, head: &[u8]) -> Result<Family> {
-    let refuse = |message: String| Err(Error::checkpoint(path, message));
-    let text = String::from_utf8_lossy(&head[..head.len().min(60)]);
-    let text = text.trim_start_matches('\u{feff}').trim_start();
-
-    if head.is_empty() {
-        return refuse("is empty: was the download interrupted?".into());
-    }
-    if opens_like_safetensors(head) {
-        return Ok(Family::Safetensors);
-    }
-    if text.starts_with('<') {
-        let start = text.lines().next().unwrap_or_default();
-        return refuse(format!("is a web page (it starts with {start}), not a checkpoint: was the download refused?"));
-    }
-    if text.starts_with("version https://git-lfs") {
-        return refuse("is a Git LFS pointer, not the file it stands for: run `git lfs pull`".into());
-    }
-    if head.starts_with(b"PK") || head.get(257..262) == Some(b"ustar") {
-        return Ok(Family::Pytorch);
-    }
-    // Too damaged to tell by content: the extension decides which reader explains what is wrong.
-    if path.extension().is_some_and(|extension| extension == "safetensors") {
-        return Ok(Family::Safetensors);
-    }
-    // The opcodes that a pickle can begin with.
-    if matches!(head[0], 0x80 | b'(' | b'}' | b']' | b'c' | b'L' | b'I') {
-        return Ok(Family::Pytorch);
-    }
-    refuse("is of no known format: neither safetensors nor a PyTorch checkpoint".into())
-}
-
-/// Whether `head` is the length of a JSON header, then its brace.
-fn opens_like_safetensors(head: &[u8]) -> bool {
-    let length = head.first_chunk().map(|bytes| u64::from_le_bytes(*bytes));
-    length.is_some_and(|length| length < 1 << 32) && head.get(8) == Some(&b'{')
 }

@@ -1,52 +1,175 @@
-//! Tensor names: what wrappers around a model add to them is taken away.
+//! Tensor names: what wrappers around a model add is taken away, and other programs' names become torchvision's.
 
-use std::collections::{BTreeMap, btree_map::Entry};
+use std::{
+    collections::{BTreeMap, btree_map::Entry},
+    path::Path,
+};
 
-use super::Checkpoint;
+use super::{Checkpoint, CheckpointFile};
 use crate::{Error, Result};
 
 /// What `DataParallel`, `torch.compile`, training frameworks and self-supervised methods put before a ResNet's names.
 const PREFIXES: [&str; 6] = ["module.", "_orig_mod.", "backbone.", "model.", "encoder.", "resnet."];
 
-/// Other names of the classifier, and this engine's.
-const CLASSIFIER: [(&str, &str); 2] = [("linear.weight", "fc.weight"), ("linear.bias", "fc.bias")];
+/// How a program names a ResNet's tensors.
+struct Convention {
+    /// Whose names they are.
+    name: &'static str,
+    /// A file has these names if the name of some tensor begins so.
+    sign: &'static str,
+    /// What a name begins with, and what in torchvision's names or this engine's head stands for it.
+    rules: &'static [(&'static str, &'static str)],
+}
+
+/// Names by position in `torch.nn.Sequential`: 2 is the stem's ReLU and 3 its pool, and in a head only batchnorm and
+/// linear layers have tensors. Heads of up to two hidden layers; `head.0` stands for the pool of this engine's.
+const CONVENTIONS: [Convention; 6] = [
+    Convention {
+        name: "fastai 2",
+        sign: "0.4.0.",
+        rules: &[
+            ("0.0.", "conv1."),
+            ("0.1.", "bn1."),
+            ("0.4.", "layer1."),
+            ("0.5.", "layer2."),
+            ("0.6.", "layer3."),
+            ("0.7.", "layer4."),
+            ("1.2.", "head.1."),
+            ("1.4.", "head.3."),
+            ("1.6.", "head.5."),
+            ("1.8.", "head.7."),
+            ("1.10.", "head.9."),
+            ("1.12.", "head.11."),
+        ],
+    },
+    Convention {
+        name: "fastai 2 around timm",
+        sign: "0.model.layer1.",
+        rules: &[
+            ("0.model.", ""),
+            ("1.2.", "head.1."),
+            ("1.4.", "head.3."),
+            ("1.6.", "head.5."),
+            ("1.8.", "head.7."),
+            ("1.10.", "head.9."),
+            ("1.12.", "head.11."),
+        ],
+    },
+    Convention {
+        name: "fastai 0.7",
+        sign: "4.0.",
+        rules: &[
+            ("0.", "conv1."),
+            ("1.", "bn1."),
+            ("4.", "layer1."),
+            ("5.", "layer2."),
+            ("6.", "layer3."),
+            ("7.", "layer4."),
+            ("10.", "head.1."),
+            ("12.", "head.3."),
+            ("14.", "head.5."),
+            ("16.", "head.7."),
+            ("18.", "head.9."),
+            ("20.", "head.11."),
+        ],
+    },
+    Convention {
+        name: "fastai 0.7, of a head alone (saved with precompute on)",
+        sign: "0.running_mean",
+        rules: &[
+            ("0.", "head.1."),
+            ("2.", "head.3."),
+            ("4.", "head.5."),
+            ("6.", "head.7."),
+            ("8.", "head.9."),
+            ("10.", "head.11."),
+        ],
+    },
+    Convention { name: "MMPretrain", sign: "head.fc.", rules: &[("head.fc.", "fc.")] },
+    Convention { name: "a CIFAR network", sign: "linear.", rules: &[("linear.", "fc.")] },
+];
+
+/// How the tensors of a file are called.
+#[derive(Debug)]
+pub(super) struct Names {
+    /// Whose names they were, where they were not torchvision's.
+    pub convention: Option<&'static str>,
+    /// The prefixes taken away, in this order.
+    pub prefixes: Vec<&'static str>,
+    /// torchvision's name, or this engine's, by the file's.
+    pub new: BTreeMap<String, String>,
+}
+
+impl Names {
+    /// # Errors
+    /// [`Error::Checkpoint`] if two tensors would get the same name.
+    pub fn of<'a>(path: &Path, originals: impl Iterator<Item = &'a String> + Clone) -> Result<Self> {
+        let mut names: Vec<&str> = originals.clone().map(String::as_str).collect();
+        let mut prefixes = Vec::new();
+        while let Some(prefix) = common_prefix(&names) {
+            prefixes.push(prefix);
+            names.iter_mut().for_each(|name| *name = name.strip_prefix(prefix).unwrap_or(name));
+        }
+
+        let signed = |convention: &&Convention| names.iter().any(|name| name.starts_with(convention.sign));
+        let convention = CONVENTIONS.iter().find(signed);
+        let mut new = BTreeMap::new();
+        let mut taken: BTreeMap<String, &str> = BTreeMap::new();
+        for (original, name) in originals.zip(&names) {
+            let rules = convention.map_or(&[][..], |convention| convention.rules);
+            let renamed = rules.iter().find_map(|(from, to)| Some(format!("{to}{}", name.strip_prefix(from)?)));
+            let name = renamed.unwrap_or_else(|| (*name).to_owned());
+            match taken.entry(name.clone()) {
+                Entry::Occupied(first) => {
+                    let message = format!("{} and {original} both stand for {name}: remove one of them", first.get());
+                    return Err(Error::checkpoint(path, message));
+                }
+                Entry::Vacant(place) => place.insert(original),
+            };
+            new.insert(original.clone(), name);
+        }
+        Ok(Self { convention: convention.map(|convention| convention.name), prefixes, new })
+    }
+
+    /// The tensors under their new names.
+    fn rename<T>(&self, tensors: BTreeMap<String, T>) -> BTreeMap<String, T> {
+        tensors.into_iter().map(|(name, tensor)| (self.new.get(&name).cloned().unwrap_or(name), tensor)).collect()
+    }
+}
 
 impl Checkpoint {
     /// The same tensors under torchvision's names: prefixes such as `module.` and `backbone.` are taken away,
-    /// repeatedly, each where more than half of the tensors carry it (a head beside a backbone carries none), and
-    /// the `linear` of CIFAR networks becomes `fc`.
+    /// repeatedly, each where more than half of the tensors carry it (a head beside a backbone carries none); the names
+    /// of fastai (by position, `0.weight`), MMPretrain and CIFAR networks become torchvision's, and fastai's head this
+    /// engine's (`head.1.weight`).
     ///
     /// # Errors
     /// [`Error::Checkpoint`] if two tensors would get the same name.
     pub fn normalised(mut self) -> Result<Self> {
-        let mut names: Vec<String> = self.tensors.keys().cloned().collect();
-        while let Some(prefix) = common_prefix(&names) {
-            names
-                .iter_mut()
-                .filter(|name| name.starts_with(prefix))
-                .for_each(|name| *name = name[prefix.len()..].into());
-        }
+        self.tensors = Names::of(&self.path, self.tensors.keys())?.rename(self.tensors);
+        Ok(self)
+    }
+}
 
-        let mut tensors = BTreeMap::new();
-        let mut origins: BTreeMap<String, String> = BTreeMap::new();
-        for ((original, tensor), name) in self.tensors.into_iter().zip(names) {
-            let name = CLASSIFIER.iter().find(|(other, _)| *other == name).map_or(name, |(_, ours)| (*ours).to_owned());
-            match origins.entry(name.clone()) {
-                Entry::Occupied(first) => {
-                    let message = format!("{} and {original} both stand for {name}: remove one of them", first.get());
-                    return Err(Error::checkpoint(&self.path, message));
-                }
-                Entry::Vacant(place) => place.insert(original),
-            };
-            tensors.insert(name, tensor);
-        }
-        self.tensors = tensors;
+impl CheckpointFile {
+    /// As [`Checkpoint::normalised`].
+    ///
+    /// # Errors
+    /// [`Error::Checkpoint`] if two tensors would get the same name.
+    pub fn normalised(mut self) -> Result<Self> {
+        self.tensors = Names::of(&self.path, self.tensors.keys())?.rename(self.tensors);
         Ok(self)
     }
 }
 
 /// A known prefix that more than half of the names carry.
-fn common_prefix(names: &[String]) -> Option<&'static str> {
+fn common_prefix(names: &[&str]) -> Option<&'static str> {
     let carried = |prefix: &str| names.iter().filter(|name| name.starts_with(prefix)).count();
     PREFIXES.into_iter().find(|prefix| 2 * carried(prefix) > names.len())
+}
+
+/// The one of `known` that takes the fewest changes of a letter, if a third of the name stays unchanged.
+pub(super) fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    let measured = known.map(|known| (strsim::levenshtein(name, known), known));
+    measured.min().filter(|(changes, _)| 3 * changes <= 2 * name.len()).map(|(_, known)| known)
 }

@@ -4,7 +4,7 @@ use std::{io, path::Path};
 
 use pytorch_reader::{DType, FileFormat, PickleError, PickleValue, PytorchError, PytorchReader};
 
-use super::{Checkpoint, FileDtype, FileTensor, Format, guard};
+use super::{CheckpointFile, FileDtype, FileTensor, Format, StoredTensor, guard};
 use crate::{Error, Result};
 
 /// Keys under which training scripts keep the weights beside everything else, the likeliest first.
@@ -24,9 +24,8 @@ const WRAPPERS: [&str; 10] = [
 /// What `pytorch-reader` calls a tensor among values.
 const TENSOR: &str = "torch.Tensor";
 
-/// Reads the file whose first bytes are `head`.
-pub(super) fn read(path: &Path, head: &[u8]) -> Result<Checkpoint> {
-    guard::check_container(path, head)?;
+/// Reads the pickle; the file stays open for the values (those of a tar archive are held in memory).
+pub(super) fn open(path: &Path) -> Result<CheckpointFile> {
     let failed = |error| describe(path, error);
 
     let values = PytorchReader::read_pickle_data(path, None).map_err(failed)?;
@@ -36,29 +35,37 @@ pub(super) fn read(path: &Path, head: &[u8]) -> Result<Checkpoint> {
 
     let prefix = wrapper_prefix(&values);
     let reader = PytorchReader::new(path).map_err(failed)?;
-    let format = match reader.metadata().format_type {
-        FileFormat::Zip => Format::PytorchZip,
-        FileFormat::Tar => Format::PytorchTar,
-        FileFormat::Legacy | FileFormat::Pickle => Format::PytorchLegacy,
+    let mut checkpoint = CheckpointFile {
+        path: path.to_owned(),
+        format: match reader.metadata().format_type {
+            FileFormat::Zip => Format::PytorchZip,
+            FileFormat::Tar => Format::PytorchTar,
+            FileFormat::Legacy | FileFormat::Pickle => Format::PytorchLegacy,
+        },
+        tensors: Default::default(),
+        metadata: Default::default(),
+        left_out: Vec::new(),
     };
-    let tensors: Vec<_> = reader
-        .into_tensors()
-        .into_iter()
-        .filter_map(|(name, tensor)| Some((name.strip_prefix(&prefix)?.to_owned(), tensor)))
-        .collect();
-    if tensors.is_empty() {
+    let (weights, others): (Vec<_>, Vec<_>) =
+        reader.into_tensors().into_iter().partition(|(name, _)| name.starts_with(&prefix));
+    if weights.is_empty() {
         return Err(Error::checkpoint(path, no_tensors(&types)));
     }
-    guard::check_total(path, tensors.iter().map(|(_, tensor)| tensor.byte_len() as u64))?;
+    guard::check_total(path, weights.iter().map(|(_, tensor)| tensor.byte_len() as u64))?;
 
-    let mut checkpoint =
-        Checkpoint { path: path.to_owned(), format, tensors: Default::default(), metadata: Default::default() };
-    for (name, tensor) in tensors {
-        let bytes = tensor.read().map_err(|error| describe(path, error.into()))?;
-        let tensor = FileTensor::new(dtype(tensor.dtype()), tensor.shape().to_vec(), bytes)
-            .map_err(|error| Error::checkpoint(path, format!("tensor {name}: {error}")))?;
-        checkpoint.tensors.insert(name, tensor);
+    for (full, tensor) in weights {
+        let (dtype, shape) = (dtype(tensor.dtype()), tensor.shape().to_vec());
+        let name = full[prefix.len()..].to_owned();
+        let (file, extents) = (path.to_owned(), shape.clone());
+        let read = move || {
+            let bytes = tensor.read().map_err(|error| describe(&file, error.into()))?;
+            FileTensor::new(dtype, extents.clone(), bytes)
+                .map_err(|error| Error::checkpoint(&file, format!("tensor {full}: {error}")))
+        };
+        checkpoint.tensors.insert(name, StoredTensor::new(dtype, shape, read));
     }
+    checkpoint.left_out = others.into_iter().map(|(name, _)| name).collect();
+    checkpoint.left_out.sort();
     Ok(checkpoint)
 }
 

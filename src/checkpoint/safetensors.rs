@@ -2,26 +2,27 @@
 
 use std::{
     fs::File,
-    io::{self, BufReader, Read},
-    path::Path,
+    io::{self, Read, Seek, SeekFrom},
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use ::safetensors::tensor::Metadata;
 
-use super::{Checkpoint, FileTensor, Format};
+use super::{CheckpointFile, FileDtype, FileTensor, Format, StoredTensor};
 use crate::{Error, Result};
 
 /// The longest header that the format allows.
 pub(super) const MAX_HEADER: u64 = 100_000_000;
 
-/// Reads the whole file, tensor by tensor, so that it is never held twice.
-pub(super) fn read(path: &Path) -> Result<Checkpoint> {
+/// Reads the header; the file stays open for the values. It is read rather than mapped: a mapping would end the
+/// program where someone cuts the file off meanwhile, and count as memory taken.
+pub(super) fn open(path: &Path) -> Result<CheckpointFile> {
     let bad = |message: String| Error::checkpoint(path, format!("damaged safetensors file: {message}"));
     let io = |error: io::Error| Error::io(path, error);
 
-    let file = File::open(path).map_err(io)?;
+    let mut file = File::open(path).map_err(io)?;
     let length = file.metadata().map_err(io)?.len();
-    let mut file = BufReader::new(file);
 
     let mut prefix = [0; 8];
     if length < 8 {
@@ -44,21 +45,47 @@ pub(super) fn read(path: &Path) -> Result<Checkpoint> {
         return Err(bad(format!("its header declares {declared} bytes of tensors, but {present} follow{cause}")));
     }
 
-    let mut checkpoint = Checkpoint {
+    let mut checkpoint = CheckpointFile {
         path: path.to_owned(),
         format: Format::Safetensors,
         tensors: Default::default(),
         metadata: header.metadata().iter().flatten().map(|(key, value)| (key.clone(), value.clone())).collect(),
+        left_out: Vec::new(),
     };
+    let file = Arc::new(Mutex::new(file));
     for name in header.offset_keys() {
         let Some(info) = header.info(&name) else { continue };
         let dtype = info.dtype.to_string().parse().map_err(|_| {
             Error::checkpoint(path, format!("tensor {name} is of type {}, which is not supported", info.dtype))
         })?;
-        let mut bytes = vec![0; info.data_offsets.1 - info.data_offsets.0];
-        file.read_exact(&mut bytes).map_err(io)?;
-        let tensor = FileTensor::new(dtype, info.shape.clone(), bytes).map_err(|error| bad(error.to_string()))?;
+        let place = Place {
+            path: path.to_owned(),
+            file: file.clone(),
+            start: 8 + header_length + info.data_offsets.0 as u64,
+            length: info.data_offsets.1 - info.data_offsets.0,
+        };
+        let shape = info.shape.clone();
+        let tensor = StoredTensor::new(dtype, shape.clone(), move || place.read(dtype, shape.clone()));
         checkpoint.tensors.insert(name, tensor);
     }
     Ok(checkpoint)
+}
+
+/// Where in a file a tensor lies.
+struct Place {
+    path: PathBuf,
+    file: Arc<Mutex<File>>,
+    start: u64,
+    length: usize,
+}
+
+impl Place {
+    fn read(&self, dtype: FileDtype, shape: Vec<usize>) -> Result<FileTensor> {
+        let mut bytes = vec![0; self.length];
+        let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        file.seek(SeekFrom::Start(self.start))
+            .and_then(|_| file.read_exact(&mut bytes))
+            .map_err(|error| Error::io(&self.path, error))?;
+        FileTensor::new(dtype, shape, bytes)
+    }
 }

@@ -174,32 +174,41 @@ impl FileTensor {
 
     /// Whether no element is NaN or infinite.
     pub fn is_finite(&self) -> bool {
-        !self.dtype.is_float() || self.map(f64::is_finite).into_iter().all(|finite| finite)
+        !self.dtype.is_float() || self.values().all(f64::is_finite)
     }
 
     /// Whether the bytes fill the shape; the public fields can be set to anything.
-    pub(super) fn is_consistent(&self) -> bool {
+    fn is_consistent(&self) -> bool {
         let elements = self.shape.iter().try_fold(1usize, |product, &extent| product.checked_mul(extent));
         elements.and_then(|elements| elements.checked_mul(self.dtype.size())) == Some(self.bytes.len())
     }
 
-    /// Applies `convert` to each element.
-    fn map<R>(&self, convert: impl Fn(f64) -> R) -> Vec<R> {
+    /// The elements one after the other; integers of more than 53 bits are rounded.
+    pub fn values(&self) -> Box<dyn Iterator<Item = f64> + '_> {
+        fn each<'a, T: Pod + 'a>(bytes: &'a [u8], convert: fn(T) -> f64) -> Box<dyn Iterator<Item = f64> + 'a> {
+            let elements = bytes.chunks_exact(size_of::<T>());
+            Box::new(elements.map(move |element| convert(bytemuck::pod_read_unaligned(element))))
+        }
         let bytes = &self.bytes;
         match self.dtype {
-            FileDtype::F64 => decode(bytes, convert),
-            FileDtype::F32 => decode(bytes, |value: f32| convert(value.into())),
-            FileDtype::F16 => decode(bytes, |value: f16| convert(value.into())),
-            FileDtype::BF16 => decode(bytes, |value: bf16| convert(value.into())),
-            FileDtype::I64 => decode(bytes, |value: i64| convert(value as f64)),
-            FileDtype::I32 => decode(bytes, |value: i32| convert(value.into())),
-            FileDtype::I16 => decode(bytes, |value: i16| convert(value.into())),
-            FileDtype::I8 => decode(bytes, |value: i8| convert(value.into())),
-            FileDtype::U64 => decode(bytes, |value: u64| convert(value as f64)),
-            FileDtype::U32 => decode(bytes, |value: u32| convert(value.into())),
-            FileDtype::U16 => decode(bytes, |value: u16| convert(value.into())),
-            FileDtype::U8 | FileDtype::Bool => decode(bytes, |value: u8| convert(value.into())),
+            FileDtype::F64 => each(bytes, |value: f64| value),
+            FileDtype::F32 => each(bytes, |value: f32| value.into()),
+            FileDtype::F16 => each(bytes, |value: f16| value.into()),
+            FileDtype::BF16 => each(bytes, |value: bf16| value.into()),
+            FileDtype::I64 => each(bytes, |value: i64| value as f64),
+            FileDtype::I32 => each(bytes, |value: i32| value.into()),
+            FileDtype::I16 => each(bytes, |value: i16| value.into()),
+            FileDtype::I8 => each(bytes, |value: i8| value.into()),
+            FileDtype::U64 => each(bytes, |value: u64| value as f64),
+            FileDtype::U32 => each(bytes, |value: u32| value.into()),
+            FileDtype::U16 => each(bytes, |value: u16| value.into()),
+            FileDtype::U8 | FileDtype::Bool => each(bytes, |value: u8| value.into()),
         }
+    }
+
+    /// Applies `convert` to each element.
+    fn map<R>(&self, convert: impl Fn(f64) -> R) -> Vec<R> {
+        self.values().map(convert).collect()
     }
 }
 
@@ -207,10 +216,6 @@ impl fmt::Debug for FileTensor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "FileTensor({} {:?})", self.dtype, self.shape)
     }
-}
-
-fn decode<T: Pod, R>(bytes: &[u8], convert: impl Fn(T) -> R) -> Vec<R> {
-    bytes.chunks_exact(size_of::<T>()).map(|element| convert(bytemuck::pod_read_unaligned(element))).collect()
 }
 
 fn pack<T: Pod>(values: Vec<T>) -> Vec<u8> {

@@ -1,9 +1,9 @@
 //! Pretrained weights: an architecture, and where its values come from.
 
-use std::{collections::BTreeMap, path::Path};
+use std::path::Path;
 
 use super::{
-    Checkpoint, LoadOptions,
+    Checkpoint, LoadOptions, architecture,
     catalog::{self, Entry, Folders},
     load_into,
 };
@@ -29,17 +29,15 @@ impl Weights {
         Self { arch, checkpoint: None, published: None }
     }
 
-    /// A checkpoint file, safetensors or PyTorch; its architecture is told from its tensors.
+    /// A checkpoint file of any format that [`Checkpoint::read`] reads; its architecture is told from its tensors.
     ///
     /// # Errors
     /// [`Error::Io`] or [`Error::Checkpoint`] if it cannot be read, or is of no known architecture.
     pub fn file(path: impl AsRef<Path>) -> Result<Self> {
         let checkpoint = Checkpoint::read(path)?.normalised()?;
         let arch = arch_of(&checkpoint).ok_or_else(|| {
-            let known = Arch::ALL.map(Arch::name).join(", ");
-            let message =
-                format!("holds none of the known architectures ({known}); `unfreeze inspect FILE` lists its tensors");
-            Error::checkpoint(&checkpoint.path, message)
+            let shapes = shapes(&checkpoint);
+            Error::checkpoint(&checkpoint.path, architecture::describe(&shapes))
         })?;
         Self::from_checkpoint(arch, checkpoint)
     }
@@ -154,9 +152,9 @@ impl Weights {
 
 /// The architecture that a checkpoint's convolutions are those of.
 fn arch_of(checkpoint: &Checkpoint) -> Option<Arch> {
-    let convolutions = |names: &mut dyn Iterator<Item = (String, Vec<usize>)>| -> BTreeMap<String, Vec<usize>> {
-        names.filter(|(_, shape)| shape.len() == 4).collect()
-    };
-    let found = convolutions(&mut checkpoint.tensors.iter().map(|(name, tensor)| (name.clone(), tensor.shape.clone())));
-    Arch::ALL.into_iter().find(|arch| convolutions(&mut arch.convolutions().into_iter()) == found)
+    architecture::arch_of(&shapes(checkpoint))
+}
+
+fn shapes(checkpoint: &Checkpoint) -> architecture::Shapes {
+    checkpoint.tensors.iter().map(|(name, tensor)| (name.clone(), tensor.shape.clone())).collect()
 }

@@ -1,15 +1,20 @@
 //! `unfreeze convert`
 
-use std::path::PathBuf;
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
-use clap::Args;
-
-use super::options::check_output;
+use clap::{Args, ValueEnum};
 use unfreeze::{
-    Device, Result,
-    checkpoint::{Checkpoint, FileDtype, Weights, to_safetensors},
+    Error, Result,
+    checkpoint::{
+        CheckpointFile, Comparison, Conversion, ConvertOptions, Difference, FileDtype, Target, TensorSource, compare,
+    },
     nn::Arch,
 };
+
+use super::options::check_output;
 
 fn float(text: &str) -> Result<FileDtype, String> {
     match text.parse::<FileDtype>() {
@@ -18,34 +23,204 @@ fn float(text: &str) -> Result<FileDtype, String> {
     }
 }
 
-/// Convert a checkpoint to safetensors, with torchvision's tensor names
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+enum Format {
+    /// Tensors and metadata
+    Safetensors,
+    /// What torch.load(..., weights_only=True) reads
+    Pth,
+    /// A model file of this program, for predict and evaluate
+    Model,
+}
+
+/// Both name these networks alike; the flag says what a reader expects.
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+enum Naming {
+    Torchvision,
+    Timm,
+}
+
+/// Convert a checkpoint to safetensors, PyTorch's .pth or a model file, with torchvision's tensor names
 ///
-/// Reads safetensors and PyTorch files (.pth, .pt, .th) without executing anything in them; wrappers such as
-/// state_dict and prefixes such as module. are taken away.
+/// Reads safetensors (a sharded checkpoint by its .index.json), PyTorch files (.pth, .pt, .bin, .tar, and fastai 0.7's
+/// .h5) and NumPy's .npz, without executing anything in them. Wrappers such as state_dict and prefixes such as module.
+/// are taken away; names of fastai, MMPretrain and CIFAR networks become torchvision's. The architecture is told from
+/// the tensors.
 #[derive(Args)]
 pub struct Convert {
     /// Checkpoint to read
     input: PathBuf,
-    /// File to write
-    #[arg(value_name = "OUTPUT.safetensors")]
-    output: PathBuf,
-    /// Check that the checkpoint fits this architecture, its classifier included
+    /// File to write; may be left out with --dry-run or --check
+    #[arg(required_unless_present_any = ["dry_run", "check"])]
+    output: Option<PathBuf>,
+    /// What to write [default: pth for .pth, .pt and .bin, else safetensors]
+    #[arg(long)]
+    format: Option<Format>,
+    /// Whose tensor names to write; the two are the same for every network that they share
+    #[arg(long, default_value = "torchvision")]
+    names: Naming,
+    /// Check that the checkpoint is of this architecture, names and shapes, its classifier included
     #[arg(long)]
     arch: Option<Arch>,
     /// Cast floating-point tensors: f32, f16, bf16 or f64 [default: as they are]
     #[arg(long, value_parser = float)]
     dtype: Option<FileDtype>,
+    /// Names of the classes of a model, one a line [default: their numbers]
+    #[arg(long, value_name = "FILE")]
+    classes: Option<PathBuf>,
+    /// Image size of a model, in pixels [default: 224, or 32 for CIFAR networks]
+    #[arg(long, value_name = "PIXELS")]
+    size: Option<usize>,
+    /// Print what would become of each tensor, and write nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// Compare with this file, tensor by tensor: what was written, or without OUTPUT what would be; exit status 1 if
+    /// they differ by more than the rounding of their types
+    #[arg(long, value_name = "REFERENCE", conflicts_with = "dry_run")]
+    check: Option<PathBuf>,
 }
 
 impl Convert {
     pub fn run(self) -> Result<()> {
-        check_output("OUTPUT", &self.output, "safetensors")?;
-        if let Some(arch) = self.arch {
-            Weights::file_of(arch, &self.input)?.with_classifier(&Device::cpu(1)?)?;
+        let target = self.target()?;
+        let options = ConvertOptions {
+            target,
+            dtype: self.dtype,
+            arch: self.arch,
+            classes: self.classes.as_deref().map(read_classes).transpose()?,
+            size: self.size,
+        };
+        let file = CheckpointFile::open(&self.input)?;
+        let format = file.format;
+        let conversion = Conversion::plan(file, &options)?;
+        errln!("{}: {format}, {}", self.input.display(), describe(&conversion));
+        self.remark(&conversion);
+        if self.dry_run {
+            print_plan(&conversion);
+            return Ok(());
         }
-        let checkpoint = Checkpoint::read(&self.input)?.normalised()?;
-        to_safetensors(&checkpoint, &self.output, self.dtype)?;
-        errln!("{}: {} tensors", self.output.display(), checkpoint.tensors.len());
-        Ok(())
+        if let Some(output) = &self.output {
+            conversion.write(output)?;
+            errln!("{}: {} tensors", output.display(), conversion.tensors.len());
+        }
+        let Some(reference) = &self.check else { return Ok(()) };
+        let expected = CheckpointFile::open(reference)?.normalised()?;
+        let comparison = match &self.output {
+            Some(output) => compare(&CheckpointFile::open(output)?.normalised()?.tensors, &expected.tensors)?,
+            None => compare(&conversion.tensors, &expected.tensors)?,
+        };
+        print_comparison(&comparison);
+        if comparison.agrees() {
+            return Ok(());
+        }
+        let compared = self.output.as_deref().unwrap_or(&self.input);
+        Err(Error::checkpoint(compared, format!("differs from {}", reference.display())))
     }
+
+    /// What to write, checked before any work.
+    fn target(&self) -> Result<Target> {
+        let extension = self.output.as_deref().and_then(Path::extension).and_then(|end| end.to_str());
+        let format = self.format.unwrap_or(match extension {
+            Some("pth" | "pt" | "bin") => Format::Pth,
+            _ => Format::Safetensors,
+        });
+        if format != Format::Model {
+            for (flag, given) in [("--classes", self.classes.is_some()), ("--size", self.size.is_some())] {
+                if given {
+                    return Err(Error::setting(flag, "is for a model alone; use it with --format model"));
+                }
+            }
+        }
+        if let Some(output) = self.output.as_deref().filter(|_| !self.dry_run) {
+            let ends = match format {
+                Format::Pth => match extension {
+                    Some(end @ ("pt" | "bin")) => end,
+                    _ => "pth",
+                },
+                Format::Safetensors | Format::Model => "safetensors",
+            };
+            check_output("OUTPUT", output, ends)?;
+        }
+        Ok(match format {
+            Format::Safetensors => Target::Safetensors,
+            Format::Pth => Target::Pth,
+            Format::Model => Target::Model,
+        })
+    }
+
+    /// Says what a user would not expect.
+    fn remark(&self, conversion: &Conversion) {
+        const LISTED: usize = 8;
+        if self.names == Naming::Timm
+            && let Some(arch) = conversion.arch
+        {
+            errln!("note: timm's names of {arch} are torchvision's");
+        }
+        for (name, near) in conversion.unknown.iter().take(LISTED) {
+            let near = near.as_ref().map_or(String::new(), |near| format!("; the nearest that is known is {near}"));
+            errln!("note: {name} is not known, and kept as it is{near}");
+        }
+        if conversion.unknown.len() > LISTED {
+            errln!("note: and {} more that are not known", conversion.unknown.len() - LISTED);
+        }
+        if !conversion.dropped.is_empty() && !self.dry_run {
+            errln!("note: {} tensors are left out; --dry-run lists them", conversion.dropped.len());
+        }
+        if self.format == Some(Format::Model) && self.classes.is_none() {
+            errln!("note: classes have the names that the file gives, else numbers; --classes FILE names them");
+        }
+    }
+}
+
+/// One name a line.
+fn read_classes(path: &Path) -> Result<Vec<String>> {
+    let text = fs::read_to_string(path).map_err(|error| Error::io(path, error))?;
+    Ok(text.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned).collect())
+}
+
+/// The network, and whose names it has.
+fn describe(conversion: &Conversion) -> String {
+    let arch = conversion.arch.map_or("of no known architecture".into(), |arch| format!("{arch} by names and shapes"));
+    let names = conversion.convention.map_or(String::new(), |names| format!(", names of {names}"));
+    let prefixes = match conversion.prefixes.concat() {
+        prefixes if prefixes.is_empty() => String::new(),
+        prefixes => format!(", without {prefixes}"),
+    };
+    arch + &names + &prefixes
+}
+
+fn print_plan(conversion: &Conversion) {
+    for (to, tensor) in &conversion.tensors {
+        let Some(origin) = conversion.origins.get(to) else { continue };
+        let from = origin.from.as_deref().unwrap_or("(zeros)");
+        let dtype = match (origin.dtype, tensor.dtype()) {
+            (from, to) if from == to => to.to_string(),
+            (from, to) => format!("{from} -> {to}"),
+        };
+        outln!("{from} -> {to}  {dtype} {:?}", tensor.shape());
+    }
+    for (name, why) in &conversion.dropped {
+        outln!("{name} left out: {why}");
+    }
+    outln!("{} tensors written, {} left out", conversion.tensors.len(), conversion.dropped.len());
+}
+
+fn print_comparison(found: &Comparison) {
+    for (name, difference) in &found.differing {
+        match difference {
+            Difference::Shape(here, there) => outln!("{name}: {here:?}, in the reference {there:?}"),
+            Difference::Values { absolute, relative, rounding } => {
+                let why = if *rounding { ", rounding" } else { "" };
+                outln!("{name}: differs by up to {absolute:.3e}, relatively {relative:.3e}{why}");
+            }
+        }
+    }
+    found.missing.iter().for_each(|name| outln!("{name}: only in the reference"));
+    found.extra.iter().for_each(|name| outln!("{name}: not in the reference"));
+    let counters = match found.counters {
+        0 => String::new(),
+        counters => format!("; {counters} counters num_batches_tracked that only one has do not count"),
+    };
+    let (differing, missing, extra) = (found.differing.len(), found.missing.len(), found.extra.len());
+    outln!("{} tensors equal, {differing} different, {missing} missing, {extra} extra{counters}", found.equal);
 }

@@ -4,37 +4,76 @@ use std::path::PathBuf;
 
 use clap::Args;
 use serde_json::json;
-use unfreeze::{Result, checkpoint::Checkpoint};
+use unfreeze::{
+    Result,
+    checkpoint::{CheckpointFile, Conversion, ConvertOptions, TensorSource, TensorStats},
+};
 
 /// List the tensors of a checkpoint file: name, dtype, shape
+///
+/// Reads what `convert` reads: safetensors, sharded checkpoints (their .index.json), PyTorch files, NumPy's .npz.
+/// Nothing in the file is executed, and without --stats no values are read.
 #[derive(Args)]
 pub struct Inspect {
-    /// A .safetensors or PyTorch file
+    /// A checkpoint file
     file: PathBuf,
-    /// Print one JSON object per tensor: name, dtype, shape
+    /// Read the values too: min, max, mean and standard deviation of the finite ones, and how many are not finite
+    #[arg(long)]
+    stats: bool,
+    /// Print one JSON object per tensor: name, dtype, shape (stats: min, max, mean, std, non_finite); then one of the
+    /// file: format, arch, tensors, elements, metadata
     #[arg(long)]
     json: bool,
 }
 
 impl Inspect {
     pub fn run(self) -> Result<()> {
-        let checkpoint = Checkpoint::read(&self.file)?;
-        let width = checkpoint.tensors.keys().map(String::len).max().unwrap_or_default();
-        for (name, tensor) in &checkpoint.tensors {
-            let dtype = tensor.dtype.to_string();
+        let file = CheckpointFile::open(&self.file)?;
+        let width = file.tensors.keys().map(String::len).max().unwrap_or_default();
+        for (name, tensor) in &file.tensors {
+            let (dtype, shape) = (tensor.dtype().to_string(), tensor.shape());
+            let stats = if self.stats { Some(TensorStats::of(&tensor.read()?)) } else { None };
             if self.json {
-                outln!("{}", json!({ "name": name, "dtype": dtype, "shape": tensor.shape }));
+                let mut object = json!({ "name": name, "dtype": dtype, "shape": shape });
+                if let Some(stats) = stats {
+                    object["stats"] = json!(stats);
+                }
+                outln!("{object}");
             } else {
-                outln!("{name:<width$}  {dtype:<4}  {:?}", tensor.shape);
+                let stats = stats.map_or(String::new(), |stats| line(&stats));
+                outln!("{name:<width$}  {dtype:<4}  {shape:?}{stats}");
             }
         }
-        if !self.json {
-            for (key, value) in &checkpoint.metadata {
-                outln!("{key}: {value}");
-            }
-            let elements: usize = checkpoint.tensors.values().map(|tensor| tensor.elements()).sum();
-            outln!("{}: {} tensors, {elements} elements", checkpoint.format, checkpoint.tensors.len());
+        let (format, count) = (file.format, file.tensors.len());
+        let elements: usize = file.tensors.values().map(|tensor| tensor.elements()).sum();
+        let metadata = file.metadata.clone();
+        // Names that collide are an error of converting, not of looking.
+        let arch = Conversion::plan(file, &ConvertOptions::default()).ok().and_then(|plan| plan.arch);
+        if self.json {
+            let arch = arch.map(|arch| arch.name());
+            let file = json!({
+                "format": format.to_string(), "arch": arch, "tensors": count, "elements": elements,
+                "metadata": metadata,
+            });
+            outln!("{file}");
+            return Ok(());
         }
+        for (key, value) in &metadata {
+            outln!("{key}: {value}");
+        }
+        let arch = arch.map_or(String::new(), |arch| format!(", {arch}"));
+        outln!("{format}{arch}: {count} tensors, {elements} elements");
         Ok(())
     }
+}
+
+/// Statistics in a line, behind the shape.
+fn line(stats: &TensorStats) -> String {
+    let number = |value: Option<f64>| value.map_or("-".into(), |value| format!("{value:.4e}"));
+    let [min, max, mean, std] = [stats.min, stats.max, stats.mean, stats.std].map(number);
+    let bad = match stats.non_finite {
+        0 => String::new(),
+        count => format!("  {count} NOT FINITE"),
+    };
+    format!("  min {min}  max {max}  mean {mean}  std {std}{bad}")
 }

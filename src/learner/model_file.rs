@@ -125,28 +125,39 @@ fn write(
     classes: &[String],
     transforms: &Transforms,
 ) -> Result<()> {
-    // Plain numbers, strings and lists: they always have a JSON form, and as f32 a short one.
-    fn json(value: &impl serde::Serialize) -> String {
-        serde_json::to_string(value).unwrap_or_default()
-    }
-    let mut metadata = BTreeMap::from(
-        [
-            ("format_version", FORMAT_VERSION.to_string()),
-            ("engine_version", env!("CARGO_PKG_VERSION").to_string()),
-            ("arch", model.arch().name().to_string()),
-            ("head", json(model.head.spec())),
-            ("task", task.to_string()),
-            ("classes", json(&classes)),
-            ("size", transforms.size.to_string()),
-            ("resize", transforms.resize.to_string()),
-            ("crop", transforms.evaluation().crop.to_string()),
-            ("mean", json(&transforms.mean)),
-            ("std", json(&transforms.std)),
-        ]
-        .map(|(key, value)| (key.to_string(), value)),
-    );
+    let mut metadata = model_metadata(model.arch(), model.head.spec(), task, classes, transforms);
     if task == Task::MultiLabel {
         metadata.insert("threshold".into(), json(&threshold));
     }
     write_safetensors(path, &collect(model)?, &metadata)
+}
+
+/// Plain numbers, strings and lists: they always have a JSON form, and as f32 a short one.
+fn json(value: &impl serde::Serialize) -> String {
+    serde_json::to_string(value).unwrap_or_default()
+}
+
+/// What a model file says beside its tensors.
+pub(crate) fn model_metadata(
+    arch: Arch,
+    head: &HeadSpec,
+    task: Task,
+    classes: &[String],
+    transforms: &Transforms,
+) -> BTreeMap<String, String> {
+    [
+        ("format_version", FORMAT_VERSION.to_string()),
+        ("engine_version", env!("CARGO_PKG_VERSION").to_string()),
+        ("arch", arch.name().to_string()),
+        ("head", json(head)),
+        ("task", task.to_string()),
+        ("classes", json(&classes)),
+        ("size", transforms.size.to_string()),
+        ("resize", transforms.resize.to_string()),
+        ("crop", transforms.evaluation().crop.to_string()),
+        ("mean", json(&transforms.mean)),
+        ("std", json(&transforms.std)),
+    ]
+    .map(|(key, value)| (key.to_string(), value))
+    .into()
 }

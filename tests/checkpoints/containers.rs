@@ -1,8 +1,8 @@
-//! Checkpoints of PyTorch's containers, made by hand.
+//! Checkpoints of PyTorch's and NumPy's containers, made by hand.
 
-use unfreeze::checkpoint::Format;
+use unfreeze::checkpoint::{FileDtype, Format};
 
-use crate::read;
+use crate::{Tensors, read};
 
 /// A zip archive of stored entries without checksums; `method` and `unpacked` are what its directory claims.
 pub fn zip(entries: &[(&str, &[u8])], method: u16, unpacked: impl Fn(usize) -> u32) -> Vec<u8> {
@@ -10,7 +10,8 @@ pub fn zip(entries: &[(&str, &[u8])], method: u16, unpacked: impl Fn(usize) -> u
     for (name, bytes) in entries {
         let start = file.len() as u32;
         // Version, flags, method, time, date, checksum, sizes, lengths of name and extra field.
-        let mut common = vec![20, 0, 0, 0];
+        // The flag says that names are UTF-8.
+        let mut common = vec![20, 0, 0, 8];
         common.extend(method.to_le_bytes());
         common.extend([0; 8]);
         common.extend((bytes.len() as u32).to_le_bytes());
@@ -41,6 +42,52 @@ pub fn pickle(shape: [i32; 2], stride: [i32; 2], more: &[u8]) -> Vec<u8> {
 /// A checkpoint around `pickle`, in the layout of today's `torch.save`.
 pub fn stored(pickle: &[u8]) -> Vec<u8> {
     zip(&[("a/data.pkl", pickle), ("a/version", b"3\n"), ("a/data/0", &storage())], 0, |length| length as u32)
+}
+
+/// An `.npy` file with this text as its header.
+pub fn npy(header: &str, data: &[u8]) -> Vec<u8> {
+    [b"\x93NUMPY\x01\0", &(header.len() as u16).to_le_bytes()[..], header.as_bytes(), data].concat()
+}
+
+/// An archive of NumPy's, as `numpy.savez` writes it but for the checksums.
+pub fn npz(tensors: &Tensors) -> Vec<u8> {
+    let code = |dtype| match dtype {
+        FileDtype::F64 => "<f8",
+        FileDtype::F32 => "<f4",
+        FileDtype::F16 => "<f2",
+        FileDtype::I64 => "<i8",
+        FileDtype::I32 => "<i4",
+        FileDtype::I16 => "<i2",
+        FileDtype::I8 => "|i1",
+        FileDtype::U8 => "|u1",
+        FileDtype::Bool => "|b1",
+        other => panic!("NumPy has no {other}"),
+    };
+    let arrays: Vec<(String, Vec<u8>)> = tensors
+        .iter()
+        .map(|(name, tensor)| {
+            let extents: String = tensor.shape.iter().map(|extent| format!("{extent}, ")).collect();
+            let header =
+                format!("{{'descr': '{}', 'fortran_order': False, 'shape': ({extents}), }}\n", code(tensor.dtype));
+            (format!("{name}.npy"), npy(&header, tensor.bytes()))
+        })
+        .collect();
+    let entries: Vec<(&str, &[u8])> = arrays.iter().map(|(name, bytes)| (name.as_str(), bytes.as_slice())).collect();
+    with_checksums(zip(&entries, 0, |length| length as u32), &entries)
+}
+
+/// The archive with the checksums of its entries, which come in the same order in its directory.
+fn with_checksums(mut file: Vec<u8>, entries: &[(&str, &[u8])]) -> Vec<u8> {
+    for (signature, offset) in [(b"PK\x03\x04", 14), (b"PK\x01\x02", 16)] {
+        let mut at = 0;
+        for (name, bytes) in entries {
+            let found = file[at..].windows(4).position(|window| window == signature).expect("an entry");
+            let place = at + found + offset;
+            file[place..place + 4].copy_from_slice(&crc32fast::hash(bytes).to_le_bytes());
+            at += found + offset + name.len() + if offset == 14 { bytes.len() } else { 0 };
+        }
+    }
+    file
 }
 
 /// The six elements that a tensor is a view of.

@@ -10,7 +10,8 @@ use unfreeze::{
 
 use crate::{
     Tensors,
-    containers::{pickle, stored, tar, zip},
+    containers::{npy, npz, pickle, stored, tar, zip},
+    originals::fixture,
     read, refusal, shared, write,
 };
 
@@ -52,6 +53,8 @@ fn mistaken_files_are_named_for_what_they_are() {
         ("list.pkl", b"\x80\x02]K\x01a.", "a PyTorch checkpoint"),
         ("numbers.pkl", b"\x80\x02}X\x01\0\0\0aK\x01s.", "holds no tensors"),
         ("cut.pkl", b"\x80\x02}X\x01\0\0\0a", "ends early"),
+        ("keras.h5", b"\x89HDF\r\n\x1a\n\0\0", "an HDF5 file, as Keras writes; the .h5 of fastai 0.7"),
+        ("one.npy", b"\x93NUMPY\x01\0\x02\0{}", "a single NumPy array"),
         ("other.zip", &zip(&[("readme", b"hello")], 0, |length| length as u32), "data.pkl"),
     ] {
         let error = refused(name, bytes);
@@ -84,6 +87,43 @@ fn damaged_safetensors_say_what_is_wrong() {
         let error = refused("damaged.safetensors", &bytes);
         assert!(error.contains(cause), "lacks '{cause}': {error}");
     }
+}
+
+#[test]
+fn damaged_arrays_say_what_is_wrong() {
+    let header = |descr: &str, shape: &str| format!("{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}, }}");
+    let archive = |array: &[u8], unpacked: u32| zip(&[("w.npy", array)], 0, |length| length as u32 + unpacked);
+    for (array, cause) in [
+        (npy(&header("'<f4'", "(2,)"), &[0; 4]), "do not take"),
+        (npy(&header("'<f4'", "(2,)"), &[0; 12]), "do not take"),
+        (npy(&header("'<f4'", "(1099511627776,)"), &[0; 8]), "do not take"),
+        (npy(&header("'<f4'", "(4611686018427387904, 4)"), &[]), "do not take"),
+        (npy(&header("'<f4'", "(99999999999999999999,)"), &[]), "bad extent"),
+        (npy(&header("'<f4'", "(-2,)"), &[]), "bad extent"),
+        (npy(&header("'<f4'", "2"), &[0; 8]), "bad 'shape'"),
+        (npy(&header("'|O'", "(1,)"), b"cposix\nsystem\n"), "Python objects"),
+        (npy(&header("'>f4'", "(1,)"), &[0; 4]), "big-endian"),
+        (npy(&header("'|V2'", "(1,)"), &[0; 2]), "bfloat16?"),
+        (npy(&header("[('a', '<f4')]", "(1,)"), &[0; 4]), "not supported"),
+        (npy("{'descr': '<f4'}", &[]), "no 'fortran_order'"),
+        (npy("{'descr': '<f4', 'fortran_order': 1}", &[]), "bad 'fortran_order'"),
+        (npy(&" ".repeat(20_000), &[]), "declares a header"),
+        (b"\x93NUMPY\x09\0\x02\0{}".to_vec(), "version 9"),
+        (b"\x93NUMPY\x02\0\xff\xff\xff\xff{}".to_vec(), "declares a header"),
+        (b"\x93NUM".to_vec(), "array w"),
+        (b"something else".to_vec(), "does not begin"),
+    ] {
+        let error = refused("damaged.npz", &archive(&array, 0));
+        assert!(error.contains(cause), "lacks '{cause}': {error}");
+    }
+    // An entry that claims a gigabyte which is not there.
+    let claims = npy(&header("'<f4'", "(268435456,)"), &[0; 8]);
+    let error = refused("claims.npz", &archive(&claims, (1 << 30) - 8));
+    assert!(error.contains("bytes of tensors") || error.contains("damaged .npz"), "{error}");
+    let mut flipped = npz(&Tensors::from([("w".into(), FileTensor::from_f32(vec![2], vec![1.0, 2.0]).expect("fits"))]));
+    let at = flipped.windows(4).position(|bytes| bytes == 2f32.to_le_bytes()).expect("the value");
+    flipped[at] ^= 1;
+    assert!(refused("flipped.npz", &flipped).contains("array w"));
 }
 
 #[test]
@@ -128,6 +168,9 @@ fn victims() -> Vec<Vec<u8>> {
     let tensor = |length: usize| FileTensor::from_f32(vec![length], vec![1.0; length]).expect("fits");
     write(&path, &Tensors::from([("a".into(), tensor(3)), ("b.weight".into(), tensor(5))]));
     let mut victims = vec![std::fs::read(path).expect("reads"), stored(&pickle([2, 3], [3, 1], b"")), tar()];
+    let arrays = ["a", "b.weight"].map(|name| (name.to_owned(), tensor(4)));
+    victims.push(npz(&arrays.into()));
+    victims.push(std::fs::read(fixture("compressed.npz")).expect("reads"));
     for file in ["legacy.pth", "strided_views.pth"] {
         victims.extend(shared(&format!("golden/checkpoints/{file}")).and_then(|path| std::fs::read(path).ok()));
     }

@@ -1,0 +1,217 @@
+//! NumPy's `.npz`: a zip archive of one `.npy` file per tensor, as `numpy.savez` and `savez_compressed` write it.
+//!
+//! The layout of `.npy` is that of <https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html>.
+
+use std::{
+    fs::File,
+    io::{self, BufReader, Read},
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use zip::ZipArchive;
+
+use super::{CheckpointFile, FileDtype, FileTensor, Format, StoredTensor, guard};
+use crate::{Error, Result};
+
+/// NumPy's own limit on the length of a header.
+const MAX_HEADER: usize = 10_000;
+
+type Archive = ZipArchive<BufReader<File>>;
+
+/// Whether the zip archive at `path` holds NumPy's arrays and no PyTorch pickle.
+pub(super) fn is_npz(path: &Path) -> bool {
+    let Some(archive) = File::open(path).ok().and_then(|file| ZipArchive::new(BufReader::new(file)).ok()) else {
+        return false;
+    };
+    let (mut arrays, mut pickles) = (false, false);
+    for name in archive.file_names().flatten() {
+        arrays |= name.ends_with(".npy");
+        pickles |= name == "data.pkl" || name.ends_with("/data.pkl");
+    }
+    arrays && !pickles
+}
+
+/// Reads the header of every array.
+pub(super) fn open(path: &Path) -> Result<CheckpointFile> {
+    let bad = |message: String| Error::checkpoint(path, format!("damaged .npz: {message}"));
+    let file = File::open(path).map_err(|error| Error::io(path, error))?;
+    let mut archive = ZipArchive::new(BufReader::new(file)).map_err(|error| bad(error.to_string()))?;
+
+    let mut headers = Vec::new();
+    for index in 0..archive.len() {
+        let mut entry = archive.by_index(index).map_err(|error| bad(error.to_string()))?;
+        let name = entry.name().map_err(|error| bad(error.to_string()))?;
+        let Some(name) = name.strip_suffix(".npy").map(str::to_owned) else { continue };
+        let header = Header::read(&mut entry).map_err(|message| bad(format!("array {name}: {message}")))?;
+        let declared = header.bytes().and_then(|bytes| bytes.checked_add(header.length));
+        if declared != Some(entry.size()) {
+            let message =
+                format!("array {name}: {} of {:?} do not take {} bytes", header.dtype, header.shape, entry.size());
+            return Err(bad(message));
+        }
+        headers.push((index, name, header));
+    }
+    guard::check_total(path, headers.iter().map(|(_, _, header)| header.bytes().unwrap_or(u64::MAX)))?;
+
+    let archive = Arc::new(Mutex::new(archive));
+    let mut checkpoint = CheckpointFile {
+        path: path.to_owned(),
+        format: Format::Npz,
+        tensors: Default::default(),
+        metadata: Default::default(),
+        left_out: Vec::new(),
+    };
+    for (index, name, header) in headers {
+        let (dtype, shape) = (header.dtype, header.shape.clone());
+        let array = Array { path: path.to_owned(), archive: archive.clone(), index, name: name.clone(), header };
+        checkpoint.tensors.insert(name, StoredTensor::new(dtype, shape, move || array.read()));
+    }
+    Ok(checkpoint)
+}
+
+/// An array of an archive.
+struct Array {
+    path: PathBuf,
+    archive: Arc<Mutex<Archive>>,
+    index: usize,
+    name: String,
+    header: Header,
+}
+
+impl Array {
+    fn read(&self) -> Result<FileTensor> {
+        let Header { dtype, ref shape, fortran, length } = self.header;
+        let fail = |error: &dyn std::fmt::Display| {
+            let message = format!("damaged .npz: array {}: {error}; was the download interrupted?", self.name);
+            Error::checkpoint(&self.path, message)
+        };
+        let mut archive = self.archive.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut entry = archive.by_index(self.index).map_err(|error| fail(&error))?;
+        // `open` has compared the size with the file's. One byte more than there should be reaches the entry's end,
+        // where its checksum is compared.
+        let limit = self.header.bytes().unwrap_or(0).saturating_add(1);
+        let mut bytes = Vec::with_capacity(limit as usize);
+        io::copy(&mut entry.by_ref().take(length), &mut io::sink())
+            .and_then(|_| entry.take(limit).read_to_end(&mut bytes))
+            .map_err(|error| fail(&error))?;
+        if fortran {
+            bytes = in_row_order(&bytes, shape, dtype.size());
+        }
+        FileTensor::new(dtype, shape.clone(), bytes).map_err(|error| fail(&error))
+    }
+}
+
+/// Elements whose first extent varies fastest, with the last varying fastest.
+fn in_row_order(bytes: &[u8], shape: &[usize], size: usize) -> Vec<u8> {
+    let mut rows = Vec::with_capacity(bytes.len());
+    let mut position = vec![0; shape.len()];
+    for _ in 0..bytes.len() / size.max(1) {
+        let index = position.iter().zip(shape).rev().fold(0, |index, (at, extent)| index * extent + at);
+        rows.extend_from_slice(bytes.get(index * size..(index + 1) * size).unwrap_or_default());
+        for (at, extent) in position.iter_mut().zip(shape).rev() {
+            *at += 1;
+            if *at < *extent {
+                break;
+            }
+            *at = 0;
+        }
+    }
+    rows
+}
+
+/// What an `.npy` file says of itself.
+#[derive(Debug, PartialEq)]
+struct Header {
+    dtype: FileDtype,
+    shape: Vec<usize>,
+    /// Whether the first extent varies fastest.
+    fortran: bool,
+    /// Bytes before the elements.
+    length: u64,
+}
+
+impl Header {
+    /// Bytes of the elements.
+    fn bytes(&self) -> Option<u64> {
+        let size = self.dtype.size() as u64;
+        self.shape.iter().try_fold(size, |bytes, &extent| bytes.checked_mul(extent as u64))
+    }
+
+    fn read(file: &mut impl Read) -> Result<Self, String> {
+        let mut start = [0; 8];
+        file.read_exact(&mut start).map_err(|error| error.to_string())?;
+        if !start.starts_with(b"\x93NUMPY") {
+            return Err("does not begin as an .npy file".into());
+        }
+        let (fields, length) = match start[6] {
+            1 => {
+                let mut length = [0; 2];
+                file.read_exact(&mut length).map_err(|error| error.to_string())?;
+                (10, usize::from(u16::from_le_bytes(length)))
+            }
+            2 | 3 => {
+                let mut length = [0; 4];
+                file.read_exact(&mut length).map_err(|error| error.to_string())?;
+                (12, u32::from_le_bytes(length) as usize)
+            }
+            version => return Err(format!("is of .npy version {version}, which is not known")),
+        };
+        if length > MAX_HEADER {
+            return Err(format!("declares a header of {length} bytes"));
+        }
+        let mut text = vec![0; length];
+        file.read_exact(&mut text).map_err(|error| error.to_string())?;
+        let text = String::from_utf8_lossy(&text);
+        let (dtype, fortran, shape) = (dtype(&text)?, fortran(&text)?, shape(&text)?);
+        Ok(Self { dtype, shape, fortran, length: fields + length as u64 })
+    }
+}
+
+/// The text of the Python dictionary after `'key':`.
+fn field<'a>(header: &'a str, key: &str) -> Result<&'a str, String> {
+    let found = header.split_once(&format!("'{key}':")).map(|(_, rest)| rest.trim_start());
+    found.ok_or_else(|| format!("has no '{key}' in its header"))
+}
+
+fn dtype(header: &str) -> Result<FileDtype, String> {
+    let value = field(header, "descr")?;
+    let code = value.strip_prefix('\'').and_then(|rest| rest.split_once('\'')).map(|(code, _)| code);
+    Ok(match code {
+        Some("<f8") => FileDtype::F64,
+        Some("<f4") => FileDtype::F32,
+        Some("<f2") => FileDtype::F16,
+        Some("<i8") => FileDtype::I64,
+        Some("<i4") => FileDtype::I32,
+        Some("<i2") => FileDtype::I16,
+        Some("|i1") => FileDtype::I8,
+        Some("<u8") => FileDtype::U64,
+        Some("<u4") => FileDtype::U32,
+        Some("<u2") => FileDtype::U16,
+        Some("|u1") => FileDtype::U8,
+        Some("|b1") => FileDtype::Bool,
+        Some("|O") => return Err("holds Python objects (a pickle), which are not read".into()),
+        Some("|V2") => return Err("is of an unnamed type of two bytes (bfloat16?): save it as float32".into()),
+        Some(code) if code.starts_with('>') => return Err(format!("is big-endian ({code}): save it little-endian")),
+        _ => {
+            let shown: String = value.chars().take(20).collect();
+            return Err(format!("is of type {shown}, which is not supported"));
+        }
+    })
+}
+
+fn fortran(header: &str) -> Result<bool, String> {
+    let value = field(header, "fortran_order")?;
+    match (value.starts_with("True"), value.starts_with("False")) {
+        (true, _) => Ok(true),
+        (_, true) => Ok(false),
+        _ => Err("has a bad 'fortran_order'".into()),
+    }
+}
+
+fn shape(header: &str) -> Result<Vec<usize>, String> {
+    let extents = field(header, "shape")?.strip_prefix('(').and_then(|rest| rest.split_once(')'));
+    let (extents, _) = extents.ok_or("has a bad 'shape'")?;
+    let extents = extents.split(',').map(str::trim).filter(|extent| !extent.is_empty());
+    extents.map(|extent| extent.parse().map_err(|_| format!("has a bad extent {extent}"))).collect()
+}

@@ -1,0 +1,97 @@
+//! Which reader a file is for, told from its first bytes.
+
+use std::{fs::File, io::Read, path::Path};
+
+use super::{CheckpointFile, guard, npz, pytorch, safetensors, sharded};
+use crate::{Error, Result};
+
+/// Opens a file of any format.
+pub(super) fn open(path: &Path) -> Result<CheckpointFile> {
+    let head = head(path)?;
+    match family(path, &head)? {
+        Family::Safetensors => safetensors::open(path),
+        Family::Index => sharded::open(path),
+        Family::Zip => {
+            guard::check_container(path, &head)?;
+            if npz::is_npz(path) { npz::open(path) } else { pytorch::open(path) }
+        }
+        Family::Pytorch => {
+            guard::check_container(path, &head)?;
+            pytorch::open(path)
+        }
+    }
+}
+
+/// The first bytes of a regular file.
+fn head(path: &Path) -> Result<Vec<u8>> {
+    let metadata = std::fs::metadata(path).map_err(|error| Error::io(path, error))?;
+    if !metadata.is_file() {
+        let what = if metadata.is_dir() { "a folder" } else { "no regular file" };
+        return Err(Error::checkpoint(path, format!("is {what}, not a checkpoint file")));
+    }
+    let mut head = Vec::new();
+    File::open(path).and_then(|file| file.take(512).read_to_end(&mut head)).map_err(|error| Error::io(path, error))?;
+    Ok(head)
+}
+
+enum Family {
+    Safetensors,
+    /// The JSON that says which tensor is in which shard.
+    Index,
+    /// PyTorch or NumPy.
+    Zip,
+    Pytorch,
+}
+
+/// Tells the reader from the first bytes of a file, and names the usual impostors.
+fn family(path: &Path, head: &[u8]) -> Result<Family> {
+    let refuse = |message: String| Err(Error::checkpoint(path, message));
+    let text = String::from_utf8_lossy(&head[..head.len().min(60)]);
+    let text = text.trim_start_matches('\u{feff}').trim_start();
+    let extension = path.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
+
+    if head.is_empty() {
+        return refuse("is empty: was the download interrupted?".into());
+    }
+    if opens_like_safetensors(head) {
+        return Ok(Family::Safetensors);
+    }
+    if text.starts_with('<') {
+        let start = text.lines().next().unwrap_or_default();
+        return refuse(format!("is a web page (it starts with {start}), not a checkpoint: was the download refused?"));
+    }
+    if text.starts_with("version https://git-lfs") {
+        return refuse("is a Git LFS pointer, not the file it stands for: run `git lfs pull`".into());
+    }
+    if text.starts_with('{') && extension == "json" {
+        return Ok(Family::Index);
+    }
+    if head.starts_with(b"\x89HDF\r\n\x1a\n") {
+        let message = "is an HDF5 file, as Keras writes; the .h5 of fastai 0.7 is a PyTorch file in spite of its name";
+        return refuse(message.into());
+    }
+    if head.starts_with(b"\x93NUMPY") {
+        return refuse("is a single NumPy array (.npy); save all tensors by name with numpy.savez (.npz)".into());
+    }
+    if head.starts_with(b"PK") {
+        return Ok(Family::Zip);
+    }
+    if head.get(257..262) == Some(b"ustar") {
+        return Ok(Family::Pytorch);
+    }
+    // Too damaged to tell by content: the extension decides which reader explains what is wrong.
+    if extension == "safetensors" {
+        return Ok(Family::Safetensors);
+    }
+    // The opcodes that a pickle can begin with.
+    if matches!(head[0], 0x80 | b'(' | b'}' | b']' | b'c' | b'L' | b'I') {
+        return Ok(Family::Pytorch);
+    }
+    refuse("is of no known format: neither safetensors, nor a PyTorch checkpoint, nor NumPy's .npz".into())
+}
+
+/// Whether `head` is the length of a JSON header, then its brace.
+fn opens_like_safetensors(head: &[u8]) -> bool {
+    let length = head.first_chunk().map(|bytes| u64::from_le_bytes(*bytes));
+    length.is_some_and(|length| length < 1 << 32) && head.get(8) == Some(&b'{')
+}

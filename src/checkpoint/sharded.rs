@@ -1,0 +1,76 @@
+//! Checkpoints in several files: `model.safetensors.index.json`, or `pytorch_model.bin.index.json`, says which tensor
+//! is in which of them, as `huggingface_hub` writes it.
+
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    io::Read,
+    path::{Component, Path},
+};
+
+use serde::Deserialize;
+
+use super::{CheckpointFile, Format};
+use crate::{Error, Result};
+
+/// The longest index that is read; that of a network with ten thousand tensors takes a megabyte.
+const MAX_INDEX: u64 = 64 << 20;
+
+#[derive(Deserialize)]
+struct Index {
+    /// File by tensor.
+    weight_map: BTreeMap<String, String>,
+}
+
+/// Opens all files that the index at `path` names; they are in its folder.
+pub(super) fn open(path: &Path) -> Result<CheckpointFile> {
+    let fail = |message: String| Err(Error::checkpoint(path, message));
+    let mut text = String::new();
+    File::open(path)
+        .and_then(|file| file.take(MAX_INDEX + 1).read_to_string(&mut text))
+        .map_err(|error| Error::io(path, error))?;
+    if text.len() as u64 > MAX_INDEX {
+        return fail(format!("is an index of more than {MAX_INDEX} bytes: refused"));
+    }
+    let index: Index = match serde_json::from_str(&text) {
+        Ok(index) => index,
+        Err(error) => return fail(format!("is no index of a sharded checkpoint: {error}")),
+    };
+
+    let mut whole = CheckpointFile {
+        path: path.to_owned(),
+        format: Format::Sharded,
+        tensors: BTreeMap::new(),
+        metadata: BTreeMap::new(),
+        left_out: Vec::new(),
+    };
+    let mut shards: BTreeMap<String, CheckpointFile> = BTreeMap::new();
+    for (name, file) in index.weight_map {
+        if !shards.contains_key(&file) {
+            shards.insert(file.clone(), open_shard(path, &file)?);
+        }
+        let Some(tensor) = shards.get_mut(&file).and_then(|shard| shard.tensors.remove(&name)) else {
+            return fail(format!("says that {file} holds the tensor {name}, but it does not"));
+        };
+        whole.tensors.insert(name, tensor);
+    }
+    for (file, shard) in shards {
+        whole.left_out.extend(shard.tensors.into_keys().map(|name| format!("{file}: {name}")));
+        whole.metadata.extend(shard.metadata);
+    }
+    Ok(whole)
+}
+
+/// A shard beside the index. Its name is whatever the index says: it may lead nowhere else, nor to another index.
+fn open_shard(index: &Path, file: &str) -> Result<CheckpointFile> {
+    let mut parts = Path::new(file).components();
+    if !matches!((parts.next(), parts.next()), (Some(Component::Normal(_)), None)) || file.ends_with(".json") {
+        return Err(Error::checkpoint(index, format!("names '{file}', which is no shard in its folder: refused")));
+    }
+    let shard = index.with_file_name(file);
+    if !shard.exists() {
+        let message = format!("names the shard {file}, which is not in its folder: fetch it too");
+        return Err(Error::checkpoint(index, message));
+    }
+    CheckpointFile::open(shard)
+}

@@ -1,0 +1,144 @@
+//! A checkpoint file that is open: what its tensors are, and their values one at a time.
+
+use std::{
+    borrow::Cow,
+    collections::BTreeMap,
+    fmt,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use super::{Checkpoint, FileDtype, FileTensor, Format, reading};
+use crate::{Error, Result};
+
+/// What a writer asks of a tensor, be it in memory or in a file.
+pub trait TensorSource {
+    /// The element type.
+    fn dtype(&self) -> FileDtype;
+
+    /// The extents, outermost first; empty for a scalar.
+    fn shape(&self) -> &[usize];
+
+    /// The tensor with its values, read from its file if it is not in memory.
+    ///
+    /// # Errors
+    /// Those of reading the file.
+    fn load(&self) -> Result<Cow<'_, FileTensor>>;
+}
+
+impl TensorSource for FileTensor {
+    fn dtype(&self) -> FileDtype {
+        self.dtype
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    fn load(&self) -> Result<Cow<'_, FileTensor>> {
+        Ok(Cow::Borrowed(self))
+    }
+}
+
+/// A tensor whose values are in a file until they are asked for. Clones share the open file.
+#[derive(Clone)]
+pub struct StoredTensor {
+    dtype: FileDtype,
+    shape: Vec<usize>,
+    read: Arc<dyn Fn() -> Result<FileTensor> + Send + Sync>,
+}
+
+impl StoredTensor {
+    /// A tensor that `read` reads.
+    pub(super) fn new(
+        dtype: FileDtype,
+        shape: Vec<usize>,
+        read: impl Fn() -> Result<FileTensor> + Send + Sync + 'static,
+    ) -> Self {
+        Self { dtype, shape, read: Arc::new(read) }
+    }
+
+    /// Number of elements; 1 for a scalar.
+    pub fn elements(&self) -> usize {
+        self.shape.iter().fold(1, |product, &extent| product.saturating_mul(extent))
+    }
+
+    /// The tensor with its values. Nothing is kept: each call reads the file.
+    ///
+    /// # Errors
+    /// [`Error::Io`] or [`Error::Checkpoint`] if the file cannot be read, or was changed since it was opened.
+    pub fn read(&self) -> Result<FileTensor> {
+        (self.read)()
+    }
+}
+
+impl TensorSource for StoredTensor {
+    fn dtype(&self) -> FileDtype {
+        self.dtype
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    fn load(&self) -> Result<Cow<'_, FileTensor>> {
+        self.read().map(Cow::Owned)
+    }
+}
+
+impl fmt::Debug for StoredTensor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "StoredTensor({} {:?})", self.dtype, self.shape)
+    }
+}
+
+/// A checkpoint file of which only the names, types and shapes have been read.
+///
+/// ```no_run
+/// use unfreeze::checkpoint::{CheckpointFile, TensorSource};
+///
+/// for (name, tensor) in CheckpointFile::open("resnet34.pth")?.tensors {
+///     println!("{name}: {} {:?}", tensor.dtype(), tensor.shape());
+/// }
+/// # Ok::<(), unfreeze::Error>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct CheckpointFile {
+    /// The file.
+    pub path: PathBuf,
+    /// Its layout.
+    pub format: Format,
+    /// The tensors under the file's names.
+    pub tensors: BTreeMap<String, StoredTensor>,
+    /// The strings stored beside the tensors of a safetensors file.
+    pub metadata: BTreeMap<String, String>,
+    /// Tensors beside the weights, such as an optimizer's, by their path in the file; they are left out.
+    pub left_out: Vec<String>,
+}
+
+impl CheckpointFile {
+    /// Opens a checkpoint, telling its format from its content. A training checkpoint's wrapper (`state_dict`,
+    /// `model`, …) is unwrapped, and whatever is no tensor (epoch, settings, …) is passed over.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the file cannot be read, [`Error::Checkpoint`] if it is damaged, hostile or no checkpoint.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let file = reading::open(path)?;
+        if file.tensors.is_empty() {
+            return Err(Error::checkpoint(path, "holds no tensors"));
+        }
+        Ok(file)
+    }
+
+    /// Reads all values.
+    ///
+    /// # Errors
+    /// Those of [`StoredTensor::read`].
+    pub fn load(self) -> Result<Checkpoint> {
+        let Self { path, format, tensors, metadata, .. } = self;
+        let tensors =
+            tensors.into_iter().map(|(name, tensor)| Ok((name, tensor.read()?))).collect::<Result<BTreeMap<_, _>>>()?;
+        Ok(Checkpoint { path, format, tensors, metadata })
+    }
+}
