@@ -133,10 +133,7 @@ impl Convert {
         }
         if let Some(output) = self.output.as_deref().filter(|_| !self.dry_run) {
             let ends = match format {
-                Format::Pth => match extension {
-                    Some(end @ ("pt" | "bin")) => end,
-                    _ => "pth",
-                },
+                Format::Pth => extension.filter(|end| ["pt", "bin"].contains(end)).unwrap_or("pth"),
                 Format::Safetensors | Format::Model => "safetensors",
             };
             check_output("OUTPUT", output, ends)?;
