@@ -5,6 +5,7 @@ mod common;
 use std::{fs, path::Path};
 
 use common::program::unfreeze;
+use serde_json::json;
 use tempfile::TempDir;
 use unfreeze::{
     Device,
@@ -156,7 +157,8 @@ fn the_program_trains_measures_and_predicts() {
         let (data, run) = (folder.path().join("labels.csv"), folder.path().join("run"));
         let train = format!(
             "train {{}} --task {task} --arch resnet20 --weights random --out {{}} --size 16 --batch-size 8 --epochs 6 \
-             --cycles 1 --lr 0.02"
+             --cycles 1 --lr 0.02{}",
+            if task == Task::MultiLabel { " --threshold 0.2" } else { "" }
         );
         let shown = unfreeze(&train, &[&data, &run]).succeeded().out;
         assert_eq!(shown.contains("accuracy"), task == Task::MultiLabel, "{shown}");
@@ -175,7 +177,26 @@ fn the_program_trains_measures_and_predicts() {
         let text = fs::read_to_string(&csv).unwrap();
         let head = if task == Task::MultiLabel { "file,labels,blue,green,red" } else { "file,red,blue" };
         assert!(text.starts_with(head) && text.lines().count() == 13, "{text}");
-        assert_eq!(unfreeze("predict {} --split test --json", &[&run]).succeeded().objects().len(), 12);
+        let objects = unfreeze("predict {} --split test --json", &[&run]).succeeded().objects();
+        assert_eq!(objects.len(), 12);
+        if task == Task::MultiLabel {
+            // At the threshold of the training, in what is printed and in the table, or at another.
+            let higher = unfreeze("predict {} --split test --json --threshold 0.9", &[&run]).succeeded().objects();
+            for ((object, higher), line) in objects.iter().zip(&higher).zip(text.lines().skip(1)) {
+                let from = |threshold: f64| {
+                    let all = object["probabilities"].as_object().unwrap().iter();
+                    let given = all.filter(|(_, p)| p.as_f64().unwrap() >= threshold).map(|(label, _)| label.clone());
+                    given.collect::<Vec<_>>()
+                };
+                assert_eq!((&object["labels"], &higher["labels"]), (&json!(from(0.2)), &json!(from(0.9))));
+                assert_eq!(line.split(',').nth(1), Some(from(0.2).join(" ").as_str()), "{line}");
+            }
+            let by = |flags| {
+                let ran = unfreeze(&format!("evaluate {{}} --json {flags}"), &[&run]).succeeded();
+                ran.objects()[0]["classes"].clone()
+            };
+            assert!(by("") == by("--threshold 0.2") && by("") != by("--threshold 0.999999"));
+        }
     }
 }
 

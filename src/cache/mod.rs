@@ -216,6 +216,18 @@ impl ActivationCache {
         true
     }
 
+    /// Lets entries go, but those `kept` and as many of the others as a fit goes back to.
+    pub fn keep_latest(&mut self, kept: &[Key]) {
+        let others = self.entries.iter().filter(|(key, _)| !kept.contains(key)).count();
+        let mut surplus = others.saturating_sub(SELECTIONS - 1);
+        self.entries.retain(|(key, _)| {
+            let goes = surplus > 0 && !kept.contains(key);
+            surplus -= usize::from(goes);
+            !goes
+        });
+        self.selections.clear();
+    }
+
     /// Lets an entry go.
     pub fn remove(&mut self, entry: &Key) {
         self.entries.retain(|(key, _)| key != entry);

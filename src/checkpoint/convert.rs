@@ -188,10 +188,6 @@ impl Conversion {
             let from = self.origins.remove(&name).and_then(|origin| origin.from);
             self.dropped.push((from.unwrap_or(name), "a counter that nothing depends on"));
         }
-        // A model file stays what it is, but for what is asked for.
-        if self.metadata.contains_key("format_version") && options.classes.is_none() && options.size.is_none() {
-            return Ok(());
-        }
         self.metadata = self.model_metadata(arch, &head, classes, options)?;
         Ok(())
     }
@@ -203,7 +199,9 @@ impl Conversion {
         outputs: usize,
         options: &ConvertOptions,
     ) -> Result<BTreeMap<String, String>> {
-        let classes = options.classes.clone().unwrap_or_else(|| (0..outputs).map(|class| class.to_string()).collect());
+        let numbers = || (0..outputs).map(|class| class.to_string()).collect();
+        let stored: Option<Vec<String>> = self.metadata.get("classes").and_then(|text| serde_json::from_str(text).ok());
+        let classes = options.classes.clone().or(stored).unwrap_or_else(numbers);
         if classes.len() != outputs {
             let message = format!("{} names are given, but the network tells {outputs} classes apart", classes.len());
             return Err(Error::setting("classes", message));
@@ -212,7 +210,16 @@ impl Conversion {
         let (mean, std) = (stored("mean").unwrap_or(IMAGENET.0), stored("std").unwrap_or(IMAGENET.1));
         let transforms = Transforms::new(options.size.unwrap_or(arch.published_size())).normalise(mean, std);
         transforms.validate()?;
-        Ok(model_metadata(arch, head, Task::default(), &classes, &transforms))
+        let made = model_metadata(arch, head, Task::default(), &classes, &transforms);
+        // A model file stays what it is, but for what is asked for.
+        let replaced = |key: &str| match key {
+            "classes" => options.classes.is_some(),
+            "size" | "resize" => options.size.is_some(),
+            _ => false,
+        };
+        let is_model = self.metadata.contains_key("format_version");
+        let kept = self.metadata.iter().filter(|(key, _)| is_model && !replaced(key));
+        Ok(made.into_iter().chain(kept.map(|(key, value)| (key.clone(), value.clone()))).collect())
     }
 
     /// Casts floating-point tensors when they are read.

@@ -28,6 +28,8 @@ use super::catalog::{Entry, Fetching, is_sha256, sha256};
 const REDIRECTS: usize = 10;
 /// Attempts without a byte of progress before giving up, where there was progress before.
 const ATTEMPTS: u32 = 4;
+/// Shortest time between attempts.
+const PAUSE: Duration = Duration::from_millis(100);
 /// Longer than any checkpoint of an architecture here: a server that sends more is not sending one.
 const LONGEST: u64 = 2 << 30;
 /// How long a server may keep silent.
@@ -97,7 +99,7 @@ pub(super) fn fetch(entry: &Entry, path: &Path, tell: &mut dyn FnMut(Fetching)) 
                     return Err(remote(reason));
                 }
                 tell(Fetching::Resuming { reason: &reason });
-                thread::sleep(Duration::from_secs(u64::from(idle * idle)));
+                thread::sleep(Duration::from_secs(u64::from(idle * idle)).max(PAUSE));
             }
         }
     }

@@ -99,12 +99,19 @@ impl Convert {
             print_plan(&conversion);
             return Ok(());
         }
+        // Opened before it could be written over.
+        let expected = match &self.check {
+            Some(reference) => {
+                self.check_reference(reference)?;
+                Some((reference, CheckpointFile::open(reference)?.normalised()?))
+            }
+            None => None,
+        };
         if let Some(output) = &self.output {
             conversion.write(output)?;
             errln!("{}: {} tensors", output.display(), conversion.tensors.len());
         }
-        let Some(reference) = &self.check else { return Ok(()) };
-        let expected = CheckpointFile::open(reference)?.normalised()?;
+        let Some((reference, expected)) = expected else { return Ok(()) };
         let comparison = match &self.output {
             Some(output) => compare(&CheckpointFile::open(output)?.normalised()?.tensors, &expected.tensors)?,
             None => compare(&conversion.tensors, &expected.tensors)?,
@@ -115,6 +122,17 @@ impl Convert {
         }
         let compared = self.output.as_deref().unwrap_or(&self.input);
         Err(Error::checkpoint(compared, format!("differs from {}", reference.display())))
+    }
+
+    /// Whether the reference stays what it is.
+    fn check_reference(&self, reference: &Path) -> Result<()> {
+        let place = |path: &Path| fs::canonicalize(path).ok();
+        match self.output.as_deref().and_then(place) {
+            Some(output) if Some(&output) == place(reference).as_ref() => {
+                Err(Error::setting("--check", format!("{} would be written over; give another", reference.display())))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// What to write, checked before any work.

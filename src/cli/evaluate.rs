@@ -11,7 +11,7 @@ use unfreeze::{
 };
 
 use super::{
-    options::{count, report_skipped},
+    options::{absolute, count, report_skipped},
     trained::{Beside, Judged, Opened, Part, RunImages, Trained, root},
 };
 
@@ -62,6 +62,7 @@ impl Evaluate {
         let classes = opened.classes();
         let split = Split::from(self.split);
         if let Some(path) = &self.data {
+            let path = &absolute(path)?;
             let found = find_labelled(path, opened.task(), classes, split)?;
             report_skipped(&found.skipped);
             return Ok(RunImages { root: root(path), items: found.items, labelled: true, targets: found.targets });

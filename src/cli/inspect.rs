@@ -29,7 +29,8 @@ pub struct Inspect {
 impl Inspect {
     pub fn run(self) -> Result<()> {
         let file = CheckpointFile::open(&self.file)?;
-        let width = file.tensors.keys().map(String::len).max().unwrap_or_default();
+        // A longer one has its own width.
+        let width = file.tensors.keys().map(|name| name.chars().count()).max().unwrap_or_default().min(80);
         for (name, tensor) in &file.tensors {
             let (dtype, shape) = (tensor.dtype().to_string(), tensor.shape());
             let stats = if self.stats { Some(TensorStats::of(&tensor.read()?)) } else { None };
@@ -41,6 +42,7 @@ impl Inspect {
                 outln!("{object}");
             } else {
                 let stats = stats.map_or(String::new(), |stats| line(&stats));
+                let name = name.escape_debug().to_string();
                 outln!("{name:<width$}  {dtype:<4}  {shape:?}{stats}");
             }
         }
@@ -59,7 +61,7 @@ impl Inspect {
             return Ok(());
         }
         for (key, value) in &metadata {
-            outln!("{key}: {value}");
+            outln!("{}: {}", key.escape_debug(), value.escape_debug());
         }
         let arch = arch.map_or(String::new(), |arch| format!(", {arch}"));
         outln!("{format}{arch}: {count} tensors, {elements} elements");

@@ -3,7 +3,22 @@
 use std::{fmt, path::PathBuf, str::FromStr};
 
 use clap::Args;
-use unfreeze::{Error, Result, cache::store::Store, learner::Learner};
+use unfreeze::{
+    Error, Result,
+    cache::store::{DEFAULT_BUDGET, Store},
+    learner::Learner,
+};
+
+/// Bytes.
+const GIB: f64 = (1u64 << 30) as f64;
+const DEFAULT_GIB: f64 = DEFAULT_BUDGET as f64 / GIB;
+
+fn gib(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(gib) if gib > 0.0 && gib <= 1e9 => Ok(gib),
+        _ => Err("give a number of GiB above 0, such as 20".into()),
+    }
+}
 
 /// Most views of an image.
 const MOST_VIEWS: usize = 1024;
@@ -30,6 +45,9 @@ pub struct CacheFlags {
     /// activations in UNFREEZE_CACHE, or in the user's cache folder]
     #[arg(long, value_name = "DIR|off")]
     cache: Option<PathBuf>,
+    /// GiB that the folder may take; what was read longest ago makes room for what is new
+    #[arg(long, default_value_t = DEFAULT_GIB, value_name = "GIB", value_parser = gib)]
+    cache_budget: f64,
     /// Tell cached activations to be a file's by all of its bytes, not by path, length, time of last change and end
     /// alone
     #[arg(long)]
@@ -46,6 +64,11 @@ impl CacheFlags {
         }
     }
 
+    /// Bytes that the folder may take.
+    pub fn budget(&self) -> u64 {
+        (self.cache_budget * GIB) as u64
+    }
+
     /// Whether a folder, or none, was asked for.
     pub fn is_given(&self) -> bool {
         self.cache.is_some()
@@ -54,7 +77,7 @@ impl CacheFlags {
     /// `learner`, keeping its activations there.
     pub fn keep(&self, learner: Learner) -> Learner {
         match self.folder() {
-            Some(folder) => learner.cache_folder(folder),
+            Some(folder) => learner.cache_folder(folder).cache_budget(self.budget()),
             None => learner,
         }
     }

@@ -15,7 +15,7 @@ use unfreeze::{
 };
 
 use super::{
-    options::{Failed, check_output, count, images, report_skipped},
+    options::{Failed, absolute, check_output, count, images, report_skipped},
     trained::{Opened, Part, RunImages, Trained, root},
 };
 
@@ -126,7 +126,7 @@ impl Predict {
                 return Ok((root, items.into_iter().map(|item| item.path).collect()));
             }
             ([], _) => self.trained.data()?,
-            ([data], _) => data.clone(),
+            ([data], _) => absolute(data)?,
             _ => {
                 let message = format!("is a part of one data set, and {} paths are given", self.images.len());
                 return Err(Error::setting("--split", message));

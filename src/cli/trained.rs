@@ -279,14 +279,14 @@ impl Opened<'_> {
         self.first().device()
     }
 
-    /// Where features of images in the data set at `root` are looked up. None for several networks, which were all
-    /// trained from their first layer on.
-    pub fn cached(&self, root: &Path) -> Result<Option<FeatureCache>> {
+    /// Where features of images in the data set at `root` are looked up. None for several networks, whose backbones
+    /// differ.
+    pub fn cached(&self, root: &Path) -> Result<Option<FeatureCache<'_>>> {
         let Trained { cache, .. } = self.asked;
         let (Networks::One { classifier, .. }, Some(folder)) = (&self.networks, cache.folder()) else {
             return Ok(None);
         };
-        let store = match Store::at(folder) {
+        let store = match Store::open(folder, cache.budget()) {
             Ok(store) => store,
             Err(error) => {
                 errln!("note: no cached activations are used: {error}");
@@ -328,7 +328,7 @@ impl Opened<'_> {
         };
         let evaluate = |selection: Selection, failed: &mut dyn FnMut(&Skipped)| {
             let Some(cache) = cache else { return classifier.evaluate(selection.loader()?, targets, failed) };
-            let found = cache.evaluate(classifier, &selection, targets, failed);
+            let found = cache.evaluate(&selection, targets, failed);
             cache.take_notes().iter().for_each(|note| errln!("note: {note}"));
             found
         };

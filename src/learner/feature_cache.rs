@@ -75,29 +75,44 @@ impl Selection {
 ///     batch_size: 64,
 ///     options: LoaderOptions::evaluation(),
 /// };
-/// println!("{:.4}", cache.evaluate(&classifier, &valid, None, |_| ())?.accuracy);
+/// println!("{:.4}", cache.evaluate(&valid, None, |_| ())?.accuracy);
 /// # Ok(()) }
 /// ```
 #[derive(Debug)]
-pub struct FeatureCache {
+pub struct FeatureCache<'a> {
+    classifier: &'a Classifier,
     store: Store,
     prefix: Key,
     root: PathBuf,
     verify_content: bool,
     adds: bool,
     files: FileKeys,
-    notes: Mutex<Vec<String>>,
+    notes: Mutex<Notes>,
 }
 
-impl FeatureCache {
+/// What is to be said, each thing once.
+#[derive(Debug, Default)]
+struct Notes {
+    all: Vec<String>,
+    /// How many of them were taken.
+    taken: usize,
+}
+
+impl<'a> FeatureCache<'a> {
     /// Looks features of this classifier up in `store`, and adds none. `root` is the folder that training named the
     /// images relative to; `verify_content` tells whether it [looked at all of their
     /// bytes](crate::data::ImageData::verify_content).
     ///
     /// # Errors
     /// Those of fetching parameters from their device.
-    pub fn new(classifier: &Classifier, store: Store, root: impl Into<PathBuf>, verify_content: bool) -> Result<Self> {
+    pub fn new(
+        classifier: &'a Classifier,
+        store: Store,
+        root: impl Into<PathBuf>,
+        verify_content: bool,
+    ) -> Result<Self> {
         Ok(Self {
+            classifier,
             store,
             prefix: prefix_key(classifier.model(), classifier.model().backbone.units())?,
             root: root.into(),
@@ -116,11 +131,19 @@ impl FeatureCache {
 
     /// What is to be said of the store since this was last asked: what was damaged, or why nothing is kept.
     pub fn take_notes(&self) -> Vec<String> {
-        std::mem::take(&mut *self.notes.lock().unwrap_or_else(PoisonError::into_inner))
+        let mut notes = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
+        let new = notes.all[notes.taken..].to_vec();
+        notes.taken = notes.all.len();
+        new
     }
 
     fn note(&self, notes: impl IntoIterator<Item = String>) {
-        self.notes.lock().unwrap_or_else(PoisonError::into_inner).extend(notes);
+        let mut told = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
+        for note in notes {
+            if !told.all.contains(&note) {
+                told.all.push(note);
+            }
+        }
     }
 
     /// As [`Classifier::evaluate`], with the same result: images whose features are not there are computed. A store
@@ -130,12 +153,12 @@ impl FeatureCache {
     /// As [`Classifier::evaluate`].
     pub fn evaluate(
         &self,
-        classifier: &Classifier,
         selection: &Selection,
         targets: Option<&Targets>,
         mut failed: impl FnMut(&Skipped),
     ) -> Result<Evaluation> {
-        let mut entry = match self.entry(classifier, selection) {
+        let classifier = self.classifier;
+        let mut entry = match self.entry(selection) {
             Ok(entry) => entry,
             Err(error) => {
                 self.note([format!("no cached activations are used: {error}")]);
@@ -143,7 +166,7 @@ impl FeatureCache {
             }
         };
         let order = &selection.order;
-        let keys = self.keys(classifier, selection, order);
+        let keys = self.keys(selection, order);
         let known = known(&entry, &keys)?;
         self.note(entry.notes());
         let missing: Vec<u32> =
@@ -156,6 +179,7 @@ impl FeatureCache {
         let mut feed = Feed::new(selection.loader_of(missing)?, &selection.transforms, device, model.precision());
         let mut tally = Tally::new(classifier.task(), classifier.threshold(), pointwise(classifier.task()), targets);
         let width = model.head.inputs();
+        let mut adds = self.adds;
         // How many of the missing were asked for, and came.
         let (mut asked, mut done) = (0, 0);
         let expected: HashSet<Key> = keys.into_iter().flatten().collect();
@@ -172,14 +196,14 @@ impl FeatureCache {
                 drop(images);
                 feed.prefetch();
                 let features = features.value().to_vec::<f32>()?;
-                if self.adds {
+                if adds {
                     // A file that has changed meanwhile may have been read as it was, or as it is.
-                    let now = self.keys(classifier, selection, &batch.indices);
+                    let now = self.keys(selection, &batch.indices);
                     let unchanged = now.into_iter().zip(features.chunks(width)).filter_map(|(key, features)| {
                         key.filter(|key| expected.contains(key)).map(|key| (key, features))
                     });
                     let (keys, rows): (Vec<Key>, Vec<&[f32]>) = unchanged.unzip();
-                    self.kept(entry.append(&keys, &rows.concat()));
+                    adds = self.kept(entry.append(&keys, &rows.concat()));
                 }
                 computed.extend(batch.indices.into_iter().zip(features.chunks(width).map(<[f32]>::to_vec)));
             }
@@ -203,12 +227,14 @@ impl FeatureCache {
                 tally.add(logits.into_value(), labels, indices)?;
             }
         }
-        self.kept(entry.flush());
+        if adds {
+            self.kept(entry.flush());
+        }
         tally.finish("the images")
     }
 
-    fn entry(&self, classifier: &Classifier, selection: &Selection) -> Result<Entry> {
-        let model = classifier.model();
+    fn entry(&self, selection: &Selection) -> Result<Entry> {
+        let (classifier, model) = (self.classifier, self.classifier.model());
         let decisive = Decisive {
             arithmetic: &classifier.device().arithmetic(),
             precision: model.precision(),
@@ -224,19 +250,21 @@ impl FeatureCache {
     }
 
     /// The keys of images as their files are now.
-    fn keys(&self, classifier: &Classifier, selection: &Selection, indices: &[u32]) -> Vec<Option<Key>> {
+    fn keys(&self, selection: &Selection, indices: &[u32]) -> Vec<Option<Key>> {
         let key = |index: &u32| {
             let path = &selection.items.get(*index as usize)?.path;
             let identity = self.files.key(&self.root, path, self.verify_content).ok()?;
             Some(row_key(identity, path, *index, &selection.options))
         };
-        classifier.device().install(|| indices.par_iter().map(key).collect())
+        self.classifier.device().install(|| indices.par_iter().map(key).collect())
     }
 
-    fn kept(&self, outcome: Result<()>) {
-        if let Err(error) = outcome {
+    /// Whether what was added is kept, and more may be.
+    fn kept(&self, outcome: Result<()>) -> bool {
+        if let Err(error) = &outcome {
             self.note([format!("activations are not kept: {error}")]);
         }
+        outcome.is_ok()
     }
 }
 

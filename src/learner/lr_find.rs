@@ -126,7 +126,7 @@ impl LrFind {
         if STEPS.contains(&steps) {
             return Ok(steps);
         }
-        let epoch = if self.steps.is_none() { ", the batches of an epoch," } else { "" };
+        let epoch = if self.steps.is_none() { ", those of an epoch," } else { "" };
         Err(Error::setting("steps", format!("{steps}{epoch} is not between 10 and 1000000")))
     }
 
@@ -235,7 +235,8 @@ impl Learner {
         find.options.validate()?;
         self.check_batch_size()?;
         self.check_loss()?;
-        let count = find.count(batches(self.samples(Split::Train), self.data.batch_size).len())?;
+        let epoch = find.options.steps(batches(self.samples(Split::Train), self.data.batch_size).len());
+        let count = find.count(epoch)?;
         let ratios = find.resolve(&self.state)?;
         let weight_decays = find.weight_decay.resolve("wd", &self.state)?;
         if self.cached_at(Split::Train)? != Some(Boundary::Pool) {
@@ -261,31 +262,23 @@ impl Learner {
         let ignored = steps / 10;
         let mut epoch = self.history.len() as u64;
         let mut source = self.source(epoch)?;
-        let (mut left, mut served, mut made) = (find.options.steps(source.len()), false, VecDeque::new());
+        let (mut left, mut made) = (find.options.steps(source.len()), VecDeque::new());
         for step in 0..steps {
-            let Made { loss, moves, cause, .. } = loop {
-                if let Some(made) = made.pop_front() {
-                    left = left.saturating_sub(1);
-                    match made {
-                        Some(made) => break made,
-                        None => continue,
-                    }
-                }
+            if made.is_empty() {
                 self.cancel.check()?;
                 if left == 0 {
-                    if !std::mem::take(&mut served) {
-                        return Err(self.no_batches());
-                    }
                     epoch += 1;
                     source = self.source(epoch)?;
                     left = find.options.steps(source.len());
                 }
                 made = self.make(&mut source, &mut state, step)?;
-                served |= made.iter().any(Option::is_some);
-            };
+            }
+            left = left.saturating_sub(1);
+            // Of a batch that is of no use the rate is passed over.
+            let Some(Made { loss, moves, cause, .. }) = made.pop_front().flatten() else { continue };
             let smoothed = average.add(loss);
             if !smoothed.is_finite() {
-                if step == 0 {
+                if found.lrs.is_empty() {
                     let cause = cause.unwrap_or("look at weights and images".into());
                     return Err(Error::Diverged(format!("the loss is {loss} before any training: {cause}")));
                 }
@@ -301,6 +294,9 @@ impl Learner {
             if step >= ignored {
                 lowest = lowest.min(smoothed);
             }
+        }
+        if found.lrs.is_empty() {
+            return Err(self.no_batches());
         }
         found.suggest(ignored, find.rule);
         Ok(found)

@@ -35,6 +35,10 @@ impl Learner {
                 entries.iter().for_each(|entry| self.cache.remove(entry));
                 missing = sought.iter().map(|sought| sought.index).collect();
             }
+            if home == Home::Disk {
+                // What is mapped keeps its place on disk, whatever makes room there.
+                self.cache.keep_latest(&entries);
+            }
             self.cache.release(&entries);
             let samples: Vec<Sought> = missing.iter().map(|index| sought[*index as usize]).collect();
             self.cache.load(&samples, &self.about(boundary), home);
@@ -124,7 +128,7 @@ impl Learner {
             let Some(row) = sought.row.filter(|_| !self.cache.knows(sought)) else { continue };
             // What could not be read may be another time.
             let path = &self.data.items(split)[sought.index as usize].path;
-            if !matches!(decode(path), Err(Error::Io { .. })) {
+            if decode(path).is_err_and(|error| !matches!(error, Error::Io { .. })) {
                 self.cache.add_failed(sought.entry, row);
             }
         }
