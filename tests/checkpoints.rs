@@ -10,6 +10,8 @@ mod conversion;
 mod hostile;
 #[path = "checkpoints/loading.rs"]
 mod loading;
+#[path = "checkpoints/onnx.rs"]
+mod onnx;
 #[path = "checkpoints/originals.rs"]
 mod originals;
 

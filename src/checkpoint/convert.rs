@@ -4,11 +4,11 @@
 use std::{collections::BTreeMap, path::Path};
 
 use super::{
-    CheckpointFile, FileDtype, FileTensor, StoredTensor, TensorSource,
+    CheckpointFile, FileDtype, FileTensor, OnnxOptions, StoredTensor, TensorSource,
     architecture::{self, COUNTER, Shapes},
     names::{Names, nearest},
     weights::IMAGENET,
-    write_pth, write_safetensors,
+    write_onnx, write_pth, write_safetensors,
 };
 use crate::{
     Error, Result,
@@ -31,6 +31,8 @@ pub enum Target {
     Pth,
     /// This engine's self-contained model file: safetensors with classes, image size and normalisation in its metadata.
     Model,
+    /// ONNX, with the metadata of a model file.
+    Onnx(OnnxOptions),
 }
 
 /// What decides a conversion.
@@ -114,7 +116,7 @@ impl Conversion {
 
         let fail = |message: String| Error::checkpoint(&source.path, message);
         plan.recognise(options.arch).map_err(fail)?;
-        if options.target == Target::Model {
+        if matches!(options.target, Target::Model | Target::Onnx(_)) {
             plan.make_model(options, &source.path)?;
         }
         if options.target == Target::Pth {
@@ -243,6 +245,7 @@ impl Conversion {
         match self.target {
             Target::Safetensors | Target::Model => write_safetensors(path, &self.tensors, &self.metadata),
             Target::Pth => write_pth(path, &self.tensors),
+            Target::Onnx(options) => write_onnx(path, &self.tensors, &self.metadata, &options),
         }
     }
 }

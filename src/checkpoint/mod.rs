@@ -1,5 +1,6 @@
-//! Checkpoint files: reading safetensors, every layout that `torch.save` has written, sharded checkpoints and NumPy's
-//! `.npz`; matching their tensors with a model's parameters; converting them; writing safetensors and PyTorch's zip.
+//! Checkpoint files: reading safetensors, every layout that `torch.save` has written, sharded checkpoints, NumPy's
+//! `.npz` and ONNX; matching their tensors with a model's parameters; converting them; writing safetensors, PyTorch's
+//! zip and ONNX.
 //!
 //! PyTorch's order of extents (`[K, C, R, S]` for a convolution) exists only in this module: [`load_into`] and
 //! [`collect`] convert from and to this engine's `[K, R, S, C]`. A checkpoint is data here: nothing that a pickle
@@ -25,6 +26,7 @@ mod layout;
 mod load;
 mod names;
 mod npz;
+mod onnx;
 mod pth;
 mod pytorch;
 mod reading;
@@ -39,6 +41,7 @@ mod weights;
 pub use compare::{Comparison, Difference, compare};
 pub use convert::{Conversion, ConvertOptions, ConvertedTensor, Target};
 pub use load::{LoadOptions, LoadReport, load_into};
+pub use onnx::{BatchNormForm, OnnxOptions, write_onnx};
 pub use pth::write_pth;
 pub use save::{collect, write_safetensors};
 pub use stats::TensorStats;
@@ -73,6 +76,8 @@ pub enum Format {
     Sharded,
     /// NumPy's archive of arrays.
     Npz,
+    /// ONNX.
+    Onnx,
 }
 
 impl fmt::Display for Format {
@@ -84,6 +89,7 @@ impl fmt::Display for Format {
             Format::PytorchTar => "PyTorch tar",
             Format::Sharded => "sharded",
             Format::Npz => "NumPy npz",
+            Format::Onnx => "ONNX",
         })
     }
 }

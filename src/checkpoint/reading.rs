@@ -2,7 +2,7 @@
 
 use std::{fs::File, io::Read, path::Path};
 
-use super::{CheckpointFile, guard, npz, pytorch, safetensors, sharded};
+use super::{CheckpointFile, guard, npz, onnx, pytorch, safetensors, sharded};
 use crate::{Error, Result};
 
 /// Opens a file of any format.
@@ -15,6 +15,7 @@ pub(super) fn open(path: &Path) -> Result<CheckpointFile> {
             guard::check_container(path, &head)?;
             if npz::is_npz(path) { npz::open(path) } else { pytorch::open(path) }
         }
+        Family::Onnx => onnx::open(path),
         Family::Pytorch => {
             guard::check_container(path, &head)?;
             pytorch::open(path)
@@ -41,6 +42,7 @@ enum Family {
     /// PyTorch or NumPy.
     Zip,
     Pytorch,
+    Onnx,
 }
 
 /// Tells the reader from the first bytes of a file, and names the usual impostors.
@@ -73,6 +75,9 @@ fn family(path: &Path, head: &[u8]) -> Result<Family> {
     if head.starts_with(b"\x93NUMPY") {
         return refuse("is a single NumPy array (.npy); save all tensors by name with numpy.savez (.npz)".into());
     }
+    if onnx::opens_like_onnx(head) {
+        return Ok(Family::Onnx);
+    }
     if head.starts_with(b"PK") {
         return Ok(Family::Zip);
     }
@@ -80,14 +85,16 @@ fn family(path: &Path, head: &[u8]) -> Result<Family> {
         return Ok(Family::Pytorch);
     }
     // Too damaged to tell by content: the extension decides which reader explains what is wrong.
-    if extension == "safetensors" {
-        return Ok(Family::Safetensors);
+    match extension {
+        "safetensors" => return Ok(Family::Safetensors),
+        "onnx" => return Ok(Family::Onnx),
+        _ => {}
     }
     // The opcodes that a pickle can begin with.
     if matches!(head[0], 0x80 | b'(' | b'}' | b']' | b'c' | b'L' | b'I') {
         return Ok(Family::Pytorch);
     }
-    refuse("is of no known format: neither safetensors, nor a PyTorch checkpoint, nor NumPy's .npz".into())
+    refuse("is of no known format: neither safetensors, nor a PyTorch checkpoint, nor NumPy's .npz, nor ONNX".into())
 }
 
 /// Whether `head` is the length of a JSON header, then its brace.

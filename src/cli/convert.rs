@@ -14,7 +14,7 @@ use unfreeze::{
     nn::Arch,
 };
 
-use super::options::check_output;
+use super::{onnx_flags::OnnxFlags, options::check_output};
 
 fn float(text: &str) -> Result<FileDtype, String> {
     match text.parse::<FileDtype>() {
@@ -31,6 +31,8 @@ enum Format {
     Pth,
     /// A model file of this program, for predict and evaluate
     Model,
+    /// For other runtimes: input `input` [N, 3, size, size], output `logits`, or `probabilities` with --softmax
+    Onnx,
 }
 
 /// Both name these networks alike; the flag says what a reader expects.
@@ -40,12 +42,12 @@ enum Naming {
     Timm,
 }
 
-/// Convert a checkpoint to safetensors, PyTorch's .pth or a model file, with torchvision's tensor names
+/// Convert a checkpoint to safetensors, PyTorch's .pth, a model file or ONNX, with torchvision's tensor names
 ///
 /// Reads safetensors (a sharded checkpoint by its .index.json), PyTorch files (.pth, .pt, .bin, .tar, and fastai 0.7's
-/// .h5) and NumPy's .npz, without executing anything in them. Wrappers such as state_dict and prefixes such as module.
-/// are taken away; names of fastai, MMPretrain and CIFAR networks become torchvision's. The architecture is told from
-/// the tensors.
+/// .h5), NumPy's .npz and ONNX files of ResNets, without executing anything in them. Wrappers such as state_dict and
+/// prefixes such as module. are taken away; names of fastai, MMPretrain and CIFAR networks become torchvision's. The
+/// architecture is told from the tensors.
 #[derive(Args)]
 pub struct Convert {
     /// Checkpoint to read
@@ -53,7 +55,7 @@ pub struct Convert {
     /// File to write; may be left out with --dry-run or --check
     #[arg(required_unless_present_any = ["dry_run", "check"])]
     output: Option<PathBuf>,
-    /// What to write [default: pth for .pth, .pt and .bin, else safetensors]
+    /// What to write [default: pth for .pth, .pt and .bin, onnx for .onnx, else safetensors]
     #[arg(long)]
     format: Option<Format>,
     /// Whose tensor names to write; the two are the same for every network that they share
@@ -78,6 +80,8 @@ pub struct Convert {
     /// they differ by more than the rounding of their types
     #[arg(long, value_name = "REFERENCE", conflicts_with = "dry_run")]
     check: Option<PathBuf>,
+    #[command(flatten)]
+    onnx: OnnxFlags,
 }
 
 impl Convert {
@@ -140,12 +144,18 @@ impl Convert {
         let extension = self.output.as_deref().and_then(Path::extension).and_then(|end| end.to_str());
         let format = self.format.unwrap_or(match extension {
             Some("pth" | "pt" | "bin") => Format::Pth,
+            Some("onnx") => Format::Onnx,
             _ => Format::Safetensors,
         });
-        if format != Format::Model {
+        if format != Format::Onnx {
+            self.onnx.expect_none()?;
+        } else if self.dtype.is_some_and(|dtype| dtype != FileDtype::F32) {
+            return Err(Error::setting("--dtype", "an ONNX file is written in f32"));
+        }
+        if !matches!(format, Format::Model | Format::Onnx) {
             for (flag, given) in [("--classes", self.classes.is_some()), ("--size", self.size.is_some())] {
                 if given {
-                    return Err(Error::setting(flag, "is for a model alone; use it with --format model"));
+                    return Err(Error::setting(flag, "is for a model alone, or ONNX; use it with --format model"));
                 }
             }
         }
@@ -153,6 +163,7 @@ impl Convert {
             let ends = match format {
                 Format::Pth => extension.filter(|end| ["pt", "bin"].contains(end)).unwrap_or("pth"),
                 Format::Safetensors | Format::Model => "safetensors",
+                Format::Onnx => "onnx",
             };
             check_output("OUTPUT", output, ends)?;
         }
@@ -160,6 +171,7 @@ impl Convert {
             Format::Safetensors => Target::Safetensors,
             Format::Pth => Target::Pth,
             Format::Model => Target::Model,
+            Format::Onnx => Target::Onnx(self.onnx.options()),
         })
     }
 

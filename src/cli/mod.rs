@@ -22,6 +22,7 @@ mod inspect;
 mod interrupt;
 mod kernels;
 mod lr_find;
+mod onnx_flags;
 mod options;
 mod precompute;
 mod precompute_flags;
@@ -153,6 +154,7 @@ fn in_flags(error: &Error) -> String {
         "resume",
         "save_best",
         "size",
+        "softmax",
         "start",
         "steps",
         "suggest",

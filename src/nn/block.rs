@@ -33,6 +33,11 @@ pub struct Block {
     shortcut: Shortcut,
 }
 
+/// The name of the batchnorm after the convolution called `conv`.
+pub(super) fn norm_name(conv: &str) -> String {
+    conv.replace("conv", "bn").replace("downsample.0", "downsample.1")
+}
+
 /// The extents of a block.
 pub(super) struct BlockSpec {
     pub inputs: usize,
@@ -74,8 +79,8 @@ impl BlockSpec {
 impl Block {
     pub(super) fn new(name: &str, spec: &BlockSpec, seed: u64, device: &Device) -> Result<Self> {
         let convolution = |(conv, kernel, geometry): (String, Kernel, Geometry)| {
-            let norm = conv.replace("conv", "bn").replace("downsample.0", "downsample.1");
-            ConvNorm::new(&format!("{name}.{conv}"), &format!("{name}.{norm}"), kernel, geometry, seed, device)
+            let conv = format!("{name}.{conv}");
+            ConvNorm::new(&conv, &norm_name(&conv), kernel, geometry, seed, device)
         };
         let mut convolutions: Vec<ConvNorm> = spec.plan().into_iter().map(convolution).collect::<Result<_>>()?;
         let depth = if spec.bottleneck { 3 } else { 2 };

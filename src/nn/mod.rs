@@ -10,6 +10,7 @@ mod layers;
 mod model;
 mod pass;
 mod resnet;
+mod structure;
 
 pub use arch::Arch;
 pub use block::{Block, Shortcut};
@@ -19,3 +20,4 @@ pub use layers::{BatchNorm, ConvNorm, Linear};
 pub use model::Model;
 pub use pass::Pass;
 pub use resnet::{Layer, ResNet};
+pub(crate) use structure::{BlockStructure, ConvLayer, ShortcutLayer, Structure};

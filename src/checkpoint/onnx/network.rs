@@ -1,0 +1,353 @@
+//! Which of this engine's networks a graph computes, and which of its tensors are which. Names say little: exporters
+//! that fold batchnorm into the convolutions give the result a new name, or keep the old one. So the graph is followed
+//! from the first convolution on, beside each architecture, and has to do what that does.
+
+use std::collections::{BTreeMap, HashMap};
+
+use super::{
+    EPS,
+    graph::{Graph, Node},
+    tensor::OnnxTensor,
+};
+use crate::{
+    Error, Result,
+    checkpoint::{FileDtype, FileTensor, StoredTensor},
+    nn::{Arch, BlockStructure, ConvLayer, ShortcutLayer, Structure},
+    ops::{conv::Geometry, pool::Window},
+};
+
+/// Operators whose output is their first input, as far as this network is concerned.
+const TRANSPARENT: [&str; 5] = ["Identity", "Dropout", "Cast", "CastLike", "Expand"];
+/// Those that pass features on in the same order.
+const RESHAPING: [&str; 3] = ["Flatten", "Reshape", "Squeeze"];
+const AVERAGES: [&str; 3] = ["GlobalAveragePool", "ReduceMean", "AveragePool"];
+const MAXIMA: [&str; 3] = ["GlobalMaxPool", "ReduceMax", "MaxPool"];
+
+/// What may turn logits into probabilities.
+const ENDS: [&str; 3] = ["Softmax", "Sigmoid", "LogSoftmax"];
+
+/// More than a head has of anything, so that a graph in circles comes to an end.
+const MAX_LAYERS: usize = 16;
+
+/// More channels than any convolution has.
+const MAX_BIAS: usize = 1 << 16;
+
+/// Where a tensor of a network comes from.
+#[derive(Clone, Debug)]
+pub(super) enum Origin {
+    /// The file.
+    Stored(OnnxTensor),
+    /// Batchnorm that the file does not have any more: as many equal numbers.
+    Constant(f32, usize),
+}
+
+impl Origin {
+    /// The tensor, to be read when it is asked for.
+    ///
+    /// # Errors
+    /// [`Error::Checkpoint`] if its type is not supported.
+    pub fn stored(self) -> Result<StoredTensor> {
+        Ok(match self {
+            Origin::Stored(tensor) => {
+                StoredTensor::new(tensor.known_dtype()?, tensor.shape.clone(), move || tensor.load())
+            }
+            Origin::Constant(value, count) => StoredTensor::new(FileDtype::F32, vec![count], move || {
+                FileTensor::from_f32(vec![count], vec![value; count])
+            }),
+        })
+    }
+}
+
+/// The tensors of `graph`: under torchvision's names if it is a network of this engine, else under its own.
+///
+/// # Errors
+/// [`Error::Checkpoint`] if it has the tensors of a network, but computes something else with them.
+pub(super) fn tensors(graph: &Graph, path: &std::path::Path) -> Result<BTreeMap<String, Origin>> {
+    let view = View::new(graph);
+    let convolutions = graph.nodes.iter().filter(|node| node.op == "Conv").count();
+    for arch in Arch::ALL {
+        let expected = arch.convolutions();
+        if expected.len() != convolutions {
+            continue;
+        }
+        let named = |(name, shape): &(String, Vec<usize>)| graph.tensors.get(name).is_some_and(|t| t.shape == *shape);
+        match view.follow(arch) {
+            Ok(tensors) => return Ok(tensors),
+            Err(reason) if expected.iter().all(named) => {
+                let message = format!("has the tensors of {arch}, but computes something else: {reason}");
+                return Err(Error::checkpoint(path, message));
+            }
+            Err(_) => {}
+        }
+    }
+    let stored = graph.tensors.iter().map(|(name, tensor)| (name.clone(), Origin::Stored(tensor.clone())));
+    Ok(stored.collect())
+}
+
+/// A graph that can be walked.
+struct View<'a> {
+    graph: &'a Graph,
+    /// What values are, of those that are another under a new name.
+    aliases: HashMap<&'a str, &'a str>,
+    users: HashMap<&'a str, Vec<&'a Node>>,
+}
+
+/// Why a graph is not a network.
+type Step<T> = std::result::Result<T, String>;
+
+impl<'a> View<'a> {
+    fn new(graph: &'a Graph) -> Self {
+        let mut view = Self { graph, aliases: HashMap::new(), users: HashMap::new() };
+        for node in &graph.nodes {
+            if let (true, Some(input), Some(output)) =
+                (TRANSPARENT.contains(&node.op.as_str()), node.inputs.first(), node.outputs.first())
+            {
+                let input = view.resolve(input);
+                view.aliases.insert(output, input);
+                continue;
+            }
+            for input in node.inputs.iter().filter(|input| !input.is_empty()) {
+                let input = view.resolve(input);
+                view.users.entry(input).or_default().push(node);
+            }
+        }
+        view
+    }
+
+    /// A value by its first name; nodes come after what they use.
+    fn resolve(&self, name: &'a str) -> &'a str {
+        self.aliases.get(name).copied().unwrap_or(name)
+    }
+
+    fn input(&self, node: &'a Node, position: usize) -> Option<&'a str> {
+        node.inputs.get(position).filter(|name| !name.is_empty()).map(|name| self.resolve(name))
+    }
+
+    /// The tensor that is an input of `node`.
+    fn tensor(&self, node: &'a Node, position: usize) -> Option<&'a OnnxTensor> {
+        self.graph.tensors.get(self.input(node, position)?)
+    }
+
+    fn users(&self, value: &str) -> &[&'a Node] {
+        self.users.get(value).map_or(&[], Vec::as_slice)
+    }
+
+    /// The user of `value` that is one of `ops`.
+    fn user(&self, value: &str, ops: &[&str]) -> Option<&'a Node> {
+        self.users(value).iter().find(|node| ops.contains(&node.op.as_str())).copied()
+    }
+
+    /// Walks through the graph beside `arch`.
+    fn follow(&self, arch: Arch) -> Step<BTreeMap<String, Origin>> {
+        let mut walk = Walk { view: self, tensors: BTreeMap::new() };
+        let structure = Structure::new(arch);
+        let first = self.graph.nodes.iter().find(|node| node.op == "Conv").ok_or("it has no convolution")?;
+        let images = self.input(first, 0).ok_or("its first convolution has no input")?;
+        let mut x = walk.convolution(images, &structure.stem, "Relu")?;
+        x = self.after(x, "Relu")?;
+        if structure.pooled {
+            let pool = self.user(x, &["MaxPool"]).filter(|node| is_stem_pool(node));
+            x = output(pool.ok_or("the stem ends in another pooling")?)?;
+        }
+        for block in &structure.blocks {
+            x = walk.block(x, block)?;
+        }
+        // A head that is none of ours is left out, as a whole.
+        if walk.head(x, arch.features()).is_err() {
+            walk.tensors.retain(|name, _| !name.starts_with("fc.") && !name.starts_with("head."));
+        }
+        Ok(walk.tensors)
+    }
+
+    /// The output of `op` on `value`.
+    fn after(&self, value: &str, op: &str) -> Step<&'a str> {
+        self.user(value, &[op]).ok_or_else(|| format!("there is no {op} after {value}")).and_then(output)
+    }
+
+    /// `value` after operators that keep the order of features.
+    fn reshaped(&self, value: &'a str) -> &'a str {
+        let next = |value: &&'a str| self.user(value, &RESHAPING)?.outputs.first().map(String::as_str);
+        std::iter::successors(Some(value), next).take(MAX_LAYERS).last().unwrap_or(value)
+    }
+
+    /// Whether `value` is `input` with fewer pixels and `channels` more on each side.
+    fn is_padded(&self, value: &str, input: &str, stride: usize, channels: usize) -> bool {
+        let strided = self.users(input).iter().filter(|node| match node.op.as_str() {
+            "Slice" => {
+                [vec![0; 2], vec![2, 3], vec![stride as i64; 2]]
+                    == [1, 3, 4].map(|at| self.ints(node, at).unwrap_or_default())
+            }
+            _ => false,
+        });
+        let pads = vec![0, channels as i64, 0, 0, 0, channels as i64, 0, 0];
+        strided.filter_map(|slice| self.user(slice.outputs.first()?, &["Pad"])).any(|pad| {
+            pad.outputs.first().is_some_and(|output| output == value) && self.ints(pad, 1).as_ref() == Some(&pads)
+        })
+    }
+
+    /// The values of a small input of `node` that is a list of integers.
+    fn ints(&self, node: &'a Node, position: usize) -> Option<Vec<i64>> {
+        let tensor = self.tensor(node, position).filter(|tensor| tensor.dtype == Ok(FileDtype::I64))?;
+        let values = (tensor.elements() <= 16).then(|| tensor.load().ok())??;
+        Some(bytemuck::pod_collect_to_vec(values.bytes()))
+    }
+}
+
+/// What has been found on the way.
+struct Walk<'a> {
+    view: &'a View<'a>,
+    tensors: BTreeMap<String, Origin>,
+}
+
+impl<'a> Walk<'a> {
+    /// Finds the convolution of `layer` on `input`, with its batchnorm if it has one, and the operator `then` after it.
+    fn convolution(&mut self, input: &str, layer: &ConvLayer, then: &str) -> Step<&'a str> {
+        let view = self.view;
+        let candidates = view.users(input).iter().copied();
+        let found = candidates.filter(|node| computes(view, node, input, layer)).find_map(|node| {
+            let plain = output(node).ok()?;
+            let norm = view.user(plain, &["BatchNormalization"]);
+            let value = norm.map_or(Ok(plain), output).ok()?;
+            view.user(value, &[then]).map(|_| (node, norm, value))
+        });
+        let (node, norm, value) =
+            found.ok_or_else(|| format!("there is no convolution like {} with {then} after it", layer.conv))?;
+        let weight = view.tensor(node, 1).ok_or("a weight is not in the file")?;
+        self.tensors.insert(format!("{}.weight", layer.conv), Origin::Stored(weight.clone()));
+        self.normalise(&layer.norm, layer.shape[0], norm, bias(view, node)?)?;
+        Ok(value)
+    }
+
+    /// Notes the tensors of a batchnorm, which may have become the `bias` of what is before it.
+    fn normalise(&mut self, name: &str, channels: usize, norm: Option<&'a Node>, bias: Option<Origin>) -> Step<()> {
+        let constant = |value| Origin::Constant(value, channels);
+        // Such a variance that the factor, 1 / √(variance + ε), is 1.
+        let [mut weight, mut mean, mut variance] = [1.0, 0.0, 1.0 - EPS].map(constant);
+        let mut shift = constant(0.0);
+        match (norm, bias) {
+            (None, bias) => shift = bias.unwrap_or(shift),
+            (Some(_), Some(_)) => return Err(format!("there are a bias and a batchnorm where {name} is")),
+            (Some(node), None) => {
+                if (node.float("epsilon", EPS) - EPS).abs() > 1e-3 * EPS {
+                    return Err(format!("{name} has an epsilon other than {EPS}"));
+                }
+                for (position, place) in [&mut weight, &mut shift, &mut mean, &mut variance].into_iter().enumerate() {
+                    let tensor = self.view.tensor(node, position + 1).filter(|tensor| tensor.shape == [channels]);
+                    *place = Origin::Stored(tensor.ok_or_else(|| format!("{name} lacks a tensor"))?.clone());
+                }
+            }
+        }
+        let parts = [("weight", weight), ("bias", shift), ("running_mean", mean), ("running_var", variance)];
+        self.tensors.extend(parts.map(|(part, origin)| (format!("{name}.{part}"), origin)));
+        Ok(())
+    }
+
+    fn block(&mut self, x: &'a str, block: &BlockStructure) -> Step<&'a str> {
+        let view = self.view;
+        let mut y = x;
+        for (index, layer) in block.convolutions.iter().enumerate() {
+            if index + 1 == block.convolutions.len() {
+                y = self.convolution(y, layer, "Add")?;
+            } else {
+                y = self.convolution(y, layer, "Relu")?;
+                y = view.after(y, "Relu")?;
+            }
+        }
+        let add = view.user(y, &["Add"]).ok_or("an addition is missing")?;
+        let other = [0, 1].into_iter().filter_map(|position| view.input(add, position)).find(|input| *input != y);
+        let other = other.ok_or("an addition has one input")?;
+        let fits = match &block.shortcut {
+            ShortcutLayer::Identity => other == x,
+            ShortcutLayer::Projection(layer) => other == self.convolution(x, layer, "Add")?,
+            ShortcutLayer::Padding { stride, channels } => view.is_padded(other, x, *stride, *channels),
+        };
+        match fits {
+            true => view.after(output(add)?, "Relu"),
+            false => Err(format!("{} has another shortcut", block.name)),
+        }
+    }
+
+    /// Finds the linear layers after the last activation.
+    fn head(&mut self, x: &'a str, features: usize) -> Step<()> {
+        let view = self.view;
+        let pooled = |ops: &[&str]| view.user(x, ops).and_then(|node| output(node).ok()).map(|y| view.reshaped(y));
+        let mut x = pooled(&AVERAGES).ok_or("there is no average pool")?;
+        let mut inputs = features;
+        let concat = view.user(x, &["Concat"]);
+        if let Some(concat) = concat {
+            let maximum = pooled(&MAXIMA).filter(|maximum| view.input(concat, 0) == Some(maximum));
+            maximum.ok_or("the first half of the features is no maximum")?;
+            x = view.reshaped(output(concat)?);
+            inputs *= 2;
+        }
+        for index in 0..MAX_LAYERS {
+            let norm = view.user(x, &["BatchNormalization"]);
+            let value = norm.map_or(Ok(x), output)?;
+            let linear = view.user(value, &["Gemm"]).ok_or("there is no linear layer")?;
+            let (weight, bias) =
+                view.tensor(linear, 1).zip(view.tensor(linear, 2)).ok_or("a linear layer lacks a tensor")?;
+            let outputs = bias.elements();
+            let transposed = [linear.int("transA", 0), linear.int("transB", 0)] == [0, 1];
+            if !transposed || weight.shape != [outputs, inputs] || bias.shape != [outputs] {
+                return Err("a linear layer is of another form".into());
+            }
+            let name = match concat {
+                None if norm.is_none() && index == 0 => "fc".into(),
+                None => return Err("the head is neither torchvision's nor fastai's".into()),
+                Some(_) => {
+                    self.normalise(&format!("head.{}", 4 * index + 1), inputs, norm, None)?;
+                    format!("head.{}", 4 * index + 3)
+                }
+            };
+            self.tensors.insert(format!("{name}.weight"), Origin::Stored(weight.clone()));
+            self.tensors.insert(format!("{name}.bias"), Origin::Stored(bias.clone()));
+            let value = output(linear)?;
+            match view.user(value, &["Relu"]) {
+                Some(relu) => (x, inputs) = (output(relu)?, outputs),
+                None if view.users(value).iter().all(|node| ENDS.contains(&node.op.as_str())) => return Ok(()),
+                None => return Err("something follows the linear layers".into()),
+            }
+        }
+        Err("there are too many linear layers".into())
+    }
+}
+
+fn output(node: &Node) -> Step<&str> {
+    node.outputs.first().map(String::as_str).ok_or_else(|| format!("a {} has no output", node.op))
+}
+
+/// Whether `node` is a convolution like `layer`, of `input`.
+fn computes<'a>(view: &View<'a>, node: &'a Node, input: &str, layer: &ConvLayer) -> bool {
+    let Geometry { stride, padding, groups } = layer.geometry;
+    node.op == "Conv"
+        && view.input(node, 0) == Some(input)
+        && view.tensor(node, 1).is_some_and(|weight| weight.shape == layer.shape)
+        && node.int("group", 1) == groups as i64
+        && node.all_are("strides", stride, 2, 1)
+        && node.all_are("pads", padding, 4, 0)
+        && node.all_are("dilations", 1, 2, 1)
+        && node.pads_explicitly()
+}
+
+fn is_stem_pool(node: &Node) -> bool {
+    let Window { size, stride, padding } = Window::STEM;
+    node.all_are("kernel_shape", size, 2, 1)
+        && node.all_are("strides", stride, 2, 1)
+        && node.all_are("pads", padding, 4, 0)
+        && node.all_are("dilations", 1, 2, 1)
+        && node.int("ceil_mode", 0) == 0
+        && node.pads_explicitly()
+}
+
+/// The bias of a convolution; none if it is zero, as exporters that do not simplify write it.
+fn bias<'a>(view: &View<'a>, node: &'a Node) -> Step<Option<Origin>> {
+    let Some(name) = view.input(node, 2) else { return Ok(None) };
+    let tensor = view.tensor(node, 2).ok_or_else(|| format!("the bias {name} is not in the file"))?;
+    let outputs = view.tensor(node, 1).and_then(|weight| weight.shape.first());
+    let is_zero = || tensor.load().is_ok_and(|bias| bias.to_f32().iter().all(|value| *value == 0.0));
+    match tensor.shape.as_slice() {
+        _ if tensor.elements() <= MAX_BIAS && is_zero() => Ok(None),
+        [count] if Some(count) == outputs => Ok(Some(Origin::Stored(tensor.clone()))),
+        shape => Err(format!("the bias {name} is {shape:?}")),
+    }
+}
