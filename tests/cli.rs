@@ -370,11 +370,17 @@ fn convert_and_inspect_read_what_pytorch_wrote() {
     let other = unfreeze("convert {} --check {}", &[&out, &weights]);
     assert!(golden.is_none() || other.code == 1 && other.err.contains("differs from"), "{}", other.err);
 
-    let ran = unfreeze("convert {} {}", &[&input, &work.path().join("out.onnx")]);
+    let onnx = work.path().join("out.onnx");
+    unfreeze("convert {} {} --batchnorm keep", &[&weights, &onnx]).succeeded();
+    let told = unfreeze("inspect {}", &[&onnx]).succeeded().out;
+    assert!(told.contains("resnet20: "), "{told}");
+    let ran = unfreeze("convert {} {}", &[&input, &work.path().join("out.txt")]);
     assert!(ran.code == 2 && ran.err.contains("should end in .safetensors"), "{}", ran.err);
+    let ran = unfreeze("convert {} {} --check {}", &[&weights, &pth, &pth]);
+    assert!(ran.code == 2 && ran.err.contains("would be written over"), "{}", ran.err);
     let ran = unfreeze("convert {} {} --arch resnet18", &[&weights, &work.path().join("x.safetensors")]);
     assert!(ran.code == 1 && ran.err.contains("of resnet20, not of resnet18; use --arch resnet20"), "{}", ran.err);
-    assert!(!work.path().join("x.safetensors").exists() && !work.path().join("out.onnx").exists());
+    assert!(!work.path().join("x.safetensors").exists() && !work.path().join("out.txt").exists());
 }
 
 #[test]

@@ -135,8 +135,12 @@ fn a_search_of_one_epoch_has_its_steps() {
     // Ninety images by eight, the last two in a batch of their own.
     let found = learner(data(&many).batch_size(8)).lr_find(find()).unwrap();
     assert!(found.lrs.len() == 12 && (found.lrs[11] / 1e-3 - 1.0).abs() < 1e-5, "{found:?}");
+    // Of two batches to a step fewer.
+    let twice = find().options(StepOptions { accumulate: 2, ..StepOptions::default() });
+    let message = learner(data(&many).batch_size(8)).lr_find(twice).unwrap_err().to_string();
+    assert!(message.starts_with("steps: 6, those of an epoch"), "{message}");
     let message = learner(data(&few)).lr_find(find()).unwrap_err().to_string();
-    assert!(message.starts_with("steps: 3, the batches of an epoch, is not between 10"), "{message}");
+    assert!(message.starts_with("steps: 3, those of an epoch, is not between 10"), "{message}");
 }
 
 #[test]

@@ -78,7 +78,7 @@ fn a_search_prints_a_rate_and_leaves_plot_and_numbers() {
 
     for (flags, message) in [
         ("--steps 3", "--steps: 3 is not between 10"),
-        ("--steps epoch", "--steps: 4, the batches of an epoch, is not between 10"),
+        ("--steps epoch", "--steps: 4, those of an epoch, is not between 10"),
         ("--suggest slide", "give minimum, steepest or valley"),
         ("--start -1", "--start: -1"),
         ("--end 1e-9", "--end: "),

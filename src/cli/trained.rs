@@ -286,7 +286,8 @@ impl Opened<'_> {
         let (Networks::One { classifier, .. }, Some(folder)) = (&self.networks, cache.folder()) else {
             return Ok(None);
         };
-        let store = match Store::open(folder, cache.budget()) {
+        let opened = if cache.is_given() { Store::open(folder, cache.budget()) } else { Store::at(folder) };
+        let store = match opened {
             Ok(store) => store,
             Err(error) => {
                 errln!("note: no cached activations are used: {error}");

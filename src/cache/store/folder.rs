@@ -41,7 +41,9 @@ impl Writing {
     /// Notes what the store will take, before it does: who is killed in between leaves too much here, not too little.
     fn note_total(&self, total: u64) {
         let mut file = &self.0;
-        if file.rewind().and_then(|()| file.write_all(&total.to_le_bytes())).is_err() {
+        let bytes = total.to_le_bytes();
+        let noted = file.rewind().and_then(|()| file.write_all(&bytes));
+        if noted.and_then(|()| file.set_len(bytes.len() as u64)).is_err() {
             // Then the next one counts.
             let _ = file.set_len(0);
         }
