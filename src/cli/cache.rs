@@ -131,7 +131,7 @@ impl List {
         if !self.json {
             let columns =
                 format!("{:>5} {:<16} {:<6} {:>9} {:>11} {:>14}", "size", "computed", "stored", "rows", "", "used");
-            outln!("{:<12} {:<16} {:<10} {columns}  data", "id", "arch", "boundary");
+            outln!("{:<12} {:<16} {:<16} {columns}  data", "id", "arch", "boundary");
         }
         for entry in &entries {
             let about = entry.about.clone().unwrap_or_default();
@@ -155,7 +155,7 @@ impl List {
                     stored.as_str().unwrap_or_default(),
                     entry.rows
                 );
-                outln!("{:<12} {:<16} {:<10} {columns}  {data}", short(&entry.id), about.arch, about.boundary);
+                outln!("{:<12} {:<16} {:<16} {columns}  {data}", short(&entry.id), about.arch, about.boundary);
             }
         }
         if !self.json {

@@ -84,12 +84,7 @@ pub(super) fn lr_find(found: &LrFound) -> io::Result<Vec<u8>> {
         found.lrs.iter().zip(losses).map(|(lr, loss)| (f64::from(*lr), f64::from(*loss))).collect()
     };
     let (raw, smoothed) = (points(&found.losses), points(&found.smoothed));
-    // Where the loss explodes nothing is to be read; what matters is from the minimum to somewhat above the start.
-    let finite =
-        |points: &[(f64, f64)]| points.iter().map(|point| point.1).filter(|y| y.is_finite()).collect::<Vec<_>>();
-    let (start, all) = (smoothed.first().map_or(1.0, |point| point.1), finite(&smoothed));
-    let low = all.iter().copied().fold(start, f64::min);
-    let high = all.iter().copied().fold(start, f64::max).min(start + 0.6 * (start - low).max(0.2 * start));
+    let (low, high) = readable(smoothed.iter().map(|point| point.1));
     let lines = vec![line("loss of each step", LIGHT, 2, false, raw), line("smoothed", BLUE, 5, false, smoothed)];
     Chart {
         title: "Loss against learning rate",
@@ -103,6 +98,17 @@ pub(super) fn lr_find(found: &LrFound) -> io::Result<Vec<u8>> {
         }),
     }
     .png()
+}
+
+/// From the lowest of the losses of a search to somewhat above the highest one before it: beyond, where the loss
+/// explodes, nothing is to be read.
+fn readable(losses: impl Iterator<Item = f64>) -> (f64, f64) {
+    let losses: Vec<f64> = losses.filter(|loss| loss.is_finite()).collect();
+    let lowest = (0..losses.len()).min_by(|a, b| losses[*a].total_cmp(&losses[*b]));
+    let Some(lowest) = lowest else { return (1.0, 1.0) };
+    let highest = |losses: &[f64]| losses.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let (low, before) = (losses[lowest], highest(&losses[..=lowest]));
+    (low, highest(&losses).min(before + 0.6 * (before - low).max(0.2 * before)))
 }
 
 fn chart(title: &'static str, records: &Records, y: Axis, lines: Vec<Line>) -> Chart {
@@ -227,6 +233,15 @@ mod tests {
         assert!(few.contains(&(7777.0, 99.0)) && few.contains(&(7778.0, -5.0)));
         assert!(few.iter().all(|point| point.1.is_finite()));
         assert_eq!(decimated(&points[..2000]).len(), 2000);
+    }
+
+    #[test]
+    fn a_search_is_shown_from_before_its_lowest_loss() {
+        // It rises at first, and explodes at the end.
+        let (low, high) = readable([1.1, 2.0, 1.5, 0.9, 1.0, f64::NAN, 50.0].into_iter());
+        assert!(low == 0.9 && (high - (2.0 + 0.6 * 1.1)).abs() < 1e-12, "{low} {high}");
+        assert_eq!(readable([2.0, 1.0, 1.2].into_iter()), (1.0, 2.0));
+        assert_eq!(readable([f64::NAN].into_iter()), (1.0, 1.0));
     }
 
     #[test]
