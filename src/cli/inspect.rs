@@ -42,7 +42,7 @@ impl Inspect {
                 outln!("{object}");
             } else {
                 let stats = stats.map_or(String::new(), |stats| line(&stats));
-                let name = name.escape_debug().to_string();
+                let name = printable(name);
                 outln!("{name:<width$}  {dtype:<4}  {shape:?}{stats}");
             }
         }
@@ -61,12 +61,17 @@ impl Inspect {
             return Ok(());
         }
         for (key, value) in &metadata {
-            outln!("{}: {}", key.escape_debug(), value.escape_debug());
+            outln!("{}: {}", printable(key), printable(value));
         }
         let arch = arch.map_or(String::new(), |arch| format!(", {arch}"));
         outln!("{format}{arch}: {count} tensors, {elements} elements");
         Ok(())
     }
+}
+
+/// What a file says, without what would move a terminal's cursor.
+fn printable(text: &str) -> String {
+    text.replace(char::is_control, "\u{fffd}")
 }
 
 /// Statistics in a line, behind the shape.
