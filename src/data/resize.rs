@@ -1,8 +1,8 @@
 //! Antialiased bilinear scaling, equal to Pillow's `BILINEAR` within one grey level, and mostly exactly: the same
 //! passes in the same order.
 
-use fast_image_resize::images::{Image, ImageRef};
-use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
+use fast_image_resize::images::{TypedImage, TypedImageRef};
+use fast_image_resize::{FilterType, ResizeAlg, ResizeOptions, Resizer, pixels::U8x3};
 use image::RgbImage;
 
 use crate::{Error, Result};
@@ -73,20 +73,21 @@ pub(super) fn resize_window(image: &RgbImage, scaled: (u32, u32), window: Window
     let last = (top + box_height + reach).ceil().min(f64::from(height));
     let rows = (last - first) as u32;
 
-    let pass = |source: &ImageRef, width, height, (left, top, box_width, box_height)| {
-        let mut target = Image::new(width, height, PixelType::U8x3);
+    // With the type of the pixels known here, the library compiles its filters for this one alone.
+    let pass = |pixels: &[u8], (width, height), target: (u32, u32), (left, top, box_width, box_height)| {
+        let source = TypedImageRef::<U8x3>::from_buffer(width, height, pixels).map_err(|e| fail(&e.to_string()))?;
+        let mut scaled = vec![0; 3 * target.0 as usize * target.1 as usize];
+        let mut view =
+            TypedImage::<U8x3>::from_buffer(target.0, target.1, &mut scaled).map_err(|e| fail(&e.to_string()))?;
         let options = ResizeOptions::new()
             .resize_alg(ResizeAlg::Convolution(FilterType::Bilinear))
             .crop(left, top, box_width, box_height);
-        Resizer::new().resize(source, &mut target, &options).map_err(|e| fail(&e.to_string()))?;
-        Ok(target.into_vec())
+        Resizer::new().resize_typed(&source, &mut view, &options).map_err(|e| fail(&e.to_string()))?;
+        Ok(scaled)
     };
-    let view =
-        |pixels, width, height| ImageRef::new(width, height, pixels, PixelType::U8x3).map_err(|e| fail(&e.to_string()));
-    let source = view(image.as_raw(), width, height)?;
-    let across = pass(&source, window.width, rows, (left, first, box_width, f64::from(rows)))?;
-    let source = view(&across, window.width, rows)?;
-    let pixels = pass(&source, window.width, window.height, (0.0, top - first, f64::from(window.width), box_height))?;
+    let (across, down) = ((window.width, rows), (window.width, window.height));
+    let wide = pass(image.as_raw(), (width, height), across, (left, first, box_width, f64::from(rows)))?;
+    let pixels = pass(&wide, across, down, (0.0, top - first, f64::from(window.width), box_height))?;
     RgbImage::from_raw(window.width, window.height, pixels).ok_or_else(|| fail("the result is too small"))
 }
 
