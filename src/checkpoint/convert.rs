@@ -112,7 +112,7 @@ impl Conversion {
             plan.origins.insert(name.clone(), ConvertedTensor { from: Some(from), dtype: tensor.dtype() });
             plan.tensors.insert(name.clone(), tensor);
         }
-        plan.dropped = source.left_out.into_iter().map(|name| (name, "beside the weights")).collect();
+        plan.dropped = source.left_out;
 
         let fail = |message: String| Error::checkpoint(&source.path, message);
         plan.recognise(options.arch).map_err(fail)?;

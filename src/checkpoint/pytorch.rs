@@ -64,7 +64,7 @@ pub(super) fn open(path: &Path) -> Result<CheckpointFile> {
         };
         checkpoint.tensors.insert(name, StoredTensor::new(dtype, shape, read));
     }
-    checkpoint.left_out = others.into_iter().map(|(name, _)| name).collect();
+    checkpoint.left_out = others.into_iter().map(|(name, _)| (name, "beside the weights")).collect();
     checkpoint.left_out.sort();
     Ok(checkpoint)
 }

@@ -55,7 +55,8 @@ pub(super) fn open(path: &Path) -> Result<CheckpointFile> {
         whole.tensors.insert(name, tensor);
     }
     for (file, shard) in shards {
-        whole.left_out.extend(shard.tensors.into_keys().map(|name| format!("{file}: {name}")));
+        let unnamed = shard.tensors.into_keys().map(|name| (name, "not in the index"));
+        whole.left_out.extend(unnamed.chain(shard.left_out).map(|(name, why)| (format!("{file}: {name}"), why)));
         whole.metadata.extend(shard.metadata);
     }
     Ok(whole)

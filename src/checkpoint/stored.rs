@@ -112,8 +112,9 @@ pub struct CheckpointFile {
     pub tensors: BTreeMap<String, StoredTensor>,
     /// The strings stored beside the tensors of a safetensors file.
     pub metadata: BTreeMap<String, String>,
-    /// Tensors beside the weights, such as an optimizer's, by their path in the file; they are left out.
-    pub left_out: Vec<String>,
+    /// What the file holds beside these tensors, by its path in the file, and why it is left out: an optimizer's
+    /// tensors, arrays of text, …
+    pub left_out: Vec<(String, &'static str)>,
 }
 
 impl CheckpointFile {

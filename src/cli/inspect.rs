@@ -21,7 +21,7 @@ pub struct Inspect {
     #[arg(long)]
     stats: bool,
     /// Print one JSON object per tensor: name, dtype, shape (stats: min, max, mean, std, non_finite); then one of the
-    /// file: format, arch, tensors, elements, metadata
+    /// file: format, arch, tensors, elements, metadata, left_out (name, reason)
     #[arg(long)]
     json: bool,
 }
@@ -48,17 +48,22 @@ impl Inspect {
         }
         let (format, count) = (file.format, file.tensors.len());
         let elements: usize = file.tensors.values().map(|tensor| tensor.elements()).sum();
-        let metadata = file.metadata.clone();
+        let (metadata, left_out) = (file.metadata.clone(), file.left_out.clone());
         // Names that collide are an error of converting, not of looking.
         let arch = Conversion::plan(file, &ConvertOptions::default()).ok().and_then(|plan| plan.arch);
         if self.json {
             let arch = arch.map(|arch| arch.name());
+            let left_out: Vec<_> =
+                left_out.into_iter().map(|(name, reason)| json!({ "name": name, "reason": reason })).collect();
             let file = json!({
                 "format": format.to_string(), "arch": arch, "tensors": count, "elements": elements,
-                "metadata": metadata,
+                "metadata": metadata, "left_out": left_out,
             });
             outln!("{file}");
             return Ok(());
+        }
+        for (name, reason) in &left_out {
+            outln!("left out: {} ({reason})", printable(name));
         }
         for (key, value) in &metadata {
             outln!("{}: {}", printable(key), printable(value));

@@ -124,6 +124,7 @@ fn damaged_indices_say_what_is_wrong() {
     std::fs::write(&index, format!(r#"{{"weight_map":{{"{name}":"{shard}"}}}}"#)).expect("writes");
     let whole = CheckpointFile::open(&index).expect("opens");
     assert_eq!((whole.tensors.len(), whole.left_out.len()), (1, some.tensors.len() - 1));
+    assert!(whole.left_out.iter().all(|(left, why)| left.starts_with(shard) && *why == "not in the index"));
     assert_eq!(whole.tensors[&name].shape(), some.tensors[&name].shape());
     assert_eq!(whole.load().expect("reads").tensors[&name], read(folder.path().join(shard)).tensors[&name]);
 }
