@@ -22,6 +22,7 @@ mod convert;
 #[cfg(feature = "fetch")]
 mod fetch;
 mod guard;
+mod json;
 mod layout;
 mod load;
 mod names;

@@ -58,6 +58,9 @@ fn family(path: &Path, head: &[u8]) -> Result<Family> {
     if opens_like_safetensors(head) {
         return Ok(Family::Safetensors);
     }
+    if head.starts_with(b"\xff\xfe") || head.starts_with(b"\xfe\xff") {
+        return refuse("is text in UTF-16: if it is the index of a sharded checkpoint, save it as UTF-8".into());
+    }
     if text.starts_with('<') {
         let start = text.lines().next().unwrap_or_default();
         return refuse(format!("is a web page (it starts with {start}), not a checkpoint: was the download refused?"));

@@ -7,9 +7,13 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use ::safetensors::tensor::Metadata;
+use ::safetensors::tensor::{Metadata, TensorInfo};
+use serde::de::MapAccess;
 
-use super::{CheckpointFile, FileDtype, FileTensor, Format, StoredTensor};
+use super::{
+    CheckpointFile, FileDtype, FileTensor, Format, StoredTensor,
+    json::{Field, Object},
+};
 use crate::{Error, Result};
 
 /// The longest header that the format allows.
@@ -36,7 +40,7 @@ pub(super) fn open(path: &Path) -> Result<CheckpointFile> {
     }
     let mut header = vec![0; header_length as usize];
     file.read_exact(&mut header).map_err(io)?;
-    let header: Metadata = serde_json::from_slice(&header).map_err(|error| bad(format!("its header: {error}")))?;
+    let header = parse(&header).map_err(|error| bad(format!("its header: {error}")))?;
 
     // `Metadata` has checked that the tensors lie end to end and that each fills its shape.
     let (declared, present) = (header.data_len() as u64, length - 8 - header_length);
@@ -69,6 +73,35 @@ pub(super) fn open(path: &Path) -> Result<CheckpointFile> {
         checkpoint.tensors.insert(name, tensor);
     }
     Ok(checkpoint)
+}
+
+/// A field of a header.
+enum Entry {
+    Metadata(Option<Object<String>>),
+    Tensor(TensorInfo),
+}
+
+impl Field for Entry {
+    fn read<'de, A: MapAccess<'de>>(name: &str, map: &mut A) -> std::result::Result<Self, A::Error> {
+        match name {
+            "__metadata__" => map.next_value().map(Entry::Metadata),
+            _ => map.next_value().map(Entry::Tensor),
+        }
+    }
+}
+
+/// A header as the `safetensors` crate has it; parsed here, since there the last of two tensors of one name wins.
+fn parse(header: &[u8]) -> std::result::Result<Metadata, String> {
+    let Object(entries) = serde_json::from_slice(header).map_err(|error| error.to_string())?;
+    let (mut metadata, mut tensors) = (None, Vec::with_capacity(entries.len()));
+    for (name, entry) in entries {
+        match entry {
+            Entry::Metadata(strings) => metadata = strings.map(|Object(strings)| strings.into_iter().collect()),
+            Entry::Tensor(info) => tensors.push((name, info)),
+        }
+    }
+    tensors.sort_by_key(|(_, info)| info.data_offsets);
+    Metadata::new(metadata, tensors).map_err(|error| error.to_string())
 }
 
 /// Where in a file a tensor lies.

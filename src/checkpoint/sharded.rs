@@ -10,7 +10,7 @@ use std::{
 
 use serde::Deserialize;
 
-use super::{CheckpointFile, Format};
+use super::{CheckpointFile, Format, json::Object};
 use crate::{Error, Result};
 
 /// The longest index that is read; that of a network with ten thousand tensors takes a megabyte.
@@ -19,20 +19,22 @@ const MAX_INDEX: u64 = 64 << 20;
 #[derive(Deserialize)]
 struct Index {
     /// File by tensor.
-    weight_map: BTreeMap<String, String>,
+    weight_map: Object<String>,
 }
 
 /// Opens all files that the index at `path` names; they are in its folder.
 pub(super) fn open(path: &Path) -> Result<CheckpointFile> {
     let fail = |message: String| Err(Error::checkpoint(path, message));
-    let mut text = String::new();
+    let mut text = Vec::new();
     File::open(path)
-        .and_then(|file| file.take(MAX_INDEX + 1).read_to_string(&mut text))
+        .and_then(|file| file.take(MAX_INDEX + 1).read_to_end(&mut text))
         .map_err(|error| Error::io(path, error))?;
     if text.len() as u64 > MAX_INDEX {
         return fail(format!("is an index of more than {MAX_INDEX} bytes: refused"));
     }
-    let index: Index = match serde_json::from_str(&text) {
+    // Some editors begin a file with a byte order mark, which is no JSON.
+    let text = text.strip_prefix("\u{feff}".as_bytes()).unwrap_or(&text);
+    let Index { weight_map: Object(weight_map) } = match serde_json::from_slice(text) {
         Ok(index) => index,
         Err(error) => return fail(format!("is no index of a sharded checkpoint: {error}")),
     };
@@ -45,7 +47,7 @@ pub(super) fn open(path: &Path) -> Result<CheckpointFile> {
         left_out: Vec::new(),
     };
     let mut shards: BTreeMap<String, CheckpointFile> = BTreeMap::new();
-    for (name, file) in index.weight_map {
+    for (name, file) in weight_map {
         if !shards.contains_key(&file) {
             shards.insert(file.clone(), open_shard(path, &file)?);
         }

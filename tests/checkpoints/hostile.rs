@@ -73,6 +73,16 @@ fn damaged_safetensors_say_what_is_wrong() {
         ([&u64::MAX.to_le_bytes()[..], b"{}"].concat(), "declares a header"),
         ([&9_000_000u64.to_le_bytes()[..], b"{}"].concat(), "declares a header"),
         (file("{\"a\":", b""), "header"),
+        (
+            file(
+                &tensor("F32", "[2]", "[0,8]").replace("}}", &format!("}},{}", &tensor("F32", "[2]", "[0,8]")[1..])),
+                &[0; 8],
+            ),
+            "a is there twice",
+        ),
+        (file(r#"{"__metadata__":{"format":"pt","format":"np"}}"#, b""), "format is there twice"),
+        (file(&format!(r#"{{"a":{}{}}}"#, "[".repeat(100_000), "]".repeat(100_000)), b""), "a: "),
+        (file(&format!(r#"{{"a":{{"x":{}1{}}}}}"#, "[".repeat(1000), "]".repeat(1000)), b""), "a: missing field"),
         (file("{}", b""), "no tensors"),
         (file(&tensor("F32", "[2]", "[0,8]"), &[0; 4]), "interrupted"),
         (file(&tensor("F32", "[2]", "[0,8]"), &[0; 12]), "12 follow"),

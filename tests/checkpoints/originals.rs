@@ -116,12 +116,22 @@ fn damaged_indices_say_what_is_wrong() {
         (r#"{"weight_map":{"a":"model.safetensors.index.json"}}"#.into(), "no shard in its folder"),
         (r#"{"weight_map":{"a":"b.safetensors"}}"#.into(), "b.safetensors, which is not in its folder: fetch it too"),
         (format!(r#"{{"weight_map":{{"a":"{shard}"}}}}"#), "holds the tensor a, but it does not"),
+        (r#"{"weight_map":{"a":1}}"#.into(), "a: invalid type: integer `1`, expected a string"),
+        (r#"{"weight_map":{"a":["b.safetensors"]}}"#.into(), "a: invalid type: sequence"),
+        (r#"{"weight_map":{"a":null}}"#.into(), "a: invalid type: null"),
+        (r#"{"weight_map":["a"]}"#.into(), "expected an object"),
+        (r#"{"weight_map":{"a":"b.safetensors","a":"c.safetensors"}}"#.into(), "a is there twice"),
+        (format!(r#"{{"weight_map":{{"a":{}"#, "[".repeat(100_000)), "a: "),
     ] {
         std::fs::write(&index, text).expect("writes");
         let error = refusal(&index);
         assert!(error.contains(cause), "lacks '{cause}': {error}");
     }
-    std::fs::write(&index, format!(r#"{{"weight_map":{{"{name}":"{shard}"}}}}"#)).expect("writes");
+    let text = format!("\u{feff}{{\"weight_map\":{{\"{name}\":\"{shard}\"}}}}");
+    let utf16: Vec<u8> = text.encode_utf16().flat_map(u16::to_le_bytes).collect();
+    std::fs::write(&index, utf16).expect("writes");
+    assert!(refusal(&index).contains("UTF-16"));
+    std::fs::write(&index, text).expect("writes");
     let whole = CheckpointFile::open(&index).expect("opens");
     assert_eq!((whole.tensors.len(), whole.left_out.len()), (1, some.tensors.len() - 1));
     assert!(whole.left_out.iter().all(|(left, why)| left.starts_with(shard) && *why == "not in the index"));
