@@ -1,6 +1,8 @@
 //! Checkpoint files: what PyTorch wrote reads exactly, what is written reads back exactly, and loading is all or
 //! nothing. Damaged and hostile files: `checkpoints/hostile.rs`.
 
+#[path = "checkpoints/archives.rs"]
+mod archives;
 mod common;
 #[path = "checkpoints/containers.rs"]
 mod containers;
@@ -14,6 +16,8 @@ mod loading;
 mod onnx;
 #[path = "checkpoints/originals.rs"]
 mod originals;
+#[path = "checkpoints/pickles.rs"]
+mod pickles;
 
 use std::{collections::BTreeMap, path::Path};
 

@@ -1,167 +1,179 @@
-//! What is refused before `pytorch-reader` sees it: containers that would unpack to far more memory than the file
-//! takes, and pickles that exist to run code.
+//! What is refused before the readers see it: containers that would unpack to far more memory than the file takes, or
+//! whose parts contradict each other, and pickles that would.
 
 use std::{
+    collections::{BTreeSet, HashSet},
     fs::File,
     io::{self, BufReader, Read, Seek, SeekFrom},
     path::Path,
 };
 
+use zip::{CompressionMethod, ZipArchive, ZipReadOptions, result::ZipError};
+
+use super::{
+    pickle::{self, End, Global},
+    tar,
+};
 use crate::{Error, Result};
 
-/// `torch.save` compresses nothing, and weights hardly shrink: an entry that unpacks to more than eight times its
-/// size and a mebibyte is a bomb.
-const MAX_RATIO: u64 = 8;
-const SLACK: u64 = 1 << 20;
+/// An archive that has passed [`open_zip`]. `pytorch-reader` finds entries with the same crate.
+pub(super) type Archive = ZipArchive<BufReader<File>>;
 
-/// Parsing takes up to a hundred times a pickle's own size; that of a large ResNet with its optimizer is a megabyte.
-const MAX_PICKLE: u64 = 16 << 20;
-
-/// Modules and built-in functions that a checkpoint names only to run code; none whose name an honest project may
-/// have taken. Nothing is ever run; refusing the file tells its owner what it is.
-const REFUSED_MODULES: [&str; 13] = [
-    "os",
-    "posix",
-    "nt",
-    "subprocess",
-    "sys",
-    "shutil",
-    "socket",
-    "pty",
-    "runpy",
-    "importlib",
-    "ctypes",
-    "webbrowser",
-    "marshal",
-];
-const REFUSED_BUILTINS: [&str; 9] =
-    ["eval", "exec", "execfile", "compile", "open", "getattr", "setattr", "__import__", "breakpoint"];
-
-/// Refuses a file whose pickle mentions a function that runs code.
-pub(super) fn check_calls(path: &Path, types: &[String]) -> Result<()> {
-    match types.iter().find(|name| runs_code(name)) {
-        None => Ok(()),
-        Some(name) => Err(Error::checkpoint(
-            path,
-            format!("asks Python to call {name} while it loads: refused, nothing was run; do not trust this file"),
-        )),
-    }
+/// How much memory the tensors of a file may take.
+pub(super) struct Allowance {
+    /// Times the file's size …
+    pub ratio: u64,
+    /// … and bytes beside.
+    pub slack: u64,
 }
 
-fn runs_code(name: &str) -> bool {
-    let (module, item) = name.split_once('.').unwrap_or((name, ""));
-    REFUSED_MODULES.contains(&module)
-        || (matches!(module, "builtins" | "__builtin__") && REFUSED_BUILTINS.contains(&item))
-}
+/// `torch.save` compresses nothing, and weights hardly shrink.
+pub(super) const PYTORCH: Allowance = Allowance { ratio: 8, slack: 1 << 20 };
 
-/// Refuses tensors that take far more memory than their file: views that repeat elements (`expand`) cost a few
-/// bytes each in a file.
-pub(super) fn check_total(path: &Path, sizes: impl Iterator<Item = u64>) -> Result<()> {
+/// `numpy.savez_compressed` shrinks zeros a thousandfold; a gigabyte of them is beyond any of this engine's networks.
+pub(super) const NUMPY: Allowance = Allowance { ratio: 64, slack: 1 << 30 };
+
+/// What deflate can shrink at most: 258 bytes to two bits.
+const DEFLATE: u64 = 1032;
+
+/// The most entries of an archive.
+const MAX_ENTRIES: usize = 1 << 16;
+
+/// The most comparisons of names. The reader looks for each that is not UTF-8 among all entries.
+const MAX_LOOKS: usize = 1 << 24;
+
+/// Refuses tensors that take far more memory than their file: those of compressed entries, and views that repeat
+/// elements (`expand`), which cost a few bytes each in a file.
+pub(super) fn check_total(path: &Path, allowance: &Allowance, sizes: impl Iterator<Item = u64>) -> Result<()> {
     let file = std::fs::metadata(path).map_err(|error| Error::io(path, error))?.len();
     let total = sizes.fold(0, u64::saturating_add);
-    if total > file.saturating_mul(MAX_RATIO).saturating_add(SLACK) {
+    if total > file.saturating_mul(allowance.ratio).saturating_add(allowance.slack) {
         return Err(Error::checkpoint(path, format!("declares {total} bytes of tensors in {file} bytes: refused")));
     }
     Ok(())
 }
 
-/// Refuses archives that unpack to far more than their size.
-pub(super) fn check_container(path: &Path, head: &[u8]) -> Result<()> {
-    let file = File::open(path).map_err(|error| Error::io(path, error))?;
-    let refusal = if head.starts_with(b"PK") {
-        zip_refusal(file)
-    } else if head.get(257..262) == Some(b"ustar") {
-        tar_refusal(file)
-    } else {
-        Ok(None)
+/// Opens a zip archive, if its directory makes sense: every entry there once, at a place of its own, and no larger
+/// than its bytes can become.
+pub(super) fn open_zip(path: &Path) -> Result<Archive> {
+    let fail = |message: String| Err(Error::checkpoint(path, message));
+    let damaged = |error: ZipError| {
+        Error::checkpoint(
+            path,
+            format!("is a truncated or damaged zip archive ({error}): was the download interrupted?"),
+        )
     };
-    match refusal.map_err(|error| Error::io(path, error))? {
-        None => Ok(()),
-        Some(message) => Err(Error::checkpoint(path, message)),
-    }
-}
+    let mut file = File::open(path).map_err(|error| Error::io(path, error))?;
+    let mut archive =
+        ZipArchive::new(BufReader::new(file.try_clone().map_err(|error| Error::io(path, error))?)).map_err(damaged)?;
 
-/// A sparse entry of a tar archive may claim any number of zeros, which the reader would hold in memory.
-fn tar_refusal(file: File) -> io::Result<Option<String>> {
-    let mut file = BufReader::new(file);
-    let mut block = [0; 512];
-    loop {
-        match file.read_exact(&mut block) {
-            Ok(()) if block[257..].starts_with(b"ustar") && block[156] == b'S' => {
-                return Ok(Some("is a tar archive with sparse entries: refused".into()));
-            }
-            Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
-            Err(error) => return Err(error),
-        }
+    if archive.has_duplicate_names() {
+        let name = twice(&mut file, archive.central_directory_start()).map_err(|error| Error::io(path, error))?;
+        return fail(format!("is a zip archive with two entries {name}: refused"));
     }
-}
-
-/// Looks through a zip archive's directory for entries that unpack to far more than they take.
-fn zip_refusal(mut file: File) -> io::Result<Option<String>> {
-    const ENTRY: usize = 46;
-    let Some(directory) = zip_directory(&mut file)? else {
-        return Ok(Some("is a truncated or damaged zip archive: was the download interrupted?".into()));
-    };
-    let mut rest = directory.as_slice();
-    while !rest.is_empty() {
-        let lengths = [28, 30, 32].map(|at| number::<2>(rest, at));
-        let (true, [Some(name), Some(extra), Some(comment)]) = (rest.starts_with(b"PK\x01\x02"), lengths) else {
-            return Ok(Some("has a damaged zip directory".into()));
+    if archive.offset() != 0 {
+        return fail(format!("has {} bytes before the zip archive in it: refused", archive.offset()));
+    }
+    if archive.len() > MAX_ENTRIES {
+        return fail(format!("is a zip archive of {} entries: refused", archive.len()));
+    }
+    let mut foreign = 0;
+    for index in 0..archive.len() {
+        let entry = archive.by_index_data(index).map_err(damaged)?;
+        foreign += usize::from(str::from_utf8(entry.name_raw()).is_err());
+        let (size, packed) = (entry.size(), entry.compressed_size());
+        let plausible = match entry.compression() {
+            CompressionMethod::Stored => size == packed,
+            _ => size <= packed.saturating_mul(DEFLATE),
         };
-        let (method, packed, unpacked) = (number::<2>(rest, 10), number::<4>(rest, 20), number::<4>(rest, 24));
-        let stored = method == Some(0);
-        let bomb = unpacked > packed.map(|packed| packed * MAX_RATIO + SLACK);
-        if !stored && bomb {
-            return Ok(Some("is a zip archive that unpacks to far more than its size: refused".into()));
+        if !plausible {
+            let name = String::from_utf8_lossy(entry.name_raw());
+            return fail(format!("is a zip archive whose entry {name} claims {size} bytes in {packed}: refused"));
         }
-        let pickle = rest.get(ENTRY..).and_then(|rest| rest.get(..name as usize)).is_some_and(|n| n.ends_with(b".pkl"));
-        if pickle && unpacked > Some(MAX_PICKLE) {
-            return Ok(Some(format!("has a pickle of more than {MAX_PICKLE} bytes: refused")));
-        }
-        rest = rest.get(ENTRY + (name + extra + comment) as usize..).unwrap_or_default();
     }
-    Ok(None)
+    if foreign * archive.len() > MAX_LOOKS {
+        return fail(format!(
+            "is a zip archive of {} entries, many of whose names are not UTF-8: refused",
+            archive.len()
+        ));
+    }
+    if archive.has_overlapping_entries().map_err(damaged)? {
+        return fail("is a zip archive whose entries overlap: refused".into());
+    }
+    Ok(archive)
 }
 
-/// The directory of a zip archive, if its end records are where they belong.
-fn zip_directory(file: &mut File) -> io::Result<Option<Vec<u8>>> {
-    const END: usize = 22;
-    const LOCATOR: usize = 20;
-    let length = file.metadata()?.len();
-    let tail_length = length.min((END + LOCATOR + usize::from(u16::MAX)) as u64);
-    let tail = read_at(file, length - tail_length, tail_length)?;
+/// The name that is twice in the directory which begins at `start`.
+fn twice(file: &mut File, start: u64) -> io::Result<String> {
+    const HEADER: usize = 46;
+    let mut directory = Vec::new();
+    file.seek(SeekFrom::Start(start))?;
+    file.take(16 << 20).read_to_end(&mut directory)?;
+    let mut seen = HashSet::new();
+    let name = (0..directory.len()).filter(|at| directory[*at..].starts_with(b"PK\x01\x02")).find_map(|at| {
+        let header = directory.get(at..at + HEADER)?;
+        let length = usize::from(u16::from_le_bytes([header[28], header[29]]));
+        let name = directory.get(at + HEADER..)?.get(..length)?;
+        (!seen.insert(name)).then(|| String::from_utf8_lossy(name).into_owned())
+    });
+    Ok(name.unwrap_or_else(|| "of the same name".into()))
+}
 
-    // The last end record whose comment reaches the end of the file.
-    let ends = |at: &usize| {
-        tail[*at..].starts_with(b"PK\x05\x06")
-            && number::<2>(&tail, at + 20).is_some_and(|comment| at + END + comment as usize == tail.len())
+/// Walks over the pickles of an archive that `torch.save` wrote, and returns what they import.
+pub(super) fn imports_of_zip(path: &Path, archive: &mut Archive) -> Result<BTreeSet<Global>> {
+    let fail = |message: String| Error::checkpoint(path, message);
+    let damaged = |error: &dyn std::fmt::Display| {
+        fail(format!("is a truncated or damaged zip archive ({error}): was the download interrupted?"))
     };
-    let Some(end) = (0..tail.len()).rev().find(ends) else { return Ok(None) };
-    let (mut size, mut start) = (number::<4>(&tail, end + 12), number::<4>(&tail, end + 16));
-    if let Some(locator) = end.checked_sub(LOCATOR).filter(|at| tail[*at..].starts_with(b"PK\x06\x07")) {
-        let record = number::<8>(&tail, locator + 8).unwrap_or(length);
-        let record = read_at(file, record, 56)?;
-        (size, start) = (number::<8>(&record, 40), number::<8>(&record, 48));
+    let sizes = (0..archive.len()).filter_map(|index| Some(archive.by_index_data(index).ok()?.size()));
+    let (unpacked, file) = (sizes.sum::<u64>(), std::fs::metadata(path).map_err(|error| Error::io(path, error))?.len());
+    if unpacked > file.saturating_mul(PYTORCH.ratio).saturating_add(PYTORCH.slack) {
+        return Err(fail("is a zip archive that unpacks to far more than its size: refused".into()));
     }
-    match (start, size) {
-        (Some(start), Some(size)) if start.checked_add(size).is_some_and(|end| end <= length) => {
-            read_at(file, start, size).map(Some)
+
+    let mut imports = BTreeSet::new();
+    for index in 0..archive.len() {
+        // One of them is the reader's: that with the shortest path.
+        let name = archive.by_index_data(index).map_err(|error| damaged(&error))?.name_raw().to_owned();
+        if name != b"data.pkl" && !name.ends_with(b"/data.pkl") {
+            continue;
         }
-        _ => Ok(None),
+        // `torch.save` may leave the checksum out; where it is there, the reader compares it.
+        let options = ZipReadOptions::new().ignore_crc32(true);
+        let entry = archive.by_index_with_options(index, options).map_err(|error| damaged(&error))?;
+        imports.extend(imports_of_stream(path, entry, 1)?);
     }
+    Ok(imports)
 }
 
-/// At most `length` bytes of the file from `start`.
-fn read_at(file: &mut File, start: u64, length: u64) -> io::Result<Vec<u8>> {
+/// Walks over the pickles of a file that begins with them: one, or five where the values of tensors follow.
+pub(super) fn imports_of_pickles(path: &Path, head: &[u8]) -> Result<BTreeSet<Global>> {
+    if head.get(257..262) == Some(b"ustar") {
+        return tar::imports(path);
+    }
+    imports_of_stream(path, File::open(path).map_err(|error| Error::io(path, error))?, 5)
+}
+
+/// What the first `count` pickles import. Of one that is damaged, what comes before the damage: the reader gets no
+/// further either, and says so.
+fn imports_of_stream(path: &Path, stream: impl Read, count: usize) -> Result<BTreeSet<Global>> {
+    let fail = |message: String| Error::checkpoint(path, message);
     let mut bytes = Vec::new();
-    file.seek(SeekFrom::Start(start.min(i64::MAX as u64)))?;
-    file.take(length).read_to_end(&mut bytes)?;
-    Ok(bytes)
-}
-
-/// The little-endian number of `N` bytes at `at`.
-fn number<const N: usize>(bytes: &[u8], at: usize) -> Option<u64> {
-    let digits = bytes.get(at..)?.get(..N)?;
-    Some(digits.iter().rev().fold(0, |number, &digit| number << 8 | u64::from(digit)))
+    stream
+        .take(pickle::MAX_BYTES as u64 + 1)
+        .read_to_end(&mut bytes)
+        .map_err(|error| fail(format!("is truncated or damaged ({error}): was the download interrupted?")))?;
+    let (mut rest, mut imports) = (bytes.as_slice(), BTreeSet::new());
+    for _ in 0..count {
+        let scan = pickle::scan(rest).map_err(fail)?;
+        imports.extend(scan.imports);
+        rest = &rest[scan.length..];
+        if scan.end == End::Cut && bytes.len() > pickle::MAX_BYTES {
+            return Err(fail(format!("has a pickle of more than {} bytes: refused", pickle::MAX_BYTES)));
+        }
+        if scan.end != End::Whole {
+            break;
+        }
+    }
+    Ok(imports)
 }

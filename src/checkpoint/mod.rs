@@ -16,6 +16,7 @@
 //! ```
 
 mod architecture;
+mod calls;
 pub mod catalog;
 mod compare;
 mod convert;
@@ -28,6 +29,7 @@ mod load;
 mod names;
 mod npz;
 mod onnx;
+mod pickle;
 mod pth;
 mod pytorch;
 mod reading;
@@ -36,6 +38,7 @@ mod save;
 mod sharded;
 mod stats;
 mod stored;
+mod tar;
 mod tensor;
 mod weights;
 

@@ -3,27 +3,25 @@
 //! The layout of `.npy` is that of <https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html>.
 
 use std::{
-    fs::File,
-    io::{self, BufReader, Read},
+    io::{self, Read},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
 };
 
-use zip::ZipArchive;
-
-use super::{CheckpointFile, FileDtype, FileTensor, Format, StoredTensor, guard};
+use super::{
+    CheckpointFile, FileDtype, FileTensor, Format, StoredTensor,
+    guard::{self, Archive},
+};
 use crate::{Error, Result};
 
 /// NumPy's own limit on the length of a header.
 const MAX_HEADER: usize = 10_000;
 
-type Archive = ZipArchive<BufReader<File>>;
+/// NumPy's own limit on the rank of an array.
+const MAX_RANK: usize = 64;
 
-/// Whether the zip archive at `path` holds NumPy's arrays and no PyTorch pickle.
-pub(super) fn is_npz(path: &Path) -> bool {
-    let Some(archive) = File::open(path).ok().and_then(|file| ZipArchive::new(BufReader::new(file)).ok()) else {
-        return false;
-    };
+/// Whether a zip archive holds NumPy's arrays and no PyTorch pickle.
+pub(super) fn is_npz(archive: &Archive) -> bool {
     let (mut arrays, mut pickles) = (false, false);
     for name in archive.file_names().flatten() {
         arrays |= name.ends_with(".npy");
@@ -32,18 +30,24 @@ pub(super) fn is_npz(path: &Path) -> bool {
     arrays && !pickles
 }
 
-/// Reads the header of every array.
-pub(super) fn open(path: &Path) -> Result<CheckpointFile> {
+/// Reads the header of every array. Arrays of text or of Python objects are left out where others are there.
+pub(super) fn open(path: &Path, mut archive: Archive) -> Result<CheckpointFile> {
     let bad = |message: String| Error::checkpoint(path, format!("damaged .npz: {message}"));
-    let file = File::open(path).map_err(|error| Error::io(path, error))?;
-    let mut archive = ZipArchive::new(BufReader::new(file)).map_err(|error| bad(error.to_string()))?;
 
-    let mut headers = Vec::new();
+    let (mut headers, mut left_out) = (Vec::new(), Vec::new());
     for index in 0..archive.len() {
         let mut entry = archive.by_index(index).map_err(|error| bad(error.to_string()))?;
-        let name = entry.name().map_err(|error| bad(error.to_string()))?;
-        let Some(name) = name.strip_suffix(".npy").map(str::to_owned) else { continue };
-        let header = Header::read(&mut entry).map_err(|message| bad(format!("array {name}: {message}")))?;
+        let name = entry.name().map_err(|error| bad(error.to_string()))?.into_owned();
+        let Some(name) = name.strip_suffix(".npy").map(str::to_owned) else {
+            left_out.push((name, "no array"));
+            continue;
+        };
+        let text = Header::text(&mut entry).map_err(|message| bad(format!("array {name}: {message}")))?;
+        if let Some(what) = no_numbers(&text.0) {
+            left_out.push((name, what));
+            continue;
+        }
+        let header = Header::parse(text).map_err(|message| bad(format!("array {name}: {message}")))?;
         let declared = header.bytes().and_then(|bytes| bytes.checked_add(header.length));
         if declared != Some(entry.size()) {
             let message =
@@ -52,7 +56,11 @@ pub(super) fn open(path: &Path) -> Result<CheckpointFile> {
         }
         headers.push((index, name, header));
     }
-    guard::check_total(path, headers.iter().map(|(_, _, header)| header.bytes().unwrap_or(u64::MAX)))?;
+    if headers.is_empty() {
+        let listed: Vec<String> = left_out.iter().take(8).map(|(name, what)| format!("{name}: {what}")).collect();
+        return Err(Error::checkpoint(path, format!("holds no arrays of numbers, only {}", listed.join(", "))));
+    }
+    guard::check_total(path, &guard::NUMPY, headers.iter().map(|(_, _, header)| header.bytes().unwrap_or(u64::MAX)))?;
 
     let archive = Arc::new(Mutex::new(archive));
     let mut checkpoint = CheckpointFile {
@@ -60,10 +68,13 @@ pub(super) fn open(path: &Path) -> Result<CheckpointFile> {
         format: Format::Npz,
         tensors: Default::default(),
         metadata: Default::default(),
-        left_out: Vec::new(),
+        left_out,
     };
     for (index, name, header) in headers {
         let (dtype, shape) = (header.dtype, header.shape.clone());
+        if checkpoint.tensors.contains_key(&name) {
+            return Err(Error::checkpoint(path, format!("holds two arrays {name}: refused")));
+        }
         let array = Array { path: path.to_owned(), archive: archive.clone(), index, name: name.clone(), header };
         checkpoint.tensors.insert(name, StoredTensor::new(dtype, shape, move || array.read()));
     }
@@ -88,8 +99,8 @@ impl Array {
         };
         let mut archive = self.archive.lock().unwrap_or_else(PoisonError::into_inner);
         let mut entry = archive.by_index(self.index).map_err(|error| fail(&error))?;
-        // `open` has compared the size with the file's. One byte more than there should be reaches the entry's end,
-        // where its checksum is compared.
+        // `open` has compared the size with the archive's, and `guard` that with the bytes there. One byte more than
+        // there should be reaches the entry's end, where its checksum is compared.
         let limit = self.header.bytes().unwrap_or(0).saturating_add(1);
         let mut bytes = Vec::with_capacity(limit as usize);
         io::copy(&mut entry.by_ref().take(length), &mut io::sink())
@@ -138,7 +149,8 @@ impl Header {
         self.shape.iter().try_fold(size, |bytes, &extent| bytes.checked_mul(extent as u64))
     }
 
-    fn read(file: &mut impl Read) -> Result<Self, String> {
+    /// The Python dictionary that an `.npy` file begins with, and the bytes up to its end.
+    fn text(file: &mut impl Read) -> Result<(String, u64), String> {
         let mut start = [0; 8];
         file.read_exact(&mut start).map_err(|error| error.to_string())?;
         if !start.starts_with(b"\x93NUMPY") {
@@ -162,9 +174,11 @@ impl Header {
         }
         let mut text = vec![0; length];
         file.read_exact(&mut text).map_err(|error| error.to_string())?;
-        let text = String::from_utf8_lossy(&text);
-        let (dtype, fortran, shape) = (dtype(&text)?, fortran(&text)?, shape(&text)?);
-        Ok(Self { dtype, shape, fortran, length: fields + length as u64 })
+        Ok((String::from_utf8_lossy(&text).into_owned(), fields + length as u64))
+    }
+
+    fn parse((text, length): (String, u64)) -> Result<Self, String> {
+        Ok(Self { dtype: dtype(&text)?, fortran: fortran(&text)?, shape: shape(&text)?, length })
     }
 }
 
@@ -174,10 +188,26 @@ fn field<'a>(header: &'a str, key: &str) -> Result<&'a str, String> {
     found.ok_or_else(|| format!("has no '{key}' in its header"))
 }
 
+/// The type's code between quotes, where it is a simple one.
+fn code(header: &str) -> Option<&str> {
+    let value = field(header, "descr").ok()?;
+    value.strip_prefix('\'').and_then(|rest| rest.split_once('\'')).map(|(code, _)| code)
+}
+
+/// What an array holds, if it is nothing that a checkpoint could mean.
+fn no_numbers(header: &str) -> Option<&'static str> {
+    let code = code(header)?;
+    match code.trim_start_matches(['<', '>', '|', '=']).chars().next() {
+        Some('O') => Some("Python objects (a pickle), which are not read"),
+        Some('U' | 'S') => Some("text"),
+        Some('M' | 'm') => Some("times"),
+        _ => None,
+    }
+}
+
 fn dtype(header: &str) -> Result<FileDtype, String> {
     let value = field(header, "descr")?;
-    let code = value.strip_prefix('\'').and_then(|rest| rest.split_once('\'')).map(|(code, _)| code);
-    Ok(match code {
+    Ok(match code(header) {
         Some("<f8") => FileDtype::F64,
         Some("<f4") => FileDtype::F32,
         Some("<f2") => FileDtype::F16,
@@ -190,7 +220,6 @@ fn dtype(header: &str) -> Result<FileDtype, String> {
         Some("<u2") => FileDtype::U16,
         Some("|u1") => FileDtype::U8,
         Some("|b1") => FileDtype::Bool,
-        Some("|O") => return Err("holds Python objects (a pickle), which are not read".into()),
         Some("|V2") => return Err("is of an unnamed type of two bytes (bfloat16?): save it as float32".into()),
         Some(code) if code.starts_with('>') => return Err(format!("is big-endian ({code}): save it little-endian")),
         _ => {
@@ -213,5 +242,11 @@ fn shape(header: &str) -> Result<Vec<usize>, String> {
     let extents = field(header, "shape")?.strip_prefix('(').and_then(|rest| rest.split_once(')'));
     let (extents, _) = extents.ok_or("has a bad 'shape'")?;
     let extents = extents.split(',').map(str::trim).filter(|extent| !extent.is_empty());
-    extents.map(|extent| extent.parse().map_err(|_| format!("has a bad extent {extent}"))).collect()
+    let extents: Vec<usize> = extents
+        .map(|extent| extent.parse().map_err(|_| format!("has a bad extent {extent}")))
+        .collect::<Result<_, _>>()?;
+    if extents.len() > MAX_RANK {
+        return Err(format!("has {} extents, of which NumPy allows {MAX_RANK}", extents.len()));
+    }
+    Ok(extents)
 }

@@ -1,10 +1,16 @@
 //! Reading what `torch.save` writes, through `pytorch-reader`: a pickle is parsed, never executed.
 
-use std::{io, path::Path};
+use std::{
+    borrow::Cow,
+    collections::{BTreeSet, HashSet},
+    fmt::Display,
+    io,
+    path::Path,
+};
 
 use pytorch_reader::{DType, FileFormat, PickleError, PickleValue, PytorchError, PytorchReader};
 
-use super::{CheckpointFile, FileDtype, FileTensor, Format, StoredTensor, guard};
+use super::{CheckpointFile, FileDtype, FileTensor, Format, StoredTensor, calls, guard, pickle, pickle::Global};
 use crate::{Error, Result};
 
 /// Keys under which training scripts keep the weights beside everything else, the likeliest first.
@@ -24,16 +30,17 @@ const WRAPPERS: [&str; 10] = [
 /// What `pytorch-reader` calls a tensor among values.
 const TENSOR: &str = "torch.Tensor";
 
-/// Reads the pickle; the file stays open for the values (those of a tar archive are held in memory).
-pub(super) fn open(path: &Path) -> Result<CheckpointFile> {
+/// Reads the pickle, which imports what the [`guard`] found; the file stays open for the values (those of a tar archive
+/// are held in memory).
+pub(super) fn open(path: &Path, imports: &BTreeSet<Global>) -> Result<CheckpointFile> {
     let failed = |error| describe(path, error);
+    calls::check(path, imports)?;
 
+    // Parsed twice, one after the other: the tensors do not say how they are nested.
     let values = PytorchReader::read_pickle_data(path, None).map_err(failed)?;
-    let mut types = Vec::new();
-    foreign_types(&values, &mut types);
-    guard::check_calls(path, &types)?;
-
+    Names::default().check(&values, &mut Vec::new(), 0).map_err(|message| Error::checkpoint(path, message))?;
     let prefix = wrapper_prefix(&values);
+    drop(values);
     let reader = PytorchReader::new(path).map_err(failed)?;
     let mut checkpoint = CheckpointFile {
         path: path.to_owned(),
@@ -49,9 +56,9 @@ pub(super) fn open(path: &Path) -> Result<CheckpointFile> {
     let (weights, others): (Vec<_>, Vec<_>) =
         reader.into_tensors().into_iter().partition(|(name, _)| name.starts_with(&prefix));
     if weights.is_empty() {
-        return Err(Error::checkpoint(path, no_tensors(&types)));
+        return Err(Error::checkpoint(path, no_tensors(imports)));
     }
-    guard::check_total(path, weights.iter().map(|(_, tensor)| tensor.byte_len() as u64))?;
+    guard::check_total(path, &guard::PYTORCH, weights.iter().map(|(_, tensor)| tensor.byte_len() as u64))?;
 
     for (full, tensor) in weights {
         let (dtype, shape) = (dtype(tensor.dtype()), tensor.shape().to_vec());
@@ -94,22 +101,64 @@ fn holds_tensor(value: &PickleValue) -> bool {
     }
 }
 
-/// Collects the names of Python classes and functions that the file mentions.
-fn foreign_types(value: &PickleValue, found: &mut Vec<String>) {
-    match value {
-        PickleValue::Unsupported(name) if name != TENSOR && !found.contains(name) => found.push(name.clone()),
-        PickleValue::Dict(entries) => entries.values().for_each(|value| foreign_types(value, found)),
-        PickleValue::List(items) => items.iter().for_each(|value| foreign_types(value, found)),
-        _ => {}
+/// The names of a file's tensors, which the reader makes of the keys on the way to each.
+#[derive(Default)]
+struct Names {
+    seen: HashSet<String>,
+    bytes: usize,
+}
+
+impl Names {
+    /// Refuses a name that two tensors have (`a` holds `b`, and beside it is `a.b`), of which the reader would keep
+    /// either, and long keys above many tensors, of which it would make names without end. `length` is that of `keys`.
+    fn check<'a>(&mut self, value: &'a PickleValue, keys: &mut Vec<Cow<'a, str>>, length: usize) -> Result<(), String> {
+        let mut below = |key: Cow<'a, str>, value| {
+            let length = length + key.len() + 1;
+            keys.push(key);
+            self.check(value, keys, length)?;
+            keys.pop();
+            Ok(())
+        };
+        match value {
+            PickleValue::Dict(entries) => entries.iter().try_for_each(|(key, value)| below(key.into(), value)),
+            PickleValue::List(items) => {
+                items.iter().enumerate().try_for_each(|(index, value)| below(index.to_string().into(), value))
+            }
+            PickleValue::Unsupported(name) if name == TENSOR => {
+                self.bytes += length;
+                if self.bytes > pickle::MAX_BYTES {
+                    return Err(format!("names its tensors in more than {} bytes: refused", pickle::MAX_BYTES));
+                }
+                let name = keys.join(".");
+                if self.seen.contains(&name) {
+                    return Err(format!("holds two tensors {}: refused", short(&name)));
+                }
+                self.seen.insert(name);
+                Ok(())
+            }
+            _ => Ok(()),
+        }
     }
 }
 
-fn no_tensors(types: &[String]) -> String {
-    if types.is_empty() {
+fn no_tensors(imports: &BTreeSet<Global>) -> String {
+    let foreign: Vec<String> =
+        imports.iter().map(Global::to_string).filter(|name| name != "collections.OrderedDict").collect();
+    if foreign.is_empty() {
         return "holds no tensors".into();
     }
-    let shown = types.iter().take(8).cloned().collect::<Vec<_>>().join(", ");
-    format!("holds no tensors, only Python objects that are not interpreted: {shown}")
+    short(&format!("holds no tensors, only Python objects that are not interpreted: {}", foreign.join(", ")))
+}
+
+/// A message that may say as much as the file does.
+fn short(message: &dyn Display) -> String {
+    const LONGEST: usize = 400;
+    let text = message.to_string();
+    let mut shown: String = text.chars().take(LONGEST).collect();
+    if shown.len() < text.len() {
+        shown.push('…');
+    }
+    shown
 }
 
 fn dtype(dtype: DType) -> FileDtype {
@@ -132,8 +181,8 @@ fn dtype(dtype: DType) -> FileDtype {
 
 /// Tells a file that cannot be read from one that is damaged, and says what to do.
 fn describe(path: &Path, error: PytorchError) -> Error {
-    let interrupted = |cause: &dyn std::fmt::Display| {
-        Error::checkpoint(path, format!("is truncated or damaged ({cause}): was the download interrupted?"))
+    let interrupted = |cause: &dyn Display| {
+        Error::checkpoint(path, format!("is truncated or damaged ({}): was the download interrupted?", short(cause)))
     };
     match error {
         PytorchError::Io(source) if source.raw_os_error().is_some() => Error::io(path, source),
@@ -141,11 +190,12 @@ fn describe(path: &Path, error: PytorchError) -> Error {
         PytorchError::Pickle(PickleError::Io(source)) if source.kind() == io::ErrorKind::UnexpectedEof => {
             interrupted(&"its pickle ends early")
         }
-        PytorchError::Pickle(PickleError::UnsupportedType(name)) => {
-            Error::checkpoint(path, format!("gives tensors to {name}, which is not interpreted; nothing was run"))
-        }
+        PytorchError::Pickle(PickleError::UnsupportedType(name)) => Error::checkpoint(
+            path,
+            format!("gives tensors to {}, which is not interpreted; nothing was run", short(&name)),
+        ),
         PytorchError::Zip(source) => interrupted(&source),
         PytorchError::Tar(source) => interrupted(&source),
-        other => Error::checkpoint(path, format!("cannot be read as a PyTorch checkpoint: {other}")),
+        other => Error::checkpoint(path, format!("cannot be read as a PyTorch checkpoint: {}", short(&other))),
     }
 }

@@ -12,14 +12,15 @@ pub(super) fn open(path: &Path) -> Result<CheckpointFile> {
         Family::Safetensors => safetensors::open(path),
         Family::Index => sharded::open(path),
         Family::Zip => {
-            guard::check_container(path, &head)?;
-            if npz::is_npz(path) { npz::open(path) } else { pytorch::open(path) }
+            let mut archive = guard::open_zip(path)?;
+            if npz::is_npz(&archive) {
+                npz::open(path, archive)
+            } else {
+                pytorch::open(path, &guard::imports_of_zip(path, &mut archive)?)
+            }
         }
         Family::Onnx => onnx::open(path),
-        Family::Pytorch => {
-            guard::check_container(path, &head)?;
-            pytorch::open(path)
-        }
+        Family::Pytorch => pytorch::open(path, &guard::imports_of_pickles(path, &head)?),
     }
 }
 
@@ -81,7 +82,7 @@ fn family(path: &Path, head: &[u8]) -> Result<Family> {
     if onnx::opens_like_onnx(head) {
         return Ok(Family::Onnx);
     }
-    if head.starts_with(b"PK") {
+    if head.starts_with(b"PK\x03\x04") || head.starts_with(b"PK\x05\x06") {
         return Ok(Family::Zip);
     }
     if head.get(257..262) == Some(b"ustar") {

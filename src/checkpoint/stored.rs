@@ -119,7 +119,13 @@ pub struct CheckpointFile {
 
 impl CheckpointFile {
     /// Opens a checkpoint, telling its format from its content. A training checkpoint's wrapper (`state_dict`,
-    /// `model`, …) is unwrapped, and whatever is no tensor (epoch, settings, …) is passed over.
+    /// `model`, …) is unwrapped: tensors beside it are left out. Whatever is no tensor (epoch, settings, …) is passed
+    /// over.
+    ///
+    /// A file may come from anywhere. It is refused if two of its tensors have one name, if its tensors take more than
+    /// a few times its size (in NumPy's compressed archives 64 times and a gigabyte), or if its pickle has more than 16
+    /// MiB or names a function that runs code. The last only tells what the file is: what a pickle asks to call is
+    /// never called.
     ///
     /// # Errors
     /// [`Error::Io`] if the file cannot be read, [`Error::Checkpoint`] if it is damaged, hostile or no checkpoint.

@@ -1,5 +1,7 @@
 //! Checkpoints of PyTorch's and NumPy's containers, made by hand.
 
+use std::io::{Cursor, Write};
+
 use unfreeze::checkpoint::{FileDtype, Format};
 
 use crate::{Tensors, read};
@@ -30,13 +32,42 @@ pub fn zip(entries: &[(&str, &[u8])], method: u16, unpacked: impl Fn(usize) -> u
     file
 }
 
-/// The pickle of `{"w": tensor}`, a view of a storage of six elements, and of whatever `more` pickles after it.
-pub fn pickle(shape: [i32; 2], stride: [i32; 2], more: &[u8]) -> Vec<u8> {
+/// A real archive, as the `zip` crate compresses it.
+pub fn deflated(entries: &[(&str, &[u8])]) -> Vec<u8> {
+    let options = zip::write::SimpleFileOptions::default().compression_method(zip::CompressionMethod::Deflated);
+    let mut writer = zip::ZipWriter::new(Cursor::new(Vec::new()));
+    for (name, bytes) in entries {
+        writer.start_file(*name, options).expect("starts");
+        writer.write_all(bytes).expect("writes");
+    }
+    writer.finish().expect("ends").into_inner()
+}
+
+/// The instructions of a tensor, a view of a storage of six elements.
+pub fn tensor(shape: [i32; 2], stride: [i32; 2]) -> Vec<u8> {
     let pair = |pair: [i32; 2]| pair.iter().flat_map(|n| [b"J", &n.to_le_bytes()[..]].concat()).collect::<Vec<_>>();
-    let mut pickle = b"\x80\x02}X\x01\0\0\0wctorch._utils\n_rebuild_tensor_v2\n((X\x07\0\0\0storage".to_vec();
-    pickle.extend(b"ctorch\nFloatStorage\nX\x01\0\0\x000X\x03\0\0\0cpuK\x06tQK\0");
-    pickle.extend([&pair(shape)[..], b"\x86", &pair(stride), b"\x86\x89}tRs", more, b"."].concat());
-    pickle
+    let mut tensor = b"ctorch._utils\n_rebuild_tensor_v2\n((X\x07\0\0\0storage".to_vec();
+    tensor.extend(b"ctorch\nFloatStorage\nX\x01\0\0\x000X\x03\0\0\0cpuK\x06tQK\0");
+    tensor.extend([&pair(shape)[..], b"\x86", &pair(stride), b"\x86\x89}tR"].concat());
+    tensor
+}
+
+/// The instructions of a string.
+pub fn text(text: &str) -> Vec<u8> {
+    [b"X", &(text.len() as u32).to_le_bytes()[..], text.as_bytes()].concat()
+}
+
+/// The pickle of `{"w": tensor}` and of whatever `more` pickles after it.
+pub fn pickle(shape: [i32; 2], stride: [i32; 2], more: &[u8]) -> Vec<u8> {
+    [b"\x80\x02}", &text("w")[..], &tensor(shape, stride), b"s", more, b"."].concat()
+}
+
+/// A checkpoint around `pickle`, in the layout of PyTorch 0.1.10 to 1.5.
+pub fn legacy(pickle: &[u8]) -> Vec<u8> {
+    let magic = b"\x80\x02\x8a\n\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.\x80\x02M\xe9\x03.";
+    let system = b"\x80\x02}X\x0d\0\0\0little_endian\x88s.";
+    let keys = b"\x80\x02]X\x01\0\0\x000a.";
+    [&magic[..], system, pickle, keys, &6i64.to_le_bytes(), &storage()].concat()
 }
 
 /// A checkpoint around `pickle`, in the layout of today's `torch.save`.
@@ -95,8 +126,9 @@ fn storage() -> Vec<u8> {
     (0..6u8).flat_map(|value| f32::from(value).to_le_bytes()).collect()
 }
 
-/// A checkpoint in the layout before PyTorch 0.1.10, of one tensor `w` of shape `[3, 2]`, transposed.
-pub fn tar() -> Vec<u8> {
+/// A checkpoint in the layout before PyTorch 0.1.10, of one tensor `w` of shape `[3, 2]`, transposed. Other bytes may
+/// stand for one of its entries.
+pub fn tar(other: Option<(&str, &[u8])>) -> Vec<u8> {
     let count = b"\x80\x02K\x01.";
     let system = b"\x80\x02}X\x0d\0\0\0little_endian\x88s.";
     let storages = [
@@ -115,6 +147,7 @@ pub fn tar() -> Vec<u8> {
     for (name, bytes) in
         [("sys_info", &system[..]), ("storages", &storages.concat()), ("tensors", &tensors.concat()), ("pickle", root)]
     {
+        let bytes = other.and_then(|(other, bytes)| (other == name).then_some(bytes)).unwrap_or(bytes);
         let mut header = [0; 512];
         header[..name.len()].copy_from_slice(name.as_bytes());
         header[100..107].copy_from_slice(b"0000644");
@@ -136,7 +169,10 @@ pub fn tar() -> Vec<u8> {
 fn hand_made_containers_read() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("made.pth");
-    for (file, format) in [(stored(&pickle([3, 2], [1, 3], b"")), Format::PytorchZip), (tar(), Format::PytorchTar)] {
+    let whole = pickle([3, 2], [1, 3], b"");
+    for (file, format) in
+        [(stored(&whole), Format::PytorchZip), (legacy(&whole), Format::PytorchLegacy), (tar(None), Format::PytorchTar)]
+    {
         std::fs::write(&path, file).expect("writes");
         let checkpoint = read(&path);
         assert_eq!(checkpoint.format, format);

@@ -1,0 +1,145 @@
+//! Pickles that run code, that grow without end, or that contradict themselves, in every container.
+
+use unfreeze::checkpoint::CheckpointFile;
+
+use crate::{
+    containers::{legacy, pickle, stored, tar, tensor, text},
+    hostile::refused,
+};
+
+fn hidden(more: &[u8]) -> Vec<u8> {
+    pickle([2, 3], [3, 1], more)
+}
+
+#[test]
+fn calls_hidden_beside_good_tensors_are_refused() {
+    for (call, name) in [
+        (&b"X\x01\0\0\0xcposix\nsystem\nX\x02\0\0\0ls\x85Rs"[..], "posix.system"),
+        (b"X\x01\0\0\0x]c__builtin__\neval\nX\x01\0\0\x001\x85Ras", "__builtin__.eval"),
+        (b"X\x01\0\0\0xcsubprocess\nPopen\n)\x81s", "subprocess.Popen"),
+        // Called, and thrown away.
+        (b"cos\nsystem\nX\x02\0\0\0ls\x85R0", "os.system"),
+        (b"\x8c\x03pty\x8c\x05spawn\x93\x8c\x02sh\x85R0", "pty.spawn"),
+        (b"\x8c\x09os.system\x94\x8c\x05torch\x94h\x01h\x000\x8c\x09os.system\x93)R00", "torch.os.system"),
+        // Imported and not called.
+        (b"X\x01\0\0\0xcrunpy\nrun_path\ns", "runpy.run_path"),
+        // The argument of a harmless call.
+        (b"X\x01\0\0\0xcfunctools\npartial\ncos\nsystem\n\x85Rs", "os.system"),
+    ] {
+        for file in [stored(&hidden(call)), legacy(&hidden(call)), tar(Some(("pickle", &hidden(call))))] {
+            let error = refused("hidden.pth", &file);
+            assert!(error.contains(name) && error.contains("nothing was run"), "{name}: {error}");
+        }
+    }
+    let computed = refused("computed.pth", &stored(&hidden(b"cbuiltins\nstr\n)R\x8c\x06system\x930")));
+    assert!(computed.contains("whose name it computes"), "{computed}");
+    let storages = b"\x80\x02cos\nsystem\n(X\x02\0\0\0lstR.";
+    let error = refused("first.pth", &tar(Some(("storages", storages))));
+    assert!(error.contains("does not begin with a count"), "{error}");
+}
+
+#[test]
+fn what_honest_scripts_leave_beside_the_weights_is_passed_over() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("honest.pth");
+    for honest in [
+        &b"X\x01\0\0\0xcargparse\nNamespace\n)\x81}X\x02\0\0\0lrK\x01sbs"[..],
+        b"X\x01\0\0\0xcpathlib\nPosixPath\n(X\x03\0\0\0runtRs",
+        b"X\x01\0\0\0xccollections\ndefaultdict\nc__builtin__\nlist\n\x85RX\x01\0\0\0a]ss",
+        b"X\x01\0\0\0xcomegaconf.dictconfig\nDictConfig\n)\x81}X\x02\0\0\0lrK\x01sbs",
+        b"X\x01\0\0\0xcfunctools\npartial\nctorch.nn.modules.batchnorm\nBatchNorm2d\n\x85Rs",
+    ] {
+        // A dictionary with a default is none that the reader takes items for.
+        std::fs::write(&path, stored(&hidden(honest))).expect("writes");
+        match CheckpointFile::open(&path) {
+            Ok(file) => assert_eq!(file.tensors.len(), 1),
+            Err(error) => assert!(!error.to_string().contains("refused"), "{error}"),
+        }
+    }
+}
+
+/// `bytes` as the pickle of each container.
+fn everywhere(bytes: &[u8]) -> Vec<(&'static str, Vec<u8>)> {
+    let header = [bytes, b"\x80\x02K\0."].concat();
+    vec![
+        ("zip.pth", stored(bytes)),
+        ("legacy.pth", legacy(bytes)),
+        ("plain.pkl", bytes.to_vec()),
+        ("root.pth", tar(Some(("pickle", bytes)))),
+        ("system.pth", tar(Some(("sys_info", bytes)))),
+        ("storages.pth", tar(Some(("storages", &header)))),
+        ("tensors.pth", tar(Some(("tensors", &header)))),
+    ]
+}
+
+#[test]
+fn pickles_are_bounded_in_every_container() {
+    let long = [&b"\x80\x02\x8e"[..], &(17u64 << 20).to_le_bytes(), &vec![0; 17 << 20], b"."].concat();
+    for (name, file) in everywhere(&long) {
+        assert!(refused(name, &file).contains("pickle of more than 16777216 bytes"), "{name}");
+    }
+    let many = [&b"\x80\x02"[..], &vec![b']'; 4 << 20], b"."].concat();
+    for (name, file) in everywhere(&many) {
+        assert!(refused(name, &file).contains("pickle of more than 2097152 instructions"), "{name}");
+    }
+    // A class of a long name, fetched often; the reader would hold each.
+    let names = [&b"\x80\x02c"[..], &[b'x'; 100_000], b"\ny\nq\0", &b"h\0".repeat(10_000), b"."].concat();
+    // A tensor of many extents, likewise.
+    let ones = [b"(", &b"K\x01".repeat(50_000)[..], b"t"].concat();
+    let mut ranks = b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n((X\x07\0\0\0storagectorch\nFloatStorage\n".to_vec();
+    ranks.extend([b"X\x01\0\0\x000X\x03\0\0\0cpuK\x06tQK\0", &ones[..], &ones, b"\x89}tRq\0"].concat());
+    ranks.extend([&b"h\0".repeat(10_000)[..], b"."].concat());
+    // Lists of two lists of two lists …
+    let laughs: Vec<u8> = (0..60).flat_map(|level| [b'(', b'h', level, b'h', level, b'l', b'q', level + 1]).collect();
+    let laughs = [b"\x80\x02]q\0", &laughs[..], b"."].concat();
+    for bomb in [names, ranks, laughs] {
+        for (name, file) in everywhere(&bomb) {
+            assert!(refused(name, &file).contains("copies its values"), "{name}");
+        }
+    }
+}
+
+#[test]
+fn deep_nesting_overflows_no_stack() {
+    for (open, close) in [(&b"]"[..], &b"a"[..]), (b"", b"\x85"), (b"}K\0", b"s"), (b"(", b"l"), (b"]", b"\x85a")] {
+        for depth in [900, 100_000] {
+            let nested = [open.repeat(depth), b"N".to_vec(), close.repeat(depth)].concat();
+            let nested = [&text("x")[..], &nested, b"s"].concat();
+            let folder = tempfile::tempdir().expect("a folder");
+            let path = folder.path().join("nested.pth");
+            std::fs::write(&path, stored(&hidden(&nested))).expect("writes");
+            let opened = CheckpointFile::open(&path);
+            assert!(depth == 900 || opened.is_err(), "opens at {depth} deep");
+        }
+    }
+}
+
+#[test]
+fn names_are_bounded_and_differ() {
+    let one = tensor([2, 3], [3, 1]);
+    let inner = [&text("a")[..], b"}", &text("b"), &one, b"ss"].concat();
+    let twice = [&b"\x80\x02}"[..], &inner, &text("a.b"), &one, b"s."].concat();
+    let error = refused("twice.pth", &stored(&twice));
+    assert!(error.contains("two tensors a.b"), "{error}");
+    let listed = [&b"\x80\x02}"[..], &text("a"), b"]", &one, b"as", &text("a.0"), &one, b"s."].concat();
+    assert!(refused("listed.pth", &stored(&listed)).contains("two tensors a.0"));
+
+    // A long key above many tensors: the reader makes a name of it for each.
+    let mut long = [&b"\x80\x02}"[..], &text(&"x".repeat(100_000)), b"}(K\0", &one, b"q\0"].concat();
+    long.extend((1..1000u16).flat_map(|key| [&[b'M'][..], &key.to_le_bytes(), b"h\0"].concat()));
+    long.extend(b"us.");
+    assert!(refused("long.pth", &stored(&long)).contains("names its tensors in more than"));
+}
+
+#[test]
+fn bombs_of_views_and_sparse_entries_are_refused() {
+    let view = refused("view.pth", &stored(&pickle([40_000, 50_000], [0, 0], b"")));
+    assert!(view.contains("bytes of tensors"), "{view}");
+    let outside = refused("outside.pth", &stored(&pickle([40_000, 50_000], [50_000, 1], b"")));
+    assert!(outside.contains("needs"), "{outside}");
+    let mut sparse = tar(None);
+    sparse[156] = b'S';
+    sparse[257..265].copy_from_slice(b"ustar  \0");
+    let sparse = refused("sparse.pth", &sparse);
+    assert!(sparse.contains("sparse"), "{sparse}");
+}
