@@ -1,7 +1,7 @@
 //! Search for similar pictures by a network's features: `cargo run --release --example similar -- WEIGHTS FOLDER
 //! IMAGE...`
 
-use std::path::PathBuf;
+use std::{error::Error, path::PathBuf, process::ExitCode};
 
 use unfreeze::{
     autograd::Var,
@@ -11,15 +11,29 @@ use unfreeze::{
     prelude::*,
 };
 
-fn main() -> unfreeze::Result<()> {
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [weights, folder, images @ ..] = arguments.as_slice() else { panic!("usage: similar WEIGHTS FOLDER IMAGE...") };
+    let [weights, folder, images @ ..] = arguments.as_slice() else {
+        return Err("usage: similar WEIGHTS FOLDER IMAGE...".into());
+    };
 
     let weights = Weights::file(weights)?;
     let device = Device::auto()?;
     // A head is needed to make a network; it is not used.
     let model = weights.with_head(HeadSpec::Linear, 1, 0, &device)?;
     let transforms = Transforms::for_weights(&weights, weights.arch().published_size());
+    // The same picture, asked for by another path, is no neighbour of itself.
+    let same = |a: &PathBuf, b: &PathBuf| a.canonicalize().is_ok_and(|a| b.canonicalize().is_ok_and(|b| a == b));
     let index = features(&model, &transforms, &device, &find_images(folder)?.images)?;
     let images: Vec<PathBuf> = images.iter().map(PathBuf::from).collect();
     for (image, wanted) in features(&model, &transforms, &device, &images)? {
@@ -27,7 +41,10 @@ fn main() -> unfreeze::Result<()> {
         let cosine = |feature: &[f32]| feature.iter().zip(&wanted).map(|(a, b)| a * b).sum::<f32>();
         let mut near: Vec<_> = index.iter().map(|(file, feature)| (cosine(feature), file)).collect();
         near.sort_by(|a, b| b.0.total_cmp(&a.0));
-        near.iter().take(5).for_each(|(cosine, file)| println!("  {cosine:.3} {}", file.display()));
+        near.iter()
+            .filter(|(_, file)| !same(file, &image))
+            .take(5)
+            .for_each(|(cosine, file)| println!("  {cosine:.3} {}", file.display()));
     }
     Ok(())
 }
