@@ -2,6 +2,8 @@
 //! catalogue, and fetching them.
 
 mod common;
+#[path = "weights/environment.rs"]
+mod environment;
 #[path = "weights/fetching.rs"]
 mod fetching;
 #[path = "weights/server.rs"]
@@ -125,8 +127,51 @@ fn the_catalogue_says_what_torchvision_documents() {
         let entry = catalog::entry(name).unwrap();
         assert_eq!((entry.top1, entry.transforms.resize), (top1, resize), "{name}");
     }
-    let unknown = catalog::entry("resnet34.v2").unwrap_err().to_string();
-    assert!(unknown.contains("no 'resnet34.v2'") && unknown.contains("resnet34.a1_in1k"), "{unknown}");
+    for (unknown, told) in [
+        ("resnet34.v2", ["did you mean resnet34.v1?", "resnet34.a1_in1k"]),
+        ("restnet50.v2", ["did you mean resnet50.v2?", "weights list"]),
+        ("resnet50", ["there is resnet50.v1, resnet50.v2", ""]),
+        ("vgg16", ["weights list", ""]),
+    ] {
+        let error = catalog::entry(unknown).unwrap_err().to_string();
+        let named = error.contains(&format!("no '{unknown}'"));
+        assert!(named && told.iter().all(|told| error.contains(told)), "{error}");
+    }
+}
+
+#[test]
+fn a_catalogue_that_cannot_be_right_is_refused_by_the_entry() {
+    let good = fs::read_to_string("weights/catalog.toml").unwrap();
+    let (torchvision, timm) = ("entry 1 'resnet18.v1': ", "entry 2 'resnet18.fb_swsl_ig1b_ft_in1k': ");
+    for (from, to, entry, cause) in [
+        ("arch = \"resnet18\"", "arch = \"resnet19\"", torchvision, "'resnet19' is unknown"),
+        ("name = \"resnet18.v1\"", "name = \"resnet34.v1\"", "entry 1 'resnet34.v1': ", "must be resnet18, a dot"),
+        ("name = \"resnet18.v1\"", "name = \"resnet18.\"", "entry 1 'resnet18.': ", "must be resnet18, a dot"),
+        ("name = \"resnet18.v1\"", "name = \"resnet18./v1\"", "entry 1 'resnet18./v1': ", "must be resnet18, a dot"),
+        ("name = \"resnet18.fb_swsl_ig1b_ft_in1k\"", "name = \"resnet18.v1\"", "entry 2 'resnet18.v1': ", "earlier"),
+        ("\"https://download", "\"http://download", torchvision, "must begin with https://"),
+        ("resnet18-f37072fd.pth", "..", torchvision, "must end in a file's name"),
+        ("resnet18-f37072fd.pth", "a%2Fb.pth", torchvision, "must end in a file's name"),
+        ("resnet18-f37072fd.pth", "resnet18-f37072fe.pth", torchvision, "must begin with the digits"),
+        ("sha256 = \"f37072fd\"", "sha256 = \"F37072FD\"", torchvision, "8 to 64 hexadecimal"),
+        ("sha256 = \"f37072fd\"", "sha256 = \"f37072f\"", torchvision, "8 to 64 hexadecimal"),
+        ("sha256 = \"f37072fd\"", "", torchvision, "only the Hugging Face Hub"),
+        ("mib = 44.661", "mib = -1.0", torchvision, "mib must be above 0"),
+        ("mib = 44.661", "mib = 44661.0", torchvision, "mib must be above 0"),
+        ("licence = \"CC-BY-NC-4.0\"", "licence = \"\"", timm, "no licence"),
+        ("top1 = 73.28", "top1 = 732.8", timm, "a percentage"),
+        ("resize = 256", "resize = 25", torchvision, "no larger than resize"),
+        ("crop = 224,", "crop = 224, std = [1, 0, 1],", torchvision, "std above 0"),
+        ("crop = 224,", "crop = 224, colour = 1,", torchvision, "unknown field"),
+    ] {
+        assert!(good.contains(from), "{from}");
+        let error = catalog::parse(&good.replacen(from, to, 1)).unwrap_err().to_string();
+        assert!(error.contains(entry) && error.contains(cause), "{to}: {error}");
+    }
+    let hub = "https://huggingface.co/timm/resnet18.a1_in1k/resolve/main/model.safetensors";
+    let twice = good.replacen("https://huggingface.co/timm/resnet18.a2_in1k/resolve/main/model.safetensors", hub, 1);
+    assert!(catalog::parse(&twice).is_ok(), "files of the Hub are told apart by the name of the entry");
+    assert!(catalog::parse(&good.replacen("\"https://", "\"HTTPS://", 1)).is_ok());
 }
 
 /// Runs the program with caches of its own.
@@ -162,6 +207,9 @@ fn weights_are_listed_fetched_and_found() {
     let before = list();
     assert!(names(&before).contains(&"\"resnet18.v1\"".into()) && before.iter().all(|o| o["path"].is_null()));
     assert!(run("weights list").succeeded().out.lines().count() == catalog::entries().len() + 1);
+    assert!(run("weights list --arch resnet50").succeeded().out.lines().all(|line| line.chars().count() <= 80));
+    assert!(run("weights list --present").succeeded().err.contains("weights fetch NAME"));
+    assert!(run("weights list --arch resnet20").succeeded().err.contains("for resnet20"));
     let missing = run("weights path resnet18.a1_in1k");
     assert!(missing.code == 1 && missing.err.contains("weights fetch resnet18.a1_in1k"), "{}", missing.err);
 
@@ -170,8 +218,10 @@ fn weights_are_listed_fetched_and_found() {
     assert_eq!(fetched.out.trim_end(), path.display().to_string());
     assert!(fetched.err.starts_with("fetching http://") && fs::read(&path).unwrap() == content, "{}", fetched.err);
     assert_eq!(run("weights path resnet18.a1_in1k").succeeded().out, fetched.out);
-    let again = run("weights fetch resnet18.a1_in1k --quiet").succeeded();
-    assert!(again.err.is_empty() && again.out == fetched.out && server.asked().len() == 1, "{}", again.err);
+    let again = run("weights fetch resnet18.a1_in1k resnet18.a1_in1k --quiet").succeeded();
+    assert!(again.err.is_empty() && again.out == fetched.out.repeat(2) && server.asked().len() == 1, "{}", again.err);
+    let present = run("weights list --present").succeeded().out;
+    assert!(present.lines().count() == 2 && present.contains(fetched.out.trim_end()), "{present}");
     let here: Vec<_> = list().into_iter().filter(|o| !o["path"].is_null()).collect();
     assert_eq!((names(&here), here[0]["path"].as_str()), (vec!["\"resnet18.a1_in1k\"".into()], path.to_str()));
 
@@ -230,7 +280,7 @@ fn weights_that_are_not_here_are_named_with_the_place_to_put_them_at() {
     let place = home.path().join("own/weights/resnet18-f37072fd.pth").display().to_string();
     for (flags, code, causes) in [
         ("--arch resnet18 --weights auto", 1, [place.as_str(), "download.pytorch.org/models/resnet18-f37072fd.pth"]),
-        ("--weights resnet18.v1", 1, [place.as_str(), "put it there"]),
+        ("--weights resnet18.v1", 1, [place.as_str(), "put it at"]),
         ("--weights auto", 2, ["--arch", "needs an architecture"]),
         ("--arch resnet20 --weights auto", 2, ["none for resnet20", "give a file"]),
         ("--arch resnet34 --weights resnet18.v1", 2, ["resnet18.v1 is of resnet18", "not of resnet34"]),

@@ -1,6 +1,6 @@
 //! `unfreeze weights`, and how the other commands tell of published weights.
 
-use std::time::Duration;
+use std::{mem, time::Duration};
 
 use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -14,8 +14,12 @@ use unfreeze::{
 /// Published weights: list them, fetch them, tell where they are
 ///
 /// They are looked for in `weights` of UNFREEZE_CACHE or of the user's cache folder, which they are fetched to, and in
-/// the caches of PyTorch (TORCH_HOME) and of the Hugging Face Hub (HF_HOME). HTTPS_PROXY and the like are heeded,
-/// SSL_CERT_FILE names certificates to trust instead of Mozilla's, HF_ENDPOINT a mirror of the Hub.
+/// the caches of PyTorch (TORCH_HOME) and of the Hugging Face Hub (HF_HUB_CACHE, HF_HOME). The first of HTTPS_PROXY,
+/// ALL_PROXY and HTTP_PROXY names a proxy (http, https or socks5), NO_PROXY the hosts that need none. SSL_CERT_FILE
+/// names certificates (PEM) to trust instead of Mozilla's, as networks need that open encrypted connections;
+/// HF_ENDPOINT names a mirror of the Hub.
+///
+/// For a machine without a network, fetch elsewhere with UNFREEZE_CACHE set to an empty folder, and copy that.
 #[derive(Args)]
 pub struct Weights {
     #[command(subcommand)]
@@ -37,26 +41,33 @@ struct List {
     /// Those of this architecture alone, such as resnet50
     #[arg(long)]
     arch: Option<Arch>,
+    /// Those alone whose file is here
+    #[arg(long)]
+    present: bool,
     /// Print one JSON object per line: name, arch, top1 (percent), mib, licence, transforms (resize, crop,
     /// interpolation, mean, std), url, sha256 (or its first digits), path (null where the file is not here)
     #[arg(long)]
     json: bool,
 }
 
-/// Fetch the file of published weights, unless it is here already, and print where it is
+/// Fetch the files of published weights, unless they are here already, and print where each is
 ///
-/// What is fetched is verified by its SHA-256. A download that was interrupted goes on from where it ended.
+/// What is fetched is verified by its SHA-256, which is noted beside it in NAME.sha256 (`sha256sum --check` reads it). A
+/// file that is here already is verified too, and fetched again where it is damaged; so it is whenever weights are used
+/// by their name. A download that was interrupted goes on from where it ended.
 #[derive(Args)]
 struct Fetch {
-    /// A name of `unfreeze weights list`, such as resnet50.v2
-    #[arg(value_parser = catalog::entry)]
-    name: &'static Entry,
+    /// Names of `unfreeze weights list`, such as resnet50.v2
+    #[arg(required = true, value_parser = catalog::entry)]
+    names: Vec<&'static Entry>,
     /// Print nothing but errors and the path
     #[arg(long, short)]
     quiet: bool,
 }
 
 /// Print where the file of published weights is; the exit status is 1 if it is not here
+///
+/// Its content is not looked at.
 #[derive(Args)]
 struct Path {
     /// A name of `unfreeze weights list`, such as resnet50.v2
@@ -69,8 +80,10 @@ impl Weights {
         let folders = Folders::of_user()?;
         match self.command {
             Command::List(list) => list.run(&folders),
-            Command::Fetch(Fetch { name, quiet }) => {
-                outln!("{}", name.obtain(&folders, &mut teller(quiet))?.display());
+            Command::Fetch(Fetch { names, quiet }) => {
+                for name in names {
+                    outln!("{}", name.obtain(&folders, &mut teller(quiet))?.display());
+                }
             }
             Command::Path(Path { name }) => match name.find(&folders) {
                 Some(path) => outln!("{}", path.display()),
@@ -91,22 +104,29 @@ impl Weights {
 
 impl List {
     fn run(&self, folders: &Folders) {
-        let entries = || catalog::entries().iter().filter(|entry| self.arch.is_none_or(|arch| arch == entry.arch));
-        let width = entries().map(|entry| entry.name.len()).max().unwrap_or(0);
-        if !self.json {
-            outln!("{:<width$}  {:>6}  {:>9}  {:<12}  {:<20}  file", "name", "top-1", "MiB", "licence", "transforms");
-        }
-        for entry in entries() {
-            let path = entry.find(folders);
-            if self.json {
+        let entries = catalog::entries().iter().filter(|entry| self.arch.is_none_or(|arch| arch == entry.arch));
+        let found = entries.map(|entry| (entry, entry.find(folders)));
+        let found: Vec<_> = found.filter(|(_, path)| !self.present || path.is_some()).collect();
+        if self.json {
+            for (entry, path) in found {
                 let listed = Listed { entry, path: path.map(|path| path.display().to_string()) };
                 outln!("{}", serde_json::to_string(&listed).expect("it is of strings and numbers"));
-                continue;
             }
+            return;
+        }
+        let Some(width) = found.iter().map(|(entry, _)| entry.name.len()).max() else {
+            match (self.present, self.arch) {
+                (true, _) => errln!("none of them is here; `unfreeze weights fetch NAME` fetches one"),
+                (false, arch) => errln!("none is published for {}", arch.map_or("", Arch::name)),
+            }
+            return;
+        };
+        outln!("{:<width$} top-1   MiB  {:<12} {:<15} file", "name", "licence", "transforms");
+        for (entry, path) in found {
             let mib = entry.mib.map_or("-".into(), |mib| format!("{mib:.1}"));
             let path = path.map_or("-".into(), |path| path.display().to_string());
             let (name, top1, licence) = (&entry.name, entry.top1, &entry.licence);
-            outln!("{name:<width$}  {top1:>6.2}  {mib:>9}  {licence:<12}  {:<20}  {path}", transforms(entry));
+            outln!("{name:<width$} {top1:>5.2} {mib:>5}  {licence:<12} {:<15} {path}", transforms(entry));
         }
     }
 }
@@ -122,7 +142,7 @@ struct Listed<'a> {
 fn transforms(entry: &Entry) -> String {
     let transforms = &entry.transforms;
     let filter = if transforms.interpolation == Interpolation::Bicubic { " bicubic" } else { "" };
-    format!("{} → {}{filter}", transforms.resize, transforms.crop)
+    format!("{}→{}{filter}", transforms.resize, transforms.crop)
 }
 
 /// What is said of published weights when they are used.
@@ -143,11 +163,19 @@ pub fn teller(quiet: bool) -> impl FnMut(Fetching) {
     let bar = if quiet { ProgressBar::hidden() } else { ProgressBar::no_length() };
     let style = "{wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta:>5}";
     bar.set_style(ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar()));
+    // What is there already has taken no time now.
+    let mut begins = true;
     move |event| {
         let note = match event {
             Fetching::Progress { done, total } => {
+                if begins {
+                    bar.reset();
+                }
                 total.inspect(|&total| bar.set_length(total));
                 bar.set_position(done);
+                if mem::take(&mut begins) {
+                    bar.reset_eta();
+                }
                 if total == Some(done) {
                     bar.finish_and_clear();
                 }
@@ -159,9 +187,14 @@ pub fn teller(quiet: bool) -> impl FnMut(Fetching) {
             }
             Fetching::Waiting { path } => format!("waiting for another process that fetches {}", path.display()),
             Fetching::PassedOver { path, reason } => format!("note: {} is left aside: {reason}", path.display()),
-            Fetching::Resuming { reason } => format!("note: {reason}; going on from there"),
+            Fetching::Resuming { reason, pause } if pause >= Duration::from_secs(1) => {
+                format!("note: {reason}; going on in {} s", pause.as_secs())
+            }
+            Fetching::Resuming { reason, .. } => format!("note: {reason}; going on from there"),
+            Fetching::Afresh { reason } => format!("note: {reason}; beginning again"),
             _ => return,
         };
+        begins = true;
         if !quiet {
             bar.suspend(|| errln!("{note}"));
         }

@@ -17,7 +17,10 @@ use unfreeze::{
     checkpoint::catalog::{self, Entry, Fetching, Folders},
 };
 
-use crate::server::{Server, answer, cut, file, serve};
+use crate::{
+    common::program::names,
+    server::{Server, answer, cut, file, serve, serve_at_once},
+};
 
 /// The SHA-256 of `content()`, by Python's hashlib.
 const HASH: &str = "f8d50b7bfd275bc87e10b9cd1398f0fdd104898fb021767fe71cd7964aeabf4f";
@@ -26,13 +29,11 @@ fn content() -> Vec<u8> {
     (0..100_000_u64).map(|i| ((i * i * 31 + i) / 7 % 251) as u8).collect()
 }
 
+/// An entry for a server without encryption, which no catalogue may name.
 fn entry(url: &str, sha256: Option<&str>) -> Entry {
-    let sha256 = sha256.map_or(String::new(), |hash| format!("sha256 = '{hash}'"));
-    let text = format!(
-        "[[weights]]\nname = 'resnet18.test'\narch = 'resnet18'\nurl = '{url}'\n{sha256}\nlicence = 'MIT'\ntop1 = 50\n\
-         transforms = {{ resize = 256, crop = 224, interpolation = 'bilinear' }}"
-    );
-    catalog::parse(&text).unwrap().remove(0)
+    let mut entry = catalog::entry("resnet18.v1").unwrap().clone();
+    (entry.name, entry.url, entry.sha256) = ("resnet18.test".into(), url.into(), sha256.map(Into::into));
+    entry
 }
 
 /// Empty folders.
@@ -66,11 +67,14 @@ impl Home {
         entry(&format!("{}/models/w.pth", server.address), Some(&HASH[..8])).obtain(&self.folders, &mut |_| {})
     }
 
+    /// The file lies there with the note of its hash, and nothing else but the folder of locks.
     #[track_caller]
     fn holds_the_file(&self, path: &Path) {
         assert!(fs::read(path).unwrap() == content());
-        let left = fs::read_dir(&self.folders.own).unwrap().map(|file| file.unwrap().path());
-        assert_eq!(left.collect::<Vec<_>>(), [path]);
+        let name = path.file_name().unwrap().to_str().unwrap();
+        let note = format!("{name}.sha256");
+        assert_eq!(names(&self.folders.own), [".locks", name, &note]);
+        assert_eq!(fs::read_to_string(self.own(&note)).unwrap(), format!("{HASH}  {name}\n"));
     }
 }
 
@@ -143,8 +147,50 @@ fn a_server_without_ranges_sends_all_again() {
         let all = answer("200 OK", &["Last-Modified: Sat, 28 Nov 2020 10:00:00 GMT"], &content());
         if number == 0 { cut(all, 30_000) } else { all }
     });
-    home.holds_the_file(&home.fetch(&server).unwrap());
+    let (mut last, mut told) = (0, Vec::new());
+    let tell = &mut |event: Fetching| match event {
+        Fetching::Progress { done, .. } => {
+            assert!(done >= last || told.last() == Some(&"afresh"), "{done} after {last}, {told:?}");
+            last = done;
+        }
+        Fetching::Resuming { .. } => told.push("resuming"),
+        Fetching::Afresh { .. } => told.push("afresh"),
+        _ => {}
+    };
+    let entry = entry(&format!("{}/models/w.pth", server.address), Some(HASH));
+    home.holds_the_file(&entry.obtain(&home.folders, tell).unwrap());
+    assert_eq!(told, ["resuming", "afresh"]);
     assert_eq!(server.asked()[1].header("if-range"), Some("Sat, 28 Nov 2020 10:00:00 GMT"));
+}
+
+#[test]
+fn a_busy_server_is_asked_again_but_not_for_ever() {
+    let busy = |times: usize, status: &'static str, after: &'static str| {
+        serve(move |number, request| match number < times {
+            true => answer(status, &[&format!("Retry-After: {after}")], b"later"),
+            false => file(request, &content(), "\"a\""),
+        })
+    };
+    let (home, server) = (home(), busy(2, "429 Too Many Requests", "0"));
+    home.holds_the_file(&home.fetch(&server).unwrap());
+    for (status, after, requests) in
+        [("503 Service Unavailable", "0", 5), ("503 Service Unavailable", "3600", 1), ("404 Not Found", "0", 1)]
+    {
+        let (home, server) = (self::home(), busy(100, status, after));
+        let error = home.fetch(&server).unwrap_err().to_string();
+        assert!(error.contains(status), "{error}");
+        assert_eq!(server.asked().len(), requests, "{status}, {after}");
+        assert_eq!(names(&home.folders.own), [".locks"]);
+    }
+}
+
+#[test]
+fn what_lies_in_the_place_of_the_file_is_not_fetched_over() {
+    let (home, server) = (home(), serve(|_, request| file(request, &content(), "\"a\"")));
+    fs::create_dir_all(home.own("w.pth")).unwrap();
+    let error = home.fetch(&server).unwrap_err().to_string();
+    assert!(error.starts_with(&home.own("w.pth").display().to_string()) && error.contains("remove it"), "{error}");
+    assert!(server.asked().is_empty());
 }
 
 #[test]
@@ -158,15 +204,12 @@ fn what_is_not_the_published_file_is_not_kept() {
         let place = home.own("w.pth").display().to_string();
         let url = format!("download {}/models/w.pth", server.address);
         assert!(text.starts_with(&place) && text.contains(&url), "{text}");
-        assert!(!home.own("w.pth").exists() && !home.own("w.pth.part.etag").exists());
-        let part = fs::metadata(home.own("w.pth.part"));
-        assert!(part.is_ok_and(|part| part.len() == 0));
+        assert_eq!(names(&home.folders.own), [".locks"]);
     };
     // Of a thousand bytes, by Python's hashlib.
     let short = serve(|_, request| file(request, &content()[..1000], "\"a\""));
     fails(&short, "sha256 is 279dc07ae0ffaa20184a8d6be90ba417db5b28c8b5576ecde1b4515ad860f1fc, not f8d50b7b");
     fails(&serve(|_, _| answer("404 Not Found", &[], b"gone")), "404 Not Found");
-    fails(&serve(|_, _| answer("503 Service Unavailable", &[], b"")), "503 Service Unavailable");
     fails(&serve(|_, _| b"no HTTP at all\r\n\r\n".to_vec()), "/models/w.pth: ");
     fails(&serve(|_, _| Vec::new()), "/models/w.pth: ");
     fails(&serve(|_, _| answer("200 OK", &["Content-Length: 5000000000"], b"x")), "more than a checkpoint can be");
@@ -176,12 +219,15 @@ fn what_is_not_the_published_file_is_not_kept() {
     );
     fails(&serve(|_, _| answer("302 Found", &["Location: /models/w.pth"], b"")), "more than 10 redirects");
     fails(&serve(|_, _| answer("302 Found", &[], b"")), "redirects to nowhere");
-    fails(&serve(|_, _| answer("302 Found", &["Location: file:///etc/passwd"], b"")), "file:///etc/passwd: ");
+    fails(
+        &serve(|_, _| answer("302 Found", &["Location: file:///etc/passwd"], b"")),
+        "'file:///etc/passwd' is no address of HTTP",
+    );
     fails(&Server::gone(), "/models/w.pth: ");
 }
 
 #[test]
-fn the_hash_is_the_one_that_the_first_server_tells() {
+fn the_hash_is_the_one_that_the_server_asked_tells() {
     let (told, other) =
         (format!("X-Linked-Etag: \"{HASH}\""), format!("X-Linked-Etag: \"{}\"", HASH.replace('f', "0")));
     let server = serve(move |_, request| match request.path.as_str() {
@@ -192,16 +238,81 @@ fn the_hash_is_the_one_that_the_first_server_tells() {
             answer("302 Found", &[other.as_str(), "Location: /stored?as=http://x/y"], b"")
         }
         "/stored?as=http://x/y" => file(request, &content(), "\"a\""),
-        "/untold/model.safetensors" => answer("200 OK", &["X-Linked-Etag: \"git-object\""], &content()),
         path => answer("404 Not Found", &[], path.as_bytes()),
     });
     let home = home();
     let fetch = |path: &str| entry(&format!("{}{path}", server.address), None).obtain(&home.folders, &mut |_| {});
     home.holds_the_file(&fetch("/a/model.safetensors").unwrap());
     fs::remove_file(home.own("model.safetensors")).unwrap();
-    let error = fetch("/untold/model.safetensors").unwrap_err().to_string();
-    assert!(error.contains("does not tell the file's sha256"), "{error}");
-    assert!(!home.own("model.safetensors").exists());
+    fs::remove_file(home.own("model.safetensors.sha256")).unwrap();
+    let away = serve(move |_, _| {
+        let elsewhere = format!("Location: {}/a/model.safetensors", server.address);
+        answer("302 Found", &[&elsewhere], b"")
+    });
+    let untold = serve(|_, _| answer("200 OK", &["X-Linked-Etag: \"git-object\""], &content()));
+    for server in [away, untold] {
+        let entry = entry(&format!("{}/model.safetensors", server.address), None);
+        let error = entry.obtain(&home.folders, &mut |_| {}).unwrap_err().to_string();
+        assert!(error.contains("does not tell the file's sha256"), "{error}");
+        assert_eq!(names(&home.folders.own), [".locks"]);
+    }
+}
+
+#[test]
+fn a_file_is_compared_with_the_hash_that_was_noted() {
+    let told = format!("X-Linked-Etag: \"{HASH}\"");
+    let server = serve(move |_, _| answer("200 OK", &[&told], &content()));
+    let home = home();
+    let entry = entry(&format!("{}/model.safetensors", server.address), None);
+    let (path, note) = (home.own("model.safetensors"), home.own("model.safetensors.sha256"));
+    let obtain = || {
+        let mut left = Vec::new();
+        let tell = &mut |event: Fetching| {
+            if let Fetching::PassedOver { reason, .. } = event {
+                left.push(reason.to_string());
+            }
+        };
+        assert_eq!(entry.obtain(&home.folders, tell).unwrap(), path);
+        (left, server.asked().len())
+    };
+    assert_eq!(obtain(), (vec![], 1));
+    assert_eq!(obtain(), (vec![], 1));
+    for damage in [&path, &note] {
+        fs::write(damage, b"damaged").unwrap();
+        let before = server.asked().len();
+        let (left, asked) = obtain();
+        assert!(left.len() == 1 && left[0].contains("sha256") && asked == before + 1, "{left:?}");
+        home.holds_the_file(&path);
+    }
+    // As other programs write it; and without any, put there by hand.
+    fs::write(&note, format!("SHA256 (model.safetensors) = {}\n", HASH.to_uppercase())).unwrap();
+    assert_eq!(obtain(), (vec![], 3));
+    fs::write(&path, b"another").unwrap();
+    fs::remove_file(&note).unwrap();
+    assert_eq!(obtain(), (vec![], 3));
+}
+
+/// As on a file system that knows none.
+#[test]
+fn without_locks_each_fetches_the_file() {
+    let (home, started) = (home(), Barrier::new(2));
+    fs::create_dir_all(&home.folders.own).unwrap();
+    fs::write(home.own(".locks"), b"").unwrap();
+    let requests = Arc::new(Barrier::new(2));
+    let server = serve_at_once(move |_, request| {
+        requests.wait();
+        file(request, &content(), "\"a\"")
+    });
+    thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                started.wait();
+                assert!(fs::read(home.fetch(&server).unwrap()).unwrap() == content());
+            });
+        }
+    });
+    home.holds_the_file(&home.own("w.pth"));
+    assert_eq!(server.asked().len(), 2);
 }
 
 #[test]

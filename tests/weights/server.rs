@@ -40,8 +40,7 @@ pub struct Server {
 impl Server {
     /// One that has gone away.
     pub fn gone() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        Self { address: format!("http://{}", listener.local_addr().unwrap()), asked: Arc::default() }
+        listening().0
     }
 
     /// What it was asked so far.
@@ -52,21 +51,71 @@ impl Server {
 
 /// Serves what `answer` says to the request of this number, from 0: bytes, after which the connection is closed.
 pub fn serve(answer: impl Fn(usize, &Request) -> Vec<u8> + Send + 'static) -> Server {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = format!("http://{}", listener.local_addr().unwrap());
-    let asked = Arc::new(Mutex::new(Vec::new()));
-    let log = Arc::clone(&asked);
+    let (server, listener) = listening();
+    let log = Arc::clone(&server.asked);
     thread::spawn(move || {
         for mut stream in listener.incoming().map_while(Result::ok) {
             let Some(request) = Request::read(&stream) else { continue };
-            let mut log = log.lock().unwrap();
-            let answer = answer(log.len(), &request);
-            log.push(request);
-            drop(log);
-            let _ = stream.write_all(&answer);
+            let number = noted(&log, &request);
+            let _ = stream.write_all(&answer(number, &request));
         }
     });
-    Server { address, asked }
+    server
+}
+
+/// The same, where requests are answered side by side.
+pub fn serve_at_once(answer: impl Fn(usize, &Request) -> Vec<u8> + Send + Sync + 'static) -> Server {
+    let (server, listener) = listening();
+    let (log, answer) = (Arc::clone(&server.asked), Arc::new(answer));
+    thread::spawn(move || {
+        for mut stream in listener.incoming().map_while(Result::ok) {
+            let (log, answer) = (Arc::clone(&log), Arc::clone(&answer));
+            thread::spawn(move || {
+                let Some(request) = Request::read(&stream) else { return };
+                let number = noted(&log, &request);
+                let _ = stream.write_all(&answer(number, &request));
+            });
+        }
+    });
+    server
+}
+
+/// A proxy that answers itself what is asked through its tunnels, by `answer`, if `accept` accepts the tunnel; else it
+/// answers 407.
+pub fn proxy(
+    accept: impl Fn(&Request) -> bool + Send + 'static,
+    answer: impl Fn(&Request) -> Vec<u8> + Send + 'static,
+) -> Server {
+    let (server, listener) = listening();
+    let log = Arc::clone(&server.asked);
+    thread::spawn(move || {
+        for mut stream in listener.incoming().map_while(Result::ok) {
+            let Some(tunnel) = Request::read(&stream) else { continue };
+            noted(&log, &tunnel);
+            if !accept(&tunnel) {
+                let _ = stream.write_all(b"HTTP/1.1 407 Proxy Authentication Required\r\n\r\n");
+                continue;
+            }
+            let _ = stream.write_all(b"HTTP/1.1 200 Connection established\r\n\r\n");
+            let Some(request) = Request::read(&stream) else { continue };
+            noted(&log, &request);
+            let _ = stream.write_all(&answer(&request));
+        }
+    });
+    server
+}
+
+fn listening() -> (Server, TcpListener) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = format!("http://{}", listener.local_addr().unwrap());
+    (Server { address, asked: Arc::default() }, listener)
+}
+
+/// Remembers the request, and gives it its number.
+fn noted(log: &Mutex<Vec<Request>>, request: &Request) -> usize {
+    let mut log = log.lock().unwrap();
+    log.push(request.clone());
+    log.len() - 1
 }
 
 /// An answer of this status and these headers, a length among them if it has a body.
