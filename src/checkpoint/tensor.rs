@@ -141,6 +141,22 @@ impl FileTensor {
         &self.bytes
     }
 
+    /// A matrix with rows and columns exchanged.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if it is none.
+    pub(super) fn transposed(&self) -> Result<Self> {
+        let &[rows, columns] = self.shape.as_slice() else {
+            return Err(Error::shape("checkpoint tensor", format!("{:?} is no matrix", self.shape)));
+        };
+        let size = self.dtype.size();
+        let element = |row: usize, column: usize| &self.bytes[(row * columns + column) * size..][..size];
+        let turned = (0..columns).flat_map(|column| (0..rows).flat_map(move |row| element(row, column)));
+        let mut bytes = Vec::with_capacity(self.bytes.len());
+        bytes.extend(turned);
+        Self::new(self.dtype, vec![columns, rows], bytes)
+    }
+
     /// The elements as `f32`, rounded where the type is wider. A value beyond the range of `f32` becomes infinite.
     pub fn to_f32(&self) -> Vec<f32> {
         match self.dtype {

@@ -43,13 +43,54 @@ def random_network(arch):
     return model.eval()
 
 
+def with_fastai_2_head(network):
+    """The network with the head of fastai 2 (vision/learner.py, create_head; layers.py, LinBnDrop), made smaller."""
+    import torch
+    from torch import nn
+
+    class AdaptiveConcatPool2d(nn.Module):
+        def forward(self, x):
+            pools = [nn.functional.adaptive_max_pool2d(x, 1), nn.functional.adaptive_avg_pool2d(x, 1)]
+            return torch.cat(pools, 1)
+
+    class Network(nn.Module):
+        """Names as this engine has them."""
+
+        def __init__(self):
+            super().__init__()
+            self.body = network
+            features = network.fc.in_features
+            network.avgpool = network.fc = nn.Identity()
+            self.head = nn.Sequential(
+                AdaptiveConcatPool2d(), nn.BatchNorm1d(2 * features), nn.Dropout(0.25), nn.Linear(2 * features, 24, bias=False),
+                nn.ReLU(), nn.BatchNorm1d(24), nn.Dropout(0.5), nn.Linear(24, 3, bias=False))
+            # This engine counts dropout and ReLU alike: head.1, head.3, head.5, head.7.
+            for layer in self.head:
+                if isinstance(layer, nn.BatchNorm1d):
+                    for value in [layer.weight.data, layer.bias.data, layer.running_mean, layer.running_var]:
+                        nn.init.uniform_(value, 0.5, 1.5)
+
+        def forward(self, x):
+            for name, layer in self.body.named_children():
+                x = layer(x)
+            pool, *rest = self.head
+            return nn.Sequential(*rest)(pool(x).flatten(1))
+
+    return Network().eval()
+
+
+def state_of(model):
+    """Under this engine's names."""
+    return {name.removeprefix("body."): tensor for name, tensor in model.state_dict().items()}
+
+
 def folded(model):
     """torchvision's names of what is left of each layer, and its values."""
     import torch
     from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-    modules = dict(model.named_modules())
-    values = {name: tensor for name, tensor in model.state_dict().items() if name.startswith("fc.")}
+    modules = {name.removeprefix("body."): module for name, module in model.named_modules()}
+    values = {name: tensor for name, tensor in state_of(model).items() if name.startswith(("fc.", "head."))}
     for name, module in modules.items():
         if isinstance(module, torch.nn.Conv2d):
             norm = name.replace("conv", "bn").replace("downsample.0", "downsample.1")
@@ -63,27 +104,34 @@ def fixtures(folder):
 
     folder = pathlib.Path(folder)
     expected = {}
-    for arch, kind in [
-        ("resnet18", "torchscript-folded"),
-        ("resnet18", "torchscript-training"),
-        ("resnet18", "dynamo"),
-        ("resnet50", "torchscript-folded"),
+    for arch, head, kind in [
+        ("resnet18", "", "torchscript-folded"),
+        ("resnet18", "", "torchscript-training"),
+        ("resnet18", "", "dynamo"),
+        ("resnet50", "", "torchscript-folded"),
+        ("resnet18", "fastai2-", "torchscript-folded"),
+        ("resnet18", "fastai2-", "torchscript-kept"),
+        ("resnet18", "fastai2-", "dynamo"),
     ]:
         network = random_network(arch)
+        network = with_fastai_2_head(network) if head else network
         with tempfile.TemporaryDirectory() as temporary:
             export(network, kind, f"{temporary}/{arch}.onnx")
             model = onnx.load(f"{temporary}/{arch}.onnx")
-        keeps = any(node.op_type == "BatchNormalization" for node in model.graph.node)
-        values = network.state_dict() if keeps else folded(network)
+        # A head keeps its own: nothing is before it that it could be folded into.
+        keeps = sum(node.op_type == "BatchNormalization" for node in model.graph.node) > 2
+        values = state_of(network) if keeps else folded(network)
         values = {name: value.detach().numpy() for name, value in values.items() if value.dim() > 0}
 
-        found = {}
+        found, transposed = {}, []
         for tensor in model.graph.initializer:
             array = onnx.numpy_helper.to_array(tensor)
-            same = lambda value: value.shape == array.shape and numpy.allclose(value, array, rtol=1e-4, atol=1e-6)
-            names = [name for name, value in values.items() if same(value)]
-            assert len(names) <= 1, names
-            found.update((name, tensor.name) for name in names)
+            same = lambda value, array: value.shape == array.shape and numpy.allclose(value, array, rtol=1e-4, atol=1e-6)
+            names = [name for name, value in values.items() if same(value, array)]
+            turned = [name for name, value in values.items() if array.ndim == 2 and same(value, array.T)]
+            assert len(names + turned) <= 1, names + turned
+            found.update((name, tensor.name) for name in names + turned)
+            transposed += turned
         assert found.keys() == values.keys(), values.keys() - found.keys()
 
         # Where the exporter ran, and what only readers of the graph need.
@@ -92,7 +140,7 @@ def fixtures(folder):
             part.ClearField("doc_string")
             part.ClearField("metadata_props")
         del graph.value_info[:]
-        name = f"{arch}-{kind}.onnx"
+        name = f"{arch}-{head}{kind}.onnx"
         with tempfile.TemporaryDirectory() as temporary:
             onnx.save(model, f"{temporary}/{name}", save_as_external_data=True, location="weights.data", size_threshold=64)
             length = os.path.getsize(f"{temporary}/weights.data")
@@ -100,7 +148,8 @@ def fixtures(folder):
         stored = onnx.load(folder / name, load_external_data=False)
         place = {t.name: int({e.key: e.value for e in t.external_data}["offset"]) for t in stored.graph.initializer
                  if t.name in found.values()}
-        expected[name] = {"length": length, "offsets": {ours: place[theirs] for ours, theirs in sorted(found.items())}}
+        expected[name] = {"length": length, "transposed": transposed,
+                          "offsets": {ours: place[theirs] for ours, theirs in sorted(found.items())}}
     (folder / "expected.json").write_text(json.dumps(expected, separators=(",", ":")) + "\n")
 
 

@@ -53,6 +53,11 @@ impl Node {
         }
     }
 
+    /// The attribute `name`, if it is a list.
+    pub fn ints(&self, name: &str) -> Option<&[i64]> {
+        self.attributes.get(name).map(|attribute| attribute.ints.as_slice())
+    }
+
     /// Whether padding is as the attribute `pads` says.
     pub fn pads_explicitly(&self) -> bool {
         self.attributes.get("auto_pad").is_none_or(|attribute| matches!(attribute.text.as_str(), "" | "NOTSET"))

@@ -37,7 +37,9 @@ const MAX_BIAS: usize = 1 << 16;
 pub(super) enum Origin {
     /// The file.
     Stored(OnnxTensor),
-    /// Batchnorm that the file does not have any more: as many equal numbers.
+    /// The file, where it is a matrix with rows and columns exchanged.
+    Transposed(OnnxTensor),
+    /// Batchnorm that the file does not have any more, or a bias that it never had: as many equal numbers.
     Constant(f32, usize),
 }
 
@@ -50,6 +52,10 @@ impl Origin {
         Ok(match self {
             Origin::Stored(tensor) => {
                 StoredTensor::new(tensor.known_dtype()?, tensor.shape.clone(), move || tensor.load())
+            }
+            Origin::Transposed(tensor) => {
+                let shape = tensor.shape.iter().rev().copied().collect();
+                StoredTensor::new(tensor.known_dtype()?, shape, move || tensor.load()?.transposed())
             }
             Origin::Constant(value, count) => StoredTensor::new(FileDtype::F32, vec![count], move || {
                 FileTensor::from_f32(vec![count], vec![value; count])
@@ -164,6 +170,47 @@ impl<'a> View<'a> {
         self.user(value, &[op]).ok_or_else(|| format!("there is no {op} after {value}")).and_then(output)
     }
 
+    /// The linear layer on `x`, which may be transposed, and have its bias in a node of its own or none.
+    fn linear(&self, x: &str, inputs: usize) -> Step<Linear<'a>> {
+        let node = self.user(x, &["Gemm", "MatMul"]).ok_or("there is no linear layer")?;
+        let is_gemm = node.op == "Gemm";
+        let is_plain = node.int("transA", 0) == 0 && node.float("alpha", 1.0) == 1.0 && node.float("beta", 1.0) == 1.0;
+        let name = self.input(node, 1).filter(|_| is_plain && self.input(node, 0) == Some(x));
+        let name = name.ok_or("a linear layer is of another form")?;
+        let before = self.graph.nodes.iter().find(|node| node.outputs.iter().any(|output| output == name));
+        let turned = before.filter(|node| node.op == "Transpose" && matches!(node.ints("perm"), None | Some([1, 0])));
+        let weight = match turned {
+            Some(node) => self.tensor(node, 0),
+            None => self.graph.tensors.get(name),
+        };
+        let weight = weight.ok_or("a linear layer lacks its weight")?;
+        // As a product with the weight on its left, or its transpose.
+        let is_transposed = (is_gemm && node.int("transB", 0) == 1) == turned.is_some();
+        let outputs = match (weight.shape.as_slice(), is_transposed) {
+            (&[from, to], true) | (&[to, from], false) if from == inputs => to,
+            _ => return Err("a linear layer is of another form".into()),
+        };
+        let weight = if is_transposed { Origin::Transposed } else { Origin::Stored }(weight.clone());
+
+        let add = self.user(output(node)?, &["Add"]).filter(|_| !is_gemm);
+        let given = match add {
+            Some(add) => {
+                [0, 1].into_iter().find_map(|position| self.tensor(add, position)).ok_or("no bias is added")?.into()
+            }
+            None if is_gemm => self
+                .input(node, 2)
+                .map(|name| self.graph.tensors.get(name).ok_or("a linear layer lacks its bias"))
+                .transpose()?,
+            None => None,
+        };
+        let bias = match given {
+            Some(bias) if bias.shape == [outputs] => Origin::Stored(bias.clone()),
+            Some(_) => return Err("a linear layer has a bias of another shape".into()),
+            None => Origin::Constant(0.0, outputs),
+        };
+        Ok(Linear { weight, bias, outputs, value: output(add.unwrap_or(node))? })
+    }
+
     /// `value` after operators that keep the order of features.
     fn reshaped(&self, value: &'a str) -> &'a str {
         let next = |value: &&'a str| self.user(value, &RESHAPING)?.outputs.first().map(String::as_str);
@@ -191,6 +238,15 @@ impl<'a> View<'a> {
         let values = (tensor.elements() <= 16).then(|| tensor.load().ok())??;
         Some(bytemuck::pod_collect_to_vec(values.bytes()))
     }
+}
+
+/// A linear layer.
+struct Linear<'a> {
+    weight: Origin,
+    bias: Origin,
+    outputs: usize,
+    /// Its output.
+    value: &'a str,
 }
 
 /// What has been found on the way.
@@ -283,14 +339,7 @@ impl<'a> Walk<'a> {
         for index in 0..MAX_LAYERS {
             let norm = view.user(x, &["BatchNormalization"]);
             let value = norm.map_or(Ok(x), output)?;
-            let linear = view.user(value, &["Gemm"]).ok_or("there is no linear layer")?;
-            let (weight, bias) =
-                view.tensor(linear, 1).zip(view.tensor(linear, 2)).ok_or("a linear layer lacks a tensor")?;
-            let outputs = bias.elements();
-            let transposed = [linear.int("transA", 0), linear.int("transB", 0)] == [0, 1];
-            if !transposed || weight.shape != [outputs, inputs] || bias.shape != [outputs] {
-                return Err("a linear layer is of another form".into());
-            }
+            let Linear { weight, bias, outputs, value } = view.linear(value, inputs)?;
             let name = match concat {
                 None if norm.is_none() && index == 0 => "fc".into(),
                 None => return Err("the head is neither torchvision's nor fastai's".into()),
@@ -299,9 +348,7 @@ impl<'a> Walk<'a> {
                     format!("head.{}", 4 * index + 3)
                 }
             };
-            self.tensors.insert(format!("{name}.weight"), Origin::Stored(weight.clone()));
-            self.tensors.insert(format!("{name}.bias"), Origin::Stored(bias.clone()));
-            let value = output(linear)?;
+            self.tensors.extend([(format!("{name}.weight"), weight), (format!("{name}.bias"), bias)]);
             match view.user(value, &["Relu"]) {
                 Some(relu) => (x, inputs) = (output(relu)?, outputs),
                 None if view.users(value).iter().all(|node| ENDS.contains(&node.op.as_str())) => return Ok(()),
