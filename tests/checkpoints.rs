@@ -12,8 +12,12 @@ mod conversion;
 mod hostile;
 #[path = "checkpoints/loading.rs"]
 mod loading;
+#[path = "checkpoints/models.rs"]
+mod models;
 #[path = "checkpoints/onnx.rs"]
 mod onnx;
+#[path = "checkpoints/onnx_graphs.rs"]
+mod onnx_graphs;
 #[path = "checkpoints/originals.rs"]
 mod originals;
 #[path = "checkpoints/pickles.rs"]

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::names::{LISTED, listed, nearest, short_name};
 use crate::nn::{Arch, HeadSpec};
 
 /// Shapes by name, as files have them.
@@ -12,7 +13,8 @@ const UNSUPPORTED: [(&str, &str); 4] = [
     ("conv1.0.weight", "a stem of three convolutions: a ResNet-C or -D, as timm's resnet50d, which is not supported"),
     (".se.", "squeeze and excitation: an SE-ResNet, which is not supported"),
     ("stages.0.blocks.0.", "a ResNet with activations first, as timm's resnetv2_50, which is not supported"),
-    ("encoder.stages.0.layers.0.", "the names of transformers' ResNets, which are not supported"),
+    // As they are without the prefixes `resnet.` and `encoder.`.
+    ("stages.0.layers.0.layer.0.convolution", "the names of transformers' ResNets, which are not supported"),
 ];
 
 /// The architecture whose convolutions are exactly those of `shapes`.
@@ -33,23 +35,23 @@ fn convolutions(shapes: &Shapes) -> impl Iterator<Item = (&str, &[usize])> {
 /// Why `shapes` are of no known architecture: which one is the nearest, and what it lacks of it or what else it is.
 pub(super) fn describe(shapes: &BTreeMap<String, Vec<usize>>) -> String {
     let known = Arch::ALL.map(Arch::name).join(", ");
-    let mut text =
-        format!("holds none of the known architectures ({known}); `unfreeze inspect FILE` lists its tensors");
+    let text = format!("holds none of the known architectures ({known}); `unfreeze inspect FILE` lists its tensors");
+    likeness(shapes).map_or(text.clone(), |likeness| format!("{text}\n  {likeness}"))
+}
+
+/// What `shapes` of no known architecture are like, if they are like anything.
+pub(super) fn likeness(shapes: &Shapes) -> Option<String> {
     if let Some((sign, what)) = UNSUPPORTED.iter().find(|(part, _)| shapes.keys().any(|name| name.contains(part))) {
-        return format!("{text}\n  tensors with '{sign}' in their names are of {what}");
+        return Some(format!("tensors with '{sign}' in their names are of {what}"));
     }
     let likeness = |arch: &Arch| {
         let expected = arch.convolutions();
         let same = expected.iter().filter(|(name, shape)| shapes.get(name) == Some(shape)).count();
         (same * 1000 / expected.len(), same, expected.len())
     };
-    if let Some(arch) = Arch::ALL.into_iter().max_by_key(likeness) {
-        let (_, same, of) = likeness(&arch);
-        if same > 0 {
-            text += &format!("\n  the nearest is {arch}: {same} of its {of} convolutions are there in the same shape");
-        }
-    }
-    text
+    let arch = Arch::ALL.into_iter().max_by_key(likeness)?;
+    let (_, same, of) = likeness(&arch);
+    (same > 0).then(|| format!("the nearest is {arch}: {same} of its {of} convolutions are there in the same shape"))
 }
 
 /// Name and shape of every tensor of `arch` with such a head for `classes`, as torchvision's and this engine's files
@@ -74,6 +76,41 @@ pub(super) fn tensors_of(arch: Arch, head: &HeadSpec, classes: usize) -> Shapes 
         shapes.insert(format!("{name}.bias"), vec![outputs]);
     }
     shapes
+}
+
+/// Biases that a head of this kind may lack, and their lengths: fastai 2 has none in its head, since batchnorm comes
+/// before each linear layer.
+pub(super) fn optional_biases(arch: Arch, head: &HeadSpec, classes: usize) -> BTreeMap<String, usize> {
+    match head {
+        HeadSpec::Linear => BTreeMap::new(),
+        _ => head.plan(arch.features(), classes).into_iter().map(|(name, _, n)| (name + ".bias", n)).collect(),
+    }
+}
+
+/// What of `shapes` is missing, unknown or of another shape for `arch` with such a head, in lines; empty if all fits.
+/// Counters and [`optional_biases`] may be missing.
+pub(super) fn misfit(shapes: &Shapes, arch: Arch, head: &HeadSpec, classes: usize) -> String {
+    let expected = tensors_of(arch, head, classes);
+    let optional = optional_biases(arch, head, classes);
+    let may_miss = |name: &str| name.ends_with(COUNTER) || optional.contains_key(name);
+    let missing = expected.keys().filter(|name| !shapes.contains_key(*name) && !may_miss(name)).cloned().collect();
+    let (mut unknown, mut misshapen) = (Vec::new(), Vec::new());
+    for (name, shape) in shapes {
+        match expected.get(name) {
+            None if unknown.len() < LISTED => {
+                let near = nearest(name, expected.keys().map(String::as_str));
+                let near = near.map_or(String::new(), |near| format!(" (nearest: {near})"));
+                unknown.push(format!("{}{near}", short_name(name)));
+            }
+            None => unknown.push(name.clone()),
+            Some(right) if right != shape => misshapen.push(format!("{name} (found {shape:?}, expected {right:?})")),
+            Some(_) => {}
+        }
+    }
+    let problems: [(&str, Vec<String>); 3] =
+        [("missing", missing), ("unknown", unknown), ("of another shape", misshapen)];
+    let problems = problems.iter().filter(|(_, names)| !names.is_empty());
+    problems.map(|(what, names)| format!("\n  {} {what}: {}", names.len(), listed(names))).collect()
 }
 
 fn batchnorm(shapes: &mut Shapes, name: &str, channels: usize) {

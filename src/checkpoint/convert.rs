@@ -1,24 +1,24 @@
 //! Conversion of a checkpoint: what becomes of each tensor is planned from names, types and shapes alone, then tensors
 //! are read and written one at a time.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+};
 
 use super::{
-    CheckpointFile, FileDtype, FileTensor, OnnxOptions, StoredTensor, TensorSource,
-    architecture::{self, COUNTER, Shapes},
-    names::{Names, nearest},
-    weights::IMAGENET,
+    CheckpointFile, FileDtype, OnnxOptions, StoredTensor, TensorSource,
+    architecture::{self, Shapes},
+    catalog::Entry,
+    names::{LISTED, Names, nearest, short_name},
     write_onnx, write_pth, write_safetensors,
 };
 use crate::{
     Error, Result,
-    data::{Task, Transforms},
-    learner::model_metadata,
+    data::Transforms,
     nn::{Arch, HeadSpec},
 };
-
-/// How many names an error lists of each kind.
-const LISTED: usize = 8;
 
 /// What to write.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -40,16 +40,25 @@ pub enum Target {
 pub struct ConvertOptions {
     /// What to write.
     pub target: Target,
-    /// Type of the floating-point tensors; as they are by default.
+    /// Type of the floating-point tensors; as they are by default. ONNX: f16 is [`OnnxOptions::half`], the default f32.
     pub dtype: Option<FileDtype>,
     /// The architecture that the checkpoint must be of, its classifier included. By default it is told from the names
     /// and shapes, and a checkpoint of an unknown one is converted all the same.
     pub arch: Option<Arch>,
     /// Names of the classes of a [`Target::Model`], by position; their numbers by default.
     pub classes: Option<Vec<String>>,
-    /// Image size of a [`Target::Model`] in pixels, short side and crop; by default what published checkpoints of the
-    /// architecture were trained on.
+    /// Side of the square that a [`Target::Model`] sees, in pixels. Default: as the weights were published if the
+    /// catalogue knows them, else 224, or 32 for CIFAR networks.
     pub size: Option<usize>,
+    /// Short side of its images before the crop, in pixels. Default: in proportion to the size as the weights were
+    /// published, else 256 for 224, as torchvision evaluates, and the size itself for fastai's heads and CIFAR
+    /// networks.
+    pub resize: Option<usize>,
+    /// Mean per channel (red, green, blue) of its images in units of 1. Default: the file's metadata, as the weights
+    /// were published, or ImageNet's.
+    pub mean: Option<[f32; 3]>,
+    /// Standard deviation per channel. Default: as for the mean.
+    pub std: Option<[f32; 3]>,
 }
 
 /// What becomes of a tensor.
@@ -66,6 +75,8 @@ pub struct ConvertedTensor {
 pub struct Conversion {
     /// The architecture; `None` if it is unknown.
     pub arch: Option<Arch>,
+    /// What a source of no known architecture is like, in words.
+    pub likeness: Option<String>,
     /// Whose names the source has, where they are not torchvision's: `fastai 0.7`, …
     pub convention: Option<&'static str>,
     /// Prefixes that are taken away, such as `module.`.
@@ -78,9 +89,16 @@ pub struct Conversion {
     pub metadata: BTreeMap<String, String>,
     /// Tensors of the source that are not written, and why.
     pub dropped: Vec<(String, &'static str)>,
-    /// Tensors that the architecture does not know, by their new names, and the nearest name that it knows. They are
-    /// written as they are.
+    /// Tensors that the architecture does not know, by their new names, and for the first few the nearest name that it
+    /// knows. They are written as they are.
     pub unknown: Vec<(String, Option<String>)>,
+    /// The published weights that the source is, where a model is to be written and the catalogue has them.
+    pub published: Option<&'static Entry>,
+    /// What images of a model go through.
+    pub transforms: Option<Transforms>,
+    pub(super) source: PathBuf,
+    /// The files of a source in several.
+    parts: Vec<PathBuf>,
     target: Target,
 }
 
@@ -96,8 +114,10 @@ impl Conversion {
             return Err(Error::setting("dtype", format!("{dtype} is no float; use f32, f16, bf16 or f64")));
         }
         let names = Names::of(&source.path, source.tensors.keys())?;
+        let parts = source.files()?;
         let mut plan = Self {
             arch: None,
+            likeness: None,
             convention: names.convention,
             prefixes: names.prefixes,
             origins: BTreeMap::new(),
@@ -105,6 +125,10 @@ impl Conversion {
             metadata: source.metadata,
             dropped: Vec::new(),
             unknown: Vec::new(),
+            published: None,
+            transforms: None,
+            source: source.path,
+            parts: if parts.len() > 1 { parts } else { Vec::new() },
             target: options.target,
         };
         for (from, tensor) in source.tensors {
@@ -114,21 +138,29 @@ impl Conversion {
         }
         plan.dropped = source.left_out;
 
-        let fail = |message: String| Error::checkpoint(&source.path, message);
-        plan.recognise(options.arch).map_err(fail)?;
+        plan.recognise(options.arch).map_err(|message| Error::checkpoint(&plan.source, message))?;
         if matches!(options.target, Target::Model | Target::Onnx(_)) {
-            plan.make_model(options, &source.path)?;
+            plan.make_model(options)?;
         }
         if options.target == Target::Pth {
             plan.metadata.clear();
         }
-        if let Some(dtype) = options.dtype {
-            plan.cast(&source.path, dtype);
+        match (&mut plan.target, options.dtype) {
+            // Rounded after batchnorm is folded, not before.
+            (Target::Onnx(onnx), Some(FileDtype::F32 | FileDtype::F16)) => {
+                onnx.half = options.dtype == Some(FileDtype::F16)
+            }
+            (Target::Onnx(_), Some(dtype)) => {
+                let message = format!("an ONNX file is of f32 or f16, not {dtype}: it knows no convolution of bf16");
+                return Err(Error::setting("dtype", message));
+            }
+            (_, Some(dtype)) => plan.cast(dtype),
+            (_, None) => {}
         }
         Ok(plan)
     }
 
-    fn shapes(&self) -> Shapes {
+    pub(super) fn shapes(&self) -> Shapes {
         self.tensors.iter().map(|(name, tensor)| (name.clone(), tensor.shape().to_vec())).collect()
     }
 
@@ -142,106 +174,56 @@ impl Conversion {
             }
             (Some(asked), None) => {
                 let (head, classes) = head_of_or_published(&shapes, asked);
-                let text = misfit(&shapes, &architecture::tensors_of(asked, &head, classes), &BTreeMap::new());
+                let text = architecture::misfit(&shapes, asked, &head, classes);
                 return Err(format!("is not of {asked}{text}\n  {}", architecture::describe(&shapes)));
             }
             _ => self.arch = found,
         }
-        let Some(arch) = self.arch else { return Ok(()) };
+        let Some(arch) = self.arch else {
+            self.likeness = architecture::likeness(&shapes);
+            return Ok(());
+        };
         let (head, classes) = head_of_or_published(&shapes, arch);
-        let expected = architecture::tensors_of(arch, &head, classes);
         if asked.is_some() {
-            let text = misfit(&shapes, &expected, &BTreeMap::new());
+            let text = architecture::misfit(&shapes, arch, &head, classes);
             if !text.is_empty() {
                 return Err(format!("is of {arch}, but does not fit it whole{text}"));
             }
         }
-        let strangers = shapes.keys().filter(|name| !expected.contains_key(*name));
-        self.unknown = strangers
-            .map(|name| (name.clone(), nearest(name, expected.keys().map(String::as_str)).map(str::to_owned)))
-            .collect();
+        let expected = architecture::tensors_of(arch, &head, classes);
+        let near = |name: &str| nearest(name, expected.keys().map(String::as_str)).map(str::to_owned);
+        let strangers = shapes.into_keys().filter(|name| !expected.contains_key(name)).enumerate();
+        // As many as are listed: a hostile file has any number, and comparing takes time.
+        self.unknown =
+            strangers.map(|(at, name)| (name.clone(), (at < LISTED).then(|| near(&name)).flatten())).collect();
         Ok(())
     }
 
-    /// Makes the tensors and the metadata those of a model file.
-    fn make_model(&mut self, options: &ConvertOptions, path: &Path) -> Result<()> {
-        let shapes = self.shapes();
-        let fail = |message: String| Error::checkpoint(path, message);
-        let arch = self.arch.ok_or_else(|| fail(architecture::describe(&shapes)))?;
-        let (head, classes) = architecture::head_of(&shapes).ok_or_else(|| {
-            fail("has no classifier (fc.weight, or fastai's head), which a model file needs: it is a backbone".into())
-        })?;
-        // fastai 2 has no biases in its head, since batchnorm comes before each layer.
-        let biases: BTreeMap<String, usize> = match head {
-            HeadSpec::Linear => BTreeMap::new(),
-            _ => head.plan(arch.features(), classes).into_iter().map(|(name, _, n)| (name + ".bias", n)).collect(),
-        };
-        let text = misfit(&shapes, &architecture::tensors_of(arch, &head, classes), &biases);
-        if !text.is_empty() {
-            return Err(fail(format!("does not make a model of {arch}{text}")));
-        }
-        for (name, outputs) in biases.into_iter().filter(|(name, _)| !shapes.contains_key(name)) {
-            self.origins.insert(name.clone(), ConvertedTensor { from: None, dtype: FileDtype::F32 });
-            self.tensors.insert(name, zeros(outputs));
-        }
-        let counters: Vec<_> = self.tensors.keys().filter(|name| name.ends_with(COUNTER)).cloned().collect();
-        for name in counters {
-            self.tensors.remove(&name);
-            let from = self.origins.remove(&name).and_then(|origin| origin.from);
-            self.dropped.push((from.unwrap_or(name), "a counter that nothing depends on"));
-        }
-        self.metadata = self.model_metadata(arch, &head, classes, options)?;
-        Ok(())
-    }
-
-    fn model_metadata(
-        &self,
-        arch: Arch,
-        head: &HeadSpec,
-        outputs: usize,
-        options: &ConvertOptions,
-    ) -> Result<BTreeMap<String, String>> {
-        let numbers = || (0..outputs).map(|class| class.to_string()).collect();
-        let stored: Option<Vec<String>> = self.metadata.get("classes").and_then(|text| serde_json::from_str(text).ok());
-        let classes = options.classes.clone().or(stored).unwrap_or_else(numbers);
-        if classes.len() != outputs {
-            let message = format!("{} names are given, but the network tells {outputs} classes apart", classes.len());
-            return Err(Error::setting("classes", message));
-        }
-        let stored = |key: &str| serde_json::from_str::<[f32; 3]>(self.metadata.get(key)?).ok();
-        let (mean, std) = (stored("mean").unwrap_or(IMAGENET.0), stored("std").unwrap_or(IMAGENET.1));
-        let transforms = Transforms::new(options.size.unwrap_or(arch.published_size())).normalise(mean, std);
-        transforms.validate()?;
-        let made = model_metadata(arch, head, Task::default(), &classes, &transforms);
-        // A model file stays what it is, but for what is asked for.
-        let replaced = |key: &str| match key {
-            "classes" => options.classes.is_some(),
-            "size" | "resize" => options.size.is_some(),
-            _ => false,
-        };
-        let is_model = self.metadata.contains_key("format_version");
-        let kept = self.metadata.iter().filter(|(key, _)| is_model && !replaced(key));
-        Ok(made.into_iter().chain(kept.map(|(key, value)| (key.clone(), value.clone()))).collect())
-    }
-
-    /// Casts floating-point tensors when they are read.
-    fn cast(&mut self, path: &Path, dtype: FileDtype) {
-        for (name, tensor) in self.tensors.iter_mut().filter(|(_, tensor)| tensor.dtype().is_float()) {
-            let (original, name, path) = (tensor.clone(), name.clone(), path.to_owned());
+    /// Casts floating-point tensors of another type when they are read.
+    fn cast(&mut self, dtype: FileDtype) {
+        let others = self.tensors.iter_mut().filter(|(_, tensor)| tensor.dtype().is_float() && tensor.dtype() != dtype);
+        for (name, tensor) in others {
+            let (original, name, path) = (tensor.clone(), name.clone(), self.source.clone());
             let read = move || {
                 let cast = original.read()?.to_dtype(dtype);
-                cast.map_err(|error| Error::checkpoint(&path, format!("tensor {name}: {error}")))
+                cast.map_err(|error| Error::checkpoint(&path, format!("tensor {}: {error}", short_name(&name))))
             };
             *tensor = StoredTensor::new(dtype, tensor.shape().to_vec(), read);
         }
     }
 
-    /// Reads and writes the tensors, one at a time. The file appears whole or not at all.
+    /// Reads and writes the tensors, one at a time. The file appears whole or not at all, when all tensors have been
+    /// read: it may take the place of the source, unless that is a checkpoint of several files.
     ///
     /// # Errors
-    /// [`Error::Checkpoint`] naming the tensor with a value beyond the range of the type asked for, and those of
-    /// [`write_safetensors`] and [`write_pth`].
+    /// [`Error::Checkpoint`] naming the tensor with a value beyond the range of the type asked for, or where a part of
+    /// the source would be written over, and those of [`write_safetensors`], [`write_pth`] and [`write_onnx`].
     pub fn write(&self, path: impl AsRef<Path>) -> Result<()> {
+        let path = path.as_ref();
+        if self.parts.iter().any(|part| is_same_file(part, path)) {
+            let message = format!("is a part of {}, which would be lost: write to another file", self.source.display());
+            return Err(Error::checkpoint(path, message));
+        }
         match self.target {
             Target::Safetensors | Target::Model => write_safetensors(path, &self.tensors, &self.metadata),
             Target::Pth => write_pth(path, &self.tensors),
@@ -250,44 +232,12 @@ impl Conversion {
     }
 }
 
-fn zeros(length: usize) -> StoredTensor {
-    StoredTensor::new(FileDtype::F32, vec![length], move || FileTensor::from_f32(vec![length], vec![0.0; length]))
-}
-
 /// The head that the shapes are of; the published classifier of `arch` if there is none.
 fn head_of_or_published(shapes: &Shapes, arch: Arch) -> (HeadSpec, usize) {
     architecture::head_of(shapes).unwrap_or((HeadSpec::Linear, arch.published_classes()))
 }
 
-/// What is missing, unknown or of another shape, in lines; empty if all fits. Counters and what is `optional` may be
-/// missing.
-fn misfit(shapes: &Shapes, expected: &Shapes, optional: &BTreeMap<String, usize>) -> String {
-    let may_miss = |name: &str| name.ends_with(COUNTER) || optional.contains_key(name);
-    let missing = expected.keys().filter(|name| !shapes.contains_key(*name) && !may_miss(name)).cloned().collect();
-    let (mut unknown, mut misshapen) = (Vec::new(), Vec::new());
-    for (name, shape) in shapes {
-        match expected.get(name) {
-            None if unknown.len() < LISTED => {
-                let near = nearest(name, expected.keys().map(String::as_str));
-                unknown.push(format!("{name}{}", near.map_or(String::new(), |near| format!(" (nearest: {near})"))));
-            }
-            None => unknown.push(name.clone()),
-            Some(right) if right != shape => misshapen.push(format!("{name} (found {shape:?}, expected {right:?})")),
-            Some(_) => {}
-        }
-    }
-    let mut text = String::new();
-    for (what, names) in [("missing", missing), ("unknown", unknown), ("of another shape", misshapen)] {
-        let names: Vec<String> = names;
-        if names.is_empty() {
-            continue;
-        }
-        let more = names.len().saturating_sub(LISTED);
-        let shown = names[..names.len() - more].join(", ");
-        text += &format!("\n  {} {what}: {shown}", names.len());
-        if more > 0 {
-            text += &format!(" and {more} more");
-        }
-    }
-    text
+/// Whether both are there, and the same file.
+fn is_same_file(one: &Path, other: &Path) -> bool {
+    fs::canonicalize(one).ok().zip(fs::canonicalize(other).ok()).is_some_and(|(one, other)| one == other)
 }

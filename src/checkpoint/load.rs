@@ -6,11 +6,11 @@ use std::{
     sync::Arc,
 };
 
-use super::{Checkpoint, layout, names::nearest};
+use super::{
+    Checkpoint, layout,
+    names::{LISTED, listed, nearest, short_name},
+};
 use crate::{Error, Result, Tensor, autograd::Parameters};
-
-/// How many names an error lists of each kind.
-const LISTED: usize = 8;
 
 /// What may differ between a model and a checkpoint.
 #[derive(Clone, Debug, Default)]
@@ -77,9 +77,8 @@ pub fn load_into(model: &mut dyn Parameters, checkpoint: &Checkpoint, options: &
     }
 
     for name in unknown.iter_mut().take(LISTED) {
-        if let Some(near) = nearest(name, known.iter().copied()) {
-            *name += &format!(" (nearest: {near})");
-        }
+        let near = nearest(name, known.iter().copied()).map_or(String::new(), |near| format!(" (nearest: {near})"));
+        *name = format!("{}{near}", short_name(name));
     }
 
     let problems = [
@@ -112,12 +111,8 @@ fn describe(problems: &[(&str, Vec<String>)]) -> String {
     let mut text = String::from("does not fit the model");
     for (what, names) in problems.iter().filter(|(_, names)| !names.is_empty()) {
         let noun = if names.len() == 1 { "tensor" } else { "tensors" };
-        let shown = names[..names.len().min(LISTED)].join(", ");
         // Writing to a string cannot fail.
-        let _ = write!(text, "\n  {} {noun} {what}: {shown}", names.len());
-        if names.len() > LISTED {
-            let _ = write!(text, " and {} more", names.len() - LISTED);
-        }
+        let _ = write!(text, "\n  {} {noun} {what}: {}", names.len(), listed(names));
     }
     text + "\n  is this a checkpoint of another architecture? `unfreeze inspect FILE` lists what it holds"
 }

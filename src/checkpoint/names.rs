@@ -1,6 +1,7 @@
 //! Tensor names: what wrappers around a model add is taken away, and other programs' names become torchvision's.
 
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, btree_map::Entry},
     path::Path,
 };
@@ -10,6 +11,16 @@ use crate::{Error, Result};
 
 /// What `DataParallel`, `torch.compile`, training frameworks and self-supervised methods put before a ResNet's names.
 const PREFIXES: [&str; 6] = ["module.", "_orig_mod.", "backbone.", "model.", "encoder.", "resnet."];
+
+/// More wrappers around a model than anyone puts there.
+const MAX_PREFIXES: usize = 16;
+
+/// How many names a message lists of each kind.
+pub(super) const LISTED: usize = 8;
+
+/// A longer name, in bytes, is compared with no other: the longest that is known has a tenth of it, and comparing takes
+/// time in proportion.
+const COMPARED: usize = 256;
 
 /// How a program names a ResNet's tensors.
 struct Convention {
@@ -106,7 +117,7 @@ impl Names {
     pub fn of<'a>(path: &Path, originals: impl Iterator<Item = &'a String> + Clone) -> Result<Self> {
         let mut names: Vec<&str> = originals.clone().map(String::as_str).collect();
         let mut prefixes = Vec::new();
-        while let Some(prefix) = common_prefix(&names) {
+        while let Some(prefix) = common_prefix(&names).filter(|_| prefixes.len() < MAX_PREFIXES) {
             prefixes.push(prefix);
             names.iter_mut().for_each(|name| *name = name.strip_prefix(prefix).unwrap_or(name));
         }
@@ -121,7 +132,8 @@ impl Names {
             let name = renamed.unwrap_or_else(|| (*name).to_owned());
             match taken.entry(name.clone()) {
                 Entry::Occupied(first) => {
-                    let message = format!("{} and {original} both stand for {name}: remove one of them", first.get());
+                    let [first, second, name] = [first.get(), original.as_str(), &name].map(short_name);
+                    let message = format!("{first} and {second} both stand for {name}: remove one of them");
                     return Err(Error::checkpoint(path, message));
                 }
                 Entry::Vacant(place) => place.insert(original),
@@ -168,8 +180,61 @@ fn common_prefix(names: &[&str]) -> Option<&'static str> {
     PREFIXES.into_iter().find(|prefix| 2 * carried(prefix) > names.len())
 }
 
+/// A tensor's name as a message shows it: one of more than 100 characters without its middle, and none with characters
+/// that would move a terminal's cursor.
+pub fn short_name(name: &str) -> Cow<'_, str> {
+    const END: usize = 48;
+    let start = name.char_indices().nth(END).map_or(name.len(), |(at, _)| at);
+    let end = name.char_indices().rev().nth(END - 1).map_or(0, |(at, _)| at);
+    let is_long = name.len() > 100 && name.chars().count() > 100;
+    match (is_long, name.contains(char::is_control)) {
+        (false, false) => Cow::Borrowed(name),
+        (false, true) => name.replace(char::is_control, "\u{fffd}").into(),
+        (true, _) => format!("{}…{}", &name[..start], &name[end..]).replace(char::is_control, "\u{fffd}").into(),
+    }
+}
+
+/// The first of `names`, and how many more there are.
+pub(super) fn listed(names: &[String]) -> String {
+    let shown = names[..names.len().min(LISTED)].join(", ");
+    match names.len().saturating_sub(LISTED) {
+        0 => shown,
+        more => format!("{shown} and {more} more"),
+    }
+}
+
 /// The one of `known` that takes the fewest changes of a letter, if a third of the name stays unchanged.
 pub(super) fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    if name.len() > COMPARED {
+        return None;
+    }
     let measured = known.map(|known| (strsim::levenshtein(name, known), known));
     measured.min().filter(|(changes, _)| 3 * changes <= 2 * name.len()).map(|(_, known)| known)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_show_the_ends_of_a_long_name() {
+        for name in ["layer1.0.conv1.weight", &"x".repeat(100), &"ü".repeat(100)] {
+            assert_eq!(short_name(name), name);
+        }
+        let long = format!("first.{}.last", "ü".repeat(1000));
+        let short = short_name(&long);
+        assert_eq!(short.chars().count(), 97);
+        assert!(short.starts_with("first.üü") && short.ends_with("üü.last") && short.contains('…'), "{short}");
+        assert_eq!(short_name("a\x1b[2Jb\n"), "a\u{fffd}[2Jb\u{fffd}");
+    }
+
+    #[test]
+    fn what_is_long_is_compared_with_nothing() {
+        let known = || ["layer1.0.conv1.weight", "fc.bias"].into_iter();
+        assert_eq!(nearest("layer1.0.conv7.weight", known()), Some("layer1.0.conv1.weight"));
+        assert_eq!(nearest("optimizer", known()), None);
+        let long = "x".repeat(257);
+        assert_eq!(nearest(&long, [long.as_str()].into_iter()), None);
+        assert_eq!(nearest(&long[1..], [&long[1..]].into_iter()), Some(&long[1..]));
+    }
 }

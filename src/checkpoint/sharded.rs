@@ -2,10 +2,10 @@
 //! is in which of them, as `huggingface_hub` writes it.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs::File,
     io::Read,
-    path::{Component, Path},
+    path::{Component, Path, PathBuf},
 };
 
 use serde::Deserialize;
@@ -22,8 +22,8 @@ struct Index {
     weight_map: Object<String>,
 }
 
-/// Opens all files that the index at `path` names; they are in its folder.
-pub(super) fn open(path: &Path) -> Result<CheckpointFile> {
+/// The index at `path`.
+fn read(path: &Path) -> Result<Index> {
     let fail = |message: String| Err(Error::checkpoint(path, message));
     let mut text = Vec::new();
     File::open(path)
@@ -34,11 +34,17 @@ pub(super) fn open(path: &Path) -> Result<CheckpointFile> {
     }
     // Some editors begin a file with a byte order mark, which is no JSON.
     let text = text.strip_prefix("\u{feff}".as_bytes()).unwrap_or(&text);
-    let Index { weight_map: Object(weight_map) } = match serde_json::from_slice(text) {
-        Ok(index) => index,
-        Err(error) => return fail(format!("is no index of a sharded checkpoint: {error}")),
-    };
+    serde_json::from_slice(text).or_else(|error| fail(format!("is no index of a sharded checkpoint: {error}")))
+}
 
+/// The files that the index at `path` names.
+pub(super) fn shards(path: &Path) -> Result<BTreeSet<PathBuf>> {
+    Ok(read(path)?.weight_map.0.into_values().map(|file| path.with_file_name(file)).collect())
+}
+
+/// Opens all files that the index at `path` names; they are in its folder.
+pub(super) fn open(path: &Path) -> Result<CheckpointFile> {
+    let Index { weight_map: Object(weight_map) } = read(path)?;
     let mut whole = CheckpointFile {
         path: path.to_owned(),
         format: Format::Sharded,
@@ -52,7 +58,8 @@ pub(super) fn open(path: &Path) -> Result<CheckpointFile> {
             shards.insert(file.clone(), open_shard(path, &file)?);
         }
         let Some(tensor) = shards.get_mut(&file).and_then(|shard| shard.tensors.remove(&name)) else {
-            return fail(format!("says that {file} holds the tensor {name}, but it does not"));
+            let message = format!("says that {file} holds the tensor {name}, but it does not");
+            return Err(Error::checkpoint(path, message));
         };
         whole.tensors.insert(name, tensor);
     }

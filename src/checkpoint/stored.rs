@@ -8,7 +8,7 @@ use std::{
     sync::Arc,
 };
 
-use super::{Checkpoint, FileDtype, FileTensor, Format, reading};
+use super::{Checkpoint, FileDtype, FileTensor, Format, onnx, reading, sharded};
 use crate::{Error, Result};
 
 /// What a writer asks of a tensor, be it in memory or in a file.
@@ -136,6 +136,21 @@ impl CheckpointFile {
             return Err(Error::checkpoint(path, "holds no tensors"));
         }
         Ok(file)
+    }
+
+    /// The files that it is made of: the file itself, the shards that an index names, and where the values of an ONNX
+    /// file are.
+    ///
+    /// # Errors
+    /// As [`CheckpointFile::open`], which has read them before.
+    pub fn files(&self) -> Result<Vec<PathBuf>> {
+        let mut files = vec![self.path.clone()];
+        match self.format {
+            Format::Sharded => files.extend(sharded::shards(&self.path)?),
+            Format::Onnx => files.extend(onnx::value_files(&self.path)?),
+            _ => {}
+        }
+        Ok(files)
     }
 
     /// Reads all values.

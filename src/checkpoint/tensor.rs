@@ -157,11 +157,16 @@ impl FileTensor {
         Self::new(self.dtype, vec![columns, rows], bytes)
     }
 
+    /// The same, without the rest of the tensor.
+    pub(super) fn into_bytes(self) -> Vec<u8> {
+        self.bytes
+    }
+
     /// The elements as `f32`, rounded where the type is wider. A value beyond the range of `f32` becomes infinite.
     pub fn to_f32(&self) -> Vec<f32> {
         match self.dtype {
             FileDtype::F32 => bytemuck::pod_collect_to_vec(&self.bytes),
-            _ => self.map(|value| value as f32),
+            _ => self.values().map(|value| value as f32).collect(),
         }
     }
 
@@ -174,11 +179,11 @@ impl FileTensor {
             return Ok(self.clone());
         }
         let bytes = match dtype {
-            FileDtype::F64 => pack(self.map(|value| value)),
-            FileDtype::F32 => pack(self.to_f32()),
+            FileDtype::F64 => self.pack(|value| value),
+            FileDtype::F32 => self.pack(|value| value as f32),
             // Through f32: `from_f64` of `half` looks at the upper 32 bits only, and misrounds near a tie.
-            FileDtype::F16 => pack(self.map(|value| f16::from_f32(value as f32))),
-            FileDtype::BF16 => pack(self.map(|value| bf16::from_f32(value as f32))),
+            FileDtype::F16 => self.pack(|value| f16::from_f32(value as f32)),
+            FileDtype::BF16 => self.pack(|value| bf16::from_f32(value as f32)),
             _ => return Err(Error::setting("dtype", format!("{dtype} is no float; use f32, f16, bf16 or f64"))),
         };
         let cast = Self { dtype, shape: self.shape.clone(), bytes };
@@ -186,6 +191,14 @@ impl FileTensor {
             return Err(Error::setting("dtype", format!("a value exceeds the range of {dtype}; use a wider type")));
         }
         Ok(cast)
+    }
+
+    /// As [`FileTensor::to_dtype`], without a copy of what is of that type already.
+    ///
+    /// # Errors
+    /// As [`FileTensor::to_dtype`].
+    pub fn into_dtype(self, dtype: FileDtype) -> Result<Self> {
+        if dtype == self.dtype { Ok(self) } else { self.to_dtype(dtype) }
     }
 
     /// Whether no element is NaN or infinite.
@@ -222,9 +235,11 @@ impl FileTensor {
         }
     }
 
-    /// Applies `convert` to each element.
-    fn map<R>(&self, convert: impl Fn(f64) -> R) -> Vec<R> {
-        self.values().map(convert).collect()
+    /// The bytes of what `convert` makes of each element.
+    fn pack<T: Pod>(&self, convert: impl Fn(f64) -> T) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(self.elements() * size_of::<T>());
+        self.values().for_each(|value| bytes.extend_from_slice(bytemuck::bytes_of(&convert(value))));
+        bytes
     }
 }
 
@@ -232,8 +247,4 @@ impl fmt::Debug for FileTensor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "FileTensor({} {:?})", self.dtype, self.shape)
     }
-}
-
-fn pack<T: Pod>(values: Vec<T>) -> Vec<u8> {
-    bytemuck::cast_slice(&values).to_vec()
 }

@@ -9,18 +9,28 @@ use clap::{Args, ValueEnum};
 use unfreeze::{
     Error, Result,
     checkpoint::{
-        CheckpointFile, Comparison, Conversion, ConvertOptions, Difference, FileDtype, Target, TensorSource, compare,
+        BatchNormForm, CheckpointFile, Comparison, Conversion, ConvertOptions, Difference, FileDtype, Target,
+        TensorSource, catalog::Interpolation, compare, short_name,
     },
     nn::Arch,
 };
 
-use super::{onnx_flags::OnnxFlags, options::check_output};
+use super::{
+    onnx_flags::OnnxFlags,
+    options::{check_output, side},
+};
 
 fn float(text: &str) -> Result<FileDtype, String> {
     match text.parse::<FileDtype>() {
         Ok(dtype) if dtype.is_float() => Ok(dtype),
         _ => Err("give f32, f16, bf16 or f64".into()),
     }
+}
+
+/// Red, green, blue.
+fn channels(text: &str) -> Result<[f32; 3], String> {
+    let values: Option<Vec<f32>> = text.split(',').map(|value| value.trim().parse().ok()).collect();
+    values.and_then(|values| values.try_into().ok()).ok_or("give three numbers, for red, green and blue".into())
 }
 
 #[derive(Clone, Copy, PartialEq, ValueEnum)]
@@ -64,15 +74,26 @@ pub struct Convert {
     /// Check that the checkpoint is of this architecture, names and shapes, its classifier included
     #[arg(long)]
     arch: Option<Arch>,
-    /// Cast floating-point tensors: f32, f16, bf16 or f64 [default: as they are]
+    /// Cast floating-point tensors: f32, f16, bf16 or f64; ONNX: f32 or f16 [default: as they are, ONNX f32]
     #[arg(long, value_parser = float)]
     dtype: Option<FileDtype>,
     /// Names of the classes of a model, one a line [default: their numbers]
     #[arg(long, value_name = "FILE")]
     classes: Option<PathBuf>,
-    /// Image size of a model, in pixels [default: 224, or 32 for CIFAR networks]
-    #[arg(long, value_name = "PIXELS")]
+    /// Side of the square that a model sees, in pixels [default: as the weights were published if the catalogue has
+    /// them, else 224, or 32 for CIFAR networks]
+    #[arg(long, value_name = "N", value_parser = side)]
     size: Option<usize>,
+    /// Short side before the crop, in pixels [default: in proportion as published, else 256 for 224; the size itself
+    /// for fastai's heads and CIFAR networks]
+    #[arg(long, value_name = "N", value_parser = side)]
+    resize: Option<usize>,
+    /// Mean of a model's images per channel, of values from 0 to 1 [default: the file's, as published, or ImageNet's]
+    #[arg(long, value_name = "R,G,B", value_parser = channels)]
+    mean: Option<[f32; 3]>,
+    /// Standard deviation per channel [default: as for the mean]
+    #[arg(long, value_name = "R,G,B", value_parser = channels)]
+    std: Option<[f32; 3]>,
     /// Print what would become of each tensor, and write nothing
     #[arg(long)]
     dry_run: bool,
@@ -93,6 +114,9 @@ impl Convert {
             arch: self.arch,
             classes: self.classes.as_deref().map(read_classes).transpose()?,
             size: self.size,
+            resize: self.resize,
+            mean: self.mean,
+            std: self.std,
         };
         let file = CheckpointFile::open(&self.input)?;
         let format = file.format;
@@ -100,14 +124,15 @@ impl Convert {
         errln!("{}: {format}, {}", self.input.display(), describe(&conversion));
         self.remark(&conversion);
         if self.dry_run {
-            print_plan(&conversion);
+            print_plan(&conversion, target, self.dtype);
             return Ok(());
         }
         // Opened before it could be written over.
         let expected = match &self.check {
             Some(reference) => {
-                self.check_reference(reference)?;
-                Some((reference, CheckpointFile::open(reference)?.normalised()?))
+                let file = CheckpointFile::open(reference)?;
+                self.check_reference(reference, &file)?;
+                Some((reference, file.normalised()?))
             }
             None => None,
         };
@@ -128,11 +153,11 @@ impl Convert {
         Err(Error::checkpoint(compared, format!("differs from {}", reference.display())))
     }
 
-    /// Whether the reference stays what it is.
-    fn check_reference(&self, reference: &Path) -> Result<()> {
+    /// Whether the reference stays what it is, with all its parts.
+    fn check_reference(&self, reference: &Path, file: &CheckpointFile) -> Result<()> {
         let place = |path: &Path| fs::canonicalize(path).ok();
         match self.output.as_deref().and_then(place) {
-            Some(output) if Some(&output) == place(reference).as_ref() => {
+            Some(output) if file.files()?.iter().any(|part| place(part).as_ref() == Some(&output)) => {
                 Err(Error::setting("--check", format!("{} would be written over; give another", reference.display())))
             }
             _ => Ok(()),
@@ -149,11 +174,15 @@ impl Convert {
         });
         if format != Format::Onnx {
             self.onnx.expect_none()?;
-        } else if self.dtype.is_some_and(|dtype| dtype != FileDtype::F32) {
-            return Err(Error::setting("--dtype", "an ONNX file is written in f32"));
         }
         if !matches!(format, Format::Model | Format::Onnx) {
-            for (flag, given) in [("--classes", self.classes.is_some()), ("--size", self.size.is_some())] {
+            for (flag, given) in [
+                ("--classes", self.classes.is_some()),
+                ("--size", self.size.is_some()),
+                ("--resize", self.resize.is_some()),
+                ("--mean", self.mean.is_some()),
+                ("--std", self.std.is_some()),
+            ] {
                 if given {
                     return Err(Error::setting(flag, "is for a model alone, or ONNX; use it with --format model"));
                 }
@@ -183,15 +212,33 @@ impl Convert {
         {
             errln!("note: timm's names of {arch} are torchvision's");
         }
+        if conversion.arch.is_none() {
+            let like = conversion.likeness.as_ref().map_or(String::new(), |like| format!("; {like}"));
+            errln!("note: the tensors are converted all the same, but make no model{like}");
+        }
         for (name, near) in conversion.unknown.iter().take(LISTED) {
             let near = near.as_ref().map_or(String::new(), |near| format!("; the nearest that is known is {near}"));
-            errln!("note: {name} is not known, and kept as it is{near}");
+            errln!("note: {} is not known, and kept as it is{near}", short_name(name));
         }
         if conversion.unknown.len() > LISTED {
             errln!("note: and {} more that are not known", conversion.unknown.len() - LISTED);
         }
         if !conversion.dropped.is_empty() && !self.dry_run {
             errln!("note: {} tensors are left out; --dry-run lists them", conversion.dropped.len());
+        }
+        if let Some(transforms) = &conversion.transforms {
+            let why = match conversion.published {
+                Some(entry) if self.size.is_some() || self.resize.is_some() => {
+                    let published = &entry.transforms;
+                    format!("; {} was published with {} and {}", entry.name, published.resize, published.crop)
+                }
+                Some(entry) => format!(", as {} was published", entry.name),
+                None => "; --size and --resize change that".into(),
+            };
+            errln!("note: images are resized to {} and cropped to {}{why}", transforms.resize, transforms.size);
+            if conversion.published.is_some_and(|entry| entry.transforms.interpolation == Interpolation::Bicubic) {
+                errln!("note: it was published with bicubic resizing; this program's is bilinear");
+            }
         }
         if self.format == Some(Format::Model) && self.classes.is_none() {
             errln!("note: classes have the names that the file gives, else numbers; --classes FILE names them");
@@ -216,20 +263,38 @@ fn describe(conversion: &Conversion) -> String {
     arch + &names + &prefixes
 }
 
-fn print_plan(conversion: &Conversion) {
+/// What would become of each tensor: its old name, where that is another, the new one, type and extents.
+fn print_plan(conversion: &Conversion, target: Target, asked: Option<FileDtype>) {
+    let (format, onnx) = match target {
+        Target::Pth => ("a PyTorch file".to_owned(), None),
+        Target::Model => ("a model file".to_owned(), None),
+        Target::Onnx(options) => {
+            let dtype = asked.unwrap_or(FileDtype::F32);
+            let folded = match options.batchnorm {
+                BatchNormForm::Fold => ", batchnorm folded into the layers beside it",
+                BatchNormForm::Keep => "",
+            };
+            (format!("an ONNX file of {dtype}{folded}"), Some(dtype))
+        }
+        _ => ("safetensors".to_owned(), None),
+    };
     for (to, tensor) in &conversion.tensors {
         let Some(origin) = conversion.origins.get(to) else { continue };
-        let from = origin.from.as_deref().unwrap_or("(zeros)");
-        let dtype = match (origin.dtype, tensor.dtype()) {
+        let name = match origin.from.as_deref() {
+            Some(from) if from == to => short_name(to).into_owned(),
+            from => format!("{} -> {}", from.map_or("(zeros)".into(), short_name), short_name(to)),
+        };
+        let dtype = match (origin.dtype, onnx.unwrap_or(tensor.dtype())) {
             (from, to) if from == to => to.to_string(),
             (from, to) => format!("{from} -> {to}"),
         };
-        outln!("{from} -> {to}  {dtype} {:?}", tensor.shape());
+        outln!("{name}  {dtype} {:?}", tensor.shape());
     }
     for (name, why) in &conversion.dropped {
-        outln!("{name} left out: {why}");
+        outln!("{}  left out: {why}", short_name(name));
     }
-    outln!("{} tensors written, {} left out", conversion.tensors.len(), conversion.dropped.len());
+    let (written, dropped) = (conversion.tensors.len(), conversion.dropped.len());
+    outln!("{written} tensors would go to {format}, {dropped} be left out");
 }
 
 fn print_comparison(found: &Comparison) {

@@ -41,7 +41,8 @@ impl OnnxFlags {
             Some(Batchnorm::Keep) => BatchNormForm::Keep,
             Some(Batchnorm::Fold) | None => BatchNormForm::Fold,
         };
-        OnnxOptions { batchnorm, normalise: self.normalise == Some(Normalise::Inside), probabilities: self.softmax }
+        let normalise = self.normalise == Some(Normalise::Inside);
+        OnnxOptions { batchnorm, normalise, probabilities: self.softmax, ..OnnxOptions::default() }
     }
 
     /// Refuses the flags where another format is written.

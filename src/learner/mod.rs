@@ -56,7 +56,7 @@ pub use lr_find::{LrFind, LrFound};
 pub use metrics::{Average, Confusion, Counts, Metric};
 pub use mixing::Mixing;
 pub use model_file::ModelFile;
-pub(crate) use model_file::model_metadata;
+pub(crate) use model_file::{model_metadata, model_version};
 pub use objective::Objective;
 pub use phases::Phase;
 pub use predictions::Predictions;

@@ -16,6 +16,24 @@ use crate::{
 /// The layout of the metadata; readers refuse a later one.
 const FORMAT_VERSION: u32 = 1;
 
+/// What the metadata of every model file have. Other programs' files may have one of them by chance.
+const MARKS: [&str; 4] = ["format_version", "engine_version", "arch", "head"];
+
+/// The layout of a model file's metadata; `None` if they are no model file's. Else what is wrong: it is no number, or
+/// later than this program's.
+pub(crate) fn model_version(metadata: &BTreeMap<String, String>) -> Result<Option<u32>, String> {
+    if !MARKS.iter().all(|mark| metadata.contains_key(*mark)) {
+        return Ok(None);
+    }
+    match metadata["format_version"].parse() {
+        Ok(version) if version > FORMAT_VERSION => {
+            Err(format!("is of format {version}, later than this program's {FORMAT_VERSION}; update it"))
+        }
+        Ok(version) => Ok(Some(version)),
+        Err(_) => Err("has a bad format_version".into()),
+    }
+}
+
 /// A trained network with its classes and its input pipeline.
 #[derive(Clone, Debug)]
 pub struct ModelFile {
@@ -55,10 +73,8 @@ impl ModelFile {
                 ))
             })
         };
-        let version: u32 = text("format_version")?.parse().map_err(|_| fail("has a bad format_version".into()))?;
-        if version > FORMAT_VERSION {
-            return Err(fail(format!("is of format {version}, later than this program's {FORMAT_VERSION}; update it")));
-        }
+        MARKS.iter().try_for_each(|mark| text(mark).map(drop))?;
+        model_version(&checkpoint.metadata).map_err(fail)?;
         let bad = |key: &'static str| move |error: serde_json::Error| format!("has a bad '{key}': {error}");
         let arch: Arch = text("arch")?.parse().map_err(|error: Error| fail(error.to_string()))?;
         let head: HeadSpec = serde_json::from_str(text("head")?).map_err(|e| fail(bad("head")(e)))?;

@@ -9,21 +9,20 @@ use unfreeze::{
         CheckpointFile, Comparison, Conversion, ConvertOptions, Difference, FileDtype, FileTensor, Target,
         TensorSource, TensorStats, collect, compare, write_pth,
     },
-    learner::ModelFile,
     nn::{Arch, HeadSpec, Model},
     random::Random,
 };
 
-use crate::{Tensors, cast, containers::npz, originals::fixture, read, write};
+use crate::{Tensors, cast, common::program::unfreeze, containers::npz, originals::fixture, read, write};
 
-fn convert(source: &Path, output: &Path, options: ConvertOptions) -> Result<Conversion, String> {
+pub fn convert(source: &Path, output: &Path, options: ConvertOptions) -> Result<Conversion, String> {
     let file = CheckpointFile::open(source).map_err(|error| error.to_string())?;
     let conversion = Conversion::plan(file, &options).map_err(|error| error.to_string())?;
     conversion.write(output).map_err(|error| error.to_string())?;
     Ok(conversion)
 }
 
-fn to(target: Target) -> ConvertOptions {
+pub fn to(target: Target) -> ConvertOptions {
     ConvertOptions { target, ..Default::default() }
 }
 
@@ -153,47 +152,72 @@ fn metadata_and_integers_stay_and_what_exceeds_a_type_is_named() {
 }
 
 /// A small network's tensors.
-fn small(head: HeadSpec) -> Tensors {
+pub fn small(head: HeadSpec) -> Tensors {
     let model = Model::new(Arch::ResNet8, head, 3, 5, &Device::cpu(1).expect("a processor")).expect("a model");
     collect(&model).expect("collects")
 }
 
 #[test]
-fn a_model_file_predicts_as_its_source() {
+fn a_checkpoint_in_parts_is_not_written_over() {
     let folder = tempfile::tempdir().expect("a folder");
     let at = |name: &str| folder.path().join(name);
-    let device = Device::cpu(1).expect("a processor");
-    let mut tensors = small(HeadSpec::fastai(vec![4]));
-    let options = ConvertOptions {
-        classes: Some(["ant", "bee", "cat"].map(String::from).into()),
-        size: Some(40),
-        ..to(Target::Model)
-    };
-    // As fastai 2 leaves it: no biases of linear layers.
-    tensors.retain(|name, _| !matches!(name.as_str(), "head.3.bias" | "head.7.bias"));
-    write(&at("in.safetensors"), &tensors);
-    let plan = convert(&at("in.safetensors"), &at("model.safetensors"), options.clone()).expect("converts");
-    assert_eq!(plan.arch, Some(Arch::ResNet8));
-    assert_eq!(plan.origins["head.7.bias"].from, None);
-    let file = ModelFile::load(at("model.safetensors"), &device).expect("loads");
-    assert_eq!((file.classes.join(" "), file.transforms.size), ("ant bee cat".into(), 40));
-    let loaded = collect(&file.model).expect("collects");
-    assert_eq!(loaded["head.3.bias"].to_f32(), [0.0; 4]);
-    tensors.iter().for_each(|(name, tensor)| assert_eq!(&loaded[name], tensor, "{name}"));
-    // What is a model stays one, by way of any format.
-    convert(&at("model.safetensors"), &at("again.safetensors"), to(Target::Model)).expect("converts");
-    assert_eq!(
-        std::fs::read(at("model.safetensors")).expect("reads"),
-        std::fs::read(at("again.safetensors")).expect("reads")
-    );
+    let tensors = small(HeadSpec::Linear);
+    let half = tensors.len() / 2;
+    for (name, part) in [("one.safetensors", 0..half), ("two.safetensors", half..tensors.len())] {
+        write(&at(name), &tensors.clone().into_iter().skip(part.start).take(part.len()).collect());
+    }
+    let map: BTreeMap<_, _> =
+        tensors.keys().enumerate().map(|(i, k)| (k, if i < half { "one" } else { "two" })).collect();
+    let map: BTreeMap<_, _> = map.into_iter().map(|(name, file)| (name, format!("{file}.safetensors"))).collect();
+    let index = at("model.safetensors.index.json");
+    std::fs::write(&index, serde_json::json!({ "weight_map": map }).to_string()).expect("writes");
+    let before = std::fs::read(at("two.safetensors")).expect("reads");
+    std::fs::create_dir(at("beside")).expect("a folder");
 
-    let wrong = ConvertOptions { classes: Some(vec!["ant".into()]), ..options };
-    let error = convert(&at("in.safetensors"), &at("x.safetensors"), wrong).expect_err("three classes");
-    assert!(error.contains("1 names are given, but the network tells 3 classes"), "{error}");
-    tensors.retain(|name, _| !name.starts_with("head."));
+    for output in [at("two.safetensors"), at("beside/../one.safetensors"), index.clone()] {
+        let error = convert(&index, &output, ConvertOptions::default()).expect_err("a part of it");
+        assert!(error.contains("is a part of") && error.contains("index.json"), "{error}");
+    }
+    let ran = unfreeze("convert {} {}", &[&index, &at("two.safetensors")]);
+    assert!(ran.code == 1 && ran.err.contains("write to another file"), "{}", ran.err);
+    // Nor a part of what the result is to be compared with.
     write(&at("in.safetensors"), &tensors);
-    let error = convert(&at("in.safetensors"), &at("x.safetensors"), to(Target::Model)).expect_err("a backbone");
-    assert!(error.contains("no classifier") && !at("x.safetensors").exists(), "{error}");
+    let ran = unfreeze("convert {} {} --check {}", &[&at("in.safetensors"), &at("two.safetensors"), &index]);
+    assert!(ran.code == 2 && ran.err.contains("would be written over"), "{}", ran.err);
+    assert_eq!(std::fs::read(at("two.safetensors")).expect("reads"), before);
+
+    // A file of its own may take its place, lazily read or not, and so may another beside the shards.
+    convert(&index, &at("whole.safetensors"), ConvertOptions::default()).expect("converts");
+    assert_eq!(read(at("whole.safetensors")).tensors, tensors);
+    for name in ["whole.safetensors", "whole.pth"] {
+        write_pth(at("whole.pth"), &tensors).expect("writes");
+        let before = read(at(name)).tensors;
+        unfreeze("convert {} {} --dtype bf16", &[&at(name), &at(name)]).succeeded();
+        assert_eq!(read(at(name)).tensors, cast(&before, FileDtype::BF16), "{name}");
+    }
+}
+
+#[test]
+fn any_number_of_unknown_tensors_is_listed_shortly() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (source, output) = (folder.path().join("in.safetensors"), folder.path().join("out.safetensors"));
+    let mut tensors = small(HeadSpec::Linear);
+    let empty = FileTensor::from_f32(vec![0], vec![]).expect("fits");
+    tensors.extend((0..2000).map(|at| (format!("layer1.0.bn1.{at:04}"), empty.clone())));
+    tensors.insert(format!("a\x1b[2J{}", "x".repeat(5000)), empty);
+    write(&source, &tensors);
+    let plan = Conversion::plan(CheckpointFile::open(&source).expect("opens"), &ConvertOptions::default());
+    let unknown = plan.expect("plans").unknown;
+    let compared = |range: std::ops::Range<usize>| unknown[range].iter().filter(|(_, near)| near.is_some()).count();
+    assert_eq!((unknown.len(), compared(0..8), compared(8..2001)), (2001, 7, 0));
+    for target in [Target::Model, Target::Safetensors] {
+        let options = ConvertOptions { arch: Some(Arch::ResNet8), ..to(target) };
+        let error = convert(&source, &output, options).expect_err("does not fit");
+        assert!(error.contains("2001 unknown: ") && error.contains("and 1993 more"), "{error}");
+        assert!(error.len() < 2000 && !error.contains('\x1b'), "{error}");
+    }
+    let ran = unfreeze("convert {} {} --dry-run", &[&source, &output]).succeeded();
+    assert!(ran.err.len() < 2000 && ran.err.contains("1993 more"), "{}", ran.err);
 }
 
 #[test]

@@ -24,7 +24,7 @@ use unfreeze::{
 };
 
 use crate::{
-    Tensors,
+    Tensors, cast,
     common::{formula, program::unfreeze, shared},
     read, refusal,
 };
@@ -146,7 +146,7 @@ proptest! {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("model.onnx");
 
-        let options = OnnxOptions { batchnorm: BatchNormForm::Keep, normalise, probabilities };
+        let options = OnnxOptions { batchnorm: BatchNormForm::Keep, normalise, probabilities, half: false };
         let kept = written(&model, &metadata, &options, &path);
         prop_assert_eq!(kept.tensors, collect(&model).expect("tensors"));
         prop_assert_eq!(&kept.metadata["classes"], &metadata["classes"]);
@@ -155,6 +155,10 @@ proptest! {
         let first = fs::read(&path).expect("reads");
         written(&model, &metadata, &options, &path);
         prop_assert!(first == fs::read(&path).expect("reads"), "another file of the same content");
+
+        let half = OnnxOptions { half: true, ..options };
+        let rounded = written(&model, &metadata, &half, &path).tensors;
+        prop_assert_eq!(rounded, cast(&collect(&model).expect("tensors"), FileDtype::F16));
 
         let options = OnnxOptions { batchnorm: BatchNormForm::Fold, ..options };
         let folded = written(&model, &metadata, &options, &path);
@@ -189,6 +193,10 @@ fn what_cannot_be_written_is_an_error() {
     assert!(fails(&bad, &[], &options).contains("fc.bias would have values that are not finite"));
     bad.insert("fc.bias".into(), FileTensor::from_f32(vec![2], vec![0.0; 2]).expect("fits"));
     assert!(fails(&bad, &[], &options).contains("fc.bias is [2], not [3]"));
+    bad.insert("fc.bias".into(), FileTensor::from_f32(vec![3], vec![0.0, 65520.0, 0.0]).expect("fits"));
+    let half = OnnxOptions { half: true, ..options };
+    let error = fails(&bad, &[], &half);
+    assert!(error.contains("fc.bias") && error.contains("range of f16"), "{error}");
     let options = OnnxOptions { probabilities: true, ..options };
     assert!(fails(&whole, &[("task", "regression")], &options).contains("no probabilities"));
 }
@@ -214,8 +222,12 @@ fn the_program_converts_to_onnx_and_back() {
         let ran = unfreeze(&format!("convert {{}} {{}} {flags}"), &[&model, &back]);
         assert!(ran.code == 2 && ran.err.contains(cause), "{}", ran.err);
     }
-    let ran = unfreeze("convert {} {} --dtype f16", &[&model, &onnx]);
-    assert!(ran.code == 2 && ran.err.contains("f32"), "{}", ran.err);
+    unfreeze("convert {} {} --dtype f16 --batchnorm keep", &[&model, &onnx]).succeeded();
+    assert_eq!(read(&onnx).tensors, cast(&tensors, FileDtype::F16));
+    for dtype in ["bf16", "f64"] {
+        let ran = unfreeze(&format!("convert {{}} {{}} --dtype {dtype}"), &[&model, &onnx]);
+        assert!(ran.code == 2 && ran.err.contains("f32 or f16, not"), "{}", ran.err);
+    }
 }
 
 // Files made by hand, byte by byte.
@@ -230,11 +242,11 @@ fn varint(mut number: u64) -> Vec<u8> {
     bytes
 }
 
-fn number(field: u64, value: i64) -> Vec<u8> {
+pub fn number(field: u64, value: i64) -> Vec<u8> {
     [varint(field * 8), varint(value as u64)].concat()
 }
 
-fn bytes(field: u64, value: impl AsRef<[u8]>) -> Vec<u8> {
+pub fn bytes(field: u64, value: impl AsRef<[u8]>) -> Vec<u8> {
     [&varint(field * 8 + 2), &varint(value.as_ref().len() as u64), value.as_ref()].concat()
 }
 
@@ -248,7 +260,7 @@ fn tensor(dims: &[i64], dtype: i64, rest: &[u8]) -> Vec<u8> {
     onnx(&bytes(5, [&dims, &number(2, dtype), &bytes(8, "t"), rest].concat()))
 }
 
-fn read_bytes(content: &[u8]) -> Checkpoint {
+pub fn read_bytes(content: &[u8]) -> Checkpoint {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("file.onnx");
     fs::write(&path, content).expect("writes");
@@ -370,7 +382,7 @@ fn files_beside_it_are_checked_and_shared_within_reason() {
 }
 
 /// Our own file, small enough to damage.
-fn small() -> Vec<u8> {
+pub fn small() -> Vec<u8> {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("small.onnx");
     written(&network(Arch::ResNet8, HeadSpec::fastai(vec![2]), 2), &BTreeMap::new(), &OnnxOptions::default(), &path);
@@ -515,6 +527,15 @@ fn onnxruntime_computes_what_we_do() {
             if let (Arch::ResNet18, Some(golden)) = (arch, golden_logits()) {
                 assert!(difference(&first16(&found), &golden) < 1e-4, "PyTorch's");
             }
+            let half = OnnxOptions { half: true, ..options };
+            let full = fs::metadata(&path).expect("is there").len();
+            written(&model, &metadata(size, "single-label"), &half, &path);
+            assert!(fs::metadata(&path).expect("is there").len() < full * 6 / 10);
+            let Some((found, told)) = by_onnxruntime(&path, &images) else { return };
+            assert_eq!(told["input"], serde_json::json!(["input", ["N", 3, size, size]]));
+            let apart = difference(&found, &expected);
+            eprintln!("{arch} {batchnorm:?} in f16: logits differ by {apart:.1e} of their norm");
+            assert!(apart < 1e-2, "{arch} {batchnorm:?} in f16: {apart}");
         }
         if arch == Arch::ResNet8 {
             // Images of 0 to 1 that are normalised inside, and probabilities.

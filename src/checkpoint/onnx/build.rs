@@ -2,9 +2,11 @@
 
 use super::{
     EPS,
+    tensor::number,
     wire::{put_bytes, put_float, put_number},
 };
 use crate::{
+    checkpoint::FileDtype,
     nn::{BlockStructure, ConvLayer, ShortcutLayer, Structure},
     ops::{conv::Geometry, pool::Window},
 };
@@ -29,6 +31,9 @@ pub struct OnnxOptions {
     pub normalise: bool,
     /// Whether it ends in probabilities: a softmax, for several labels a sigmoid. Default: no, in logits.
     pub probabilities: bool,
+    /// Whether the network is of `f16`, from the normalised images to the logits, which are `f32` still. Default: no,
+    /// all is `f32`.
+    pub half: bool,
 }
 
 /// What the values of a tensor are.
@@ -52,6 +57,7 @@ pub(super) enum Values {
 /// A tensor of the file.
 pub(super) struct Initialiser {
     pub name: String,
+    pub dtype: FileDtype,
     pub shape: Vec<usize>,
     pub values: Values,
 }
@@ -59,6 +65,7 @@ pub(super) struct Initialiser {
 /// A graph in the making.
 pub(super) struct Graph {
     fold: bool,
+    half: bool,
     /// The fields of all nodes.
     pub nodes: Vec<u8>,
     pub initialisers: Vec<Initialiser>,
@@ -72,8 +79,9 @@ enum Attribute {
 
 impl Graph {
     /// Without nodes.
-    pub fn new(form: BatchNormForm) -> Self {
-        Self { fold: form == BatchNormForm::Fold, nodes: Vec::new(), initialisers: Vec::new() }
+    pub fn new(options: &OnnxOptions) -> Self {
+        let fold = options.batchnorm == BatchNormForm::Fold;
+        Self { fold, half: options.half, nodes: Vec::new(), initialisers: Vec::new() }
     }
 
     /// Adds an operation; its output, `output`.
@@ -109,7 +117,13 @@ impl Graph {
 
     fn initialiser(&mut self, name: impl Into<String>, shape: &[usize], values: Values) -> String {
         let name = name.into();
-        self.initialisers.push(Initialiser { name: name.clone(), shape: shape.to_vec(), values });
+        let dtype = match values {
+            Values::Integers(_) => FileDtype::I64,
+            Values::Floats(_) => FileDtype::F32,
+            _ if self.half => FileDtype::F16,
+            _ => FileDtype::F32,
+        };
+        self.initialisers.push(Initialiser { name: name.clone(), dtype, shape: shape.to_vec(), values });
         name
     }
 
@@ -126,9 +140,14 @@ impl Graph {
         self.node("Div", &[&centred, &std], "normalised", &[])
     }
 
+    fn cast(&mut self, x: &str, dtype: FileDtype, output: &str) -> String {
+        self.node("Cast", &[x], output, &[("to", Attribute::Int(number(dtype)))])
+    }
+
     /// The last activation.
     pub fn backbone(&mut self, structure: &Structure, images: &str) -> String {
-        let x = self.convolution(images, &structure.stem);
+        let images = if self.half { self.cast(images, FileDtype::F16, "input.f16") } else { images.to_owned() };
+        let x = self.convolution(&images, &structure.stem);
         let mut x = self.node("Relu", &[&x], "relu", &[]);
         if structure.pooled {
             let Window { size, stride, padding } = Window::STEM;
@@ -203,7 +222,12 @@ impl Graph {
         let x = self.node("Flatten", &[&x], "features", &[]);
         let weight = self.stored(format!("{name}.weight"), &[outputs, inputs]);
         let bias = self.stored(format!("{name}.bias"), &[outputs]);
-        self.gemm(&x, &weight, &bias, "logits");
+        self.gemm(&x, &weight, &bias, self.logits());
+    }
+
+    /// What the last layer's output is called.
+    fn logits(&self) -> &'static str {
+        if self.half { "logits.f16" } else { "logits" }
     }
 
     /// fastai's head, of these linear layers. Dropout does nothing where nothing is trained.
@@ -225,7 +249,7 @@ impl Graph {
                 x = self.batchnorm(&x, &norm, inputs);
                 (self.stored(weight, &[outputs, inputs]), self.stored(bias, &[outputs]))
             };
-            x = self.gemm(&x, &weight, &bias, if index == last { "logits" } else { &linear });
+            x = self.gemm(&x, &weight, &bias, if index == last { self.logits() } else { &linear });
             if index < last {
                 x = self.node("Relu", &[&x], &format!("{linear}.relu"), &[]);
             }
@@ -234,6 +258,13 @@ impl Graph {
 
     fn gemm(&mut self, x: &str, weight: &str, bias: &str, output: &str) -> String {
         self.node("Gemm", &[x, weight, bias], output, &[("transB", Attribute::Int(1))])
+    }
+
+    /// Turns the last layer's output into logits of `f32`.
+    pub fn finish(&mut self) {
+        if self.half {
+            self.cast(self.logits(), FileDtype::F32, "logits");
+        }
     }
 
     /// Probabilities of the logits, by `op`.

@@ -23,7 +23,10 @@ mod write;
 pub use build::{BatchNormForm, OnnxOptions};
 pub use write::write_onnx;
 
-use std::path::Path;
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+};
 
 use super::{CheckpointFile, Format};
 use crate::Result;
@@ -35,6 +38,12 @@ const EPS: f32 = 1e-5;
 /// producer, domain and version, the graph, or the operator sets.
 pub(super) fn opens_like_onnx(head: &[u8]) -> bool {
     matches!(head, [0x08, 1..=64, 0x12 | 0x1a | 0x22 | 0x28 | 0x32 | 0x3a | 0x42, ..])
+}
+
+/// The files beside the ONNX file that have values of its tensors.
+pub(super) fn value_files(path: &Path) -> Result<BTreeSet<PathBuf>> {
+    let tensors = graph::Graph::read(path)?.tensors.into_values();
+    Ok(tensors.filter(|tensor| tensor.is_external()).map(|tensor| tensor.file).collect())
 }
 
 /// Finds the tensors of a network, of which none is read yet.

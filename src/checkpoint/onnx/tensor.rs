@@ -31,6 +31,11 @@ const DTYPES: [(u64, FileDtype, u64); 13] = [
     (16, FileDtype::BF16, 5),
 ];
 
+/// ONNX's number of `dtype`, as files are written with it.
+pub(super) fn number(dtype: FileDtype) -> i64 {
+    DTYPES.iter().find(|(_, known, _)| *known == dtype).map_or(0, |(number, ..)| *number as i64)
+}
+
 /// A tensor whose values are in a file until they are asked for.
 #[derive(Clone, Debug)]
 pub(super) struct OnnxTensor {

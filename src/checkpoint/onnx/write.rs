@@ -9,26 +9,25 @@ use std::{
 use super::{
     EPS, OnnxOptions,
     build::{Graph, Initialiser, Values},
+    tensor::number,
     wire::{put_bytes, put_length, put_number, put_varint},
 };
 use crate::{
     Error, Result,
-    checkpoint::{TensorSource, architecture, save::write_whole, weights},
+    checkpoint::{FileDtype, FileTensor, TensorSource, architecture, model::stored, save::write_whole, weights},
     nn::{Arch, HeadSpec, Structure},
 };
 
 const IR_VERSION: i64 = 8;
 const OPERATOR_SET: i64 = 17;
-/// ONNX's numbers of element types.
-const FLOAT: i64 = 1;
-const INT64: i64 = 7;
 
 /// Writes the network of `tensors`, under torchvision's names and this engine's names of heads, as ONNX.
 ///
 /// The input `input` is `[N, 3, size, size]`, `f32`, RGB, of any number `N` of images; the output `logits` or
 /// `probabilities` is `[N, classes]`. The size is that of `metadata`, else the one that published checkpoints of the
 /// architecture were trained on; likewise mean and standard deviation, else ImageNet's. All of `metadata` (a model
-/// file's, or a checkpoint's) is written too, so that reading the file back gives it. Values are `f32`.
+/// file's, or a checkpoint's) is written too, so that reading the file back gives it. Values are `f32`; with
+/// [`OnnxOptions::half`] all between input and output is `f16`, rounded once, after batchnorm is folded.
 ///
 /// Tensors that are in a file are read one at a time. The file appears whole or not at all. The same content gives the
 /// same bytes.
@@ -44,7 +43,8 @@ const INT64: i64 = 7;
 ///
 /// # Errors
 /// [`Error::Io`] if the file cannot be written; [`Error::Checkpoint`] if the tensors are of no known architecture, have
-/// no head, or are not finite; [`Error::Setting`] if probabilities are asked for where numbers are told.
+/// no head, are not finite, or exceed the range of `f16` if that is asked for; [`Error::Setting`] if probabilities are
+/// asked for where numbers are told.
 pub fn write_onnx<T: TensorSource>(
     path: impl AsRef<Path>,
     tensors: &BTreeMap<String, T>,
@@ -93,14 +93,11 @@ impl Onnx {
         metadata: &BTreeMap<String, String>,
         options: &OnnxOptions,
     ) -> Result<Self> {
-        fn stored<T: serde::de::DeserializeOwned>(metadata: &BTreeMap<String, String>, key: &str) -> Option<T> {
-            serde_json::from_str(metadata.get(key)?).ok()
-        }
         let size = stored(metadata, "size").unwrap_or(arch.published_size());
         let mean = stored(metadata, "mean").unwrap_or(weights::IMAGENET.0);
         let std = stored(metadata, "std").unwrap_or(weights::IMAGENET.1);
 
-        let mut graph = Graph::new(options.batchnorm);
+        let mut graph = Graph::new(options);
         let images = if options.normalise { graph.normalise("input", mean, std) } else { "input".into() };
         let activation = graph.backbone(&Structure::new(arch), &images);
         let layers = head.plan(arch.features(), classes);
@@ -108,6 +105,7 @@ impl Onnx {
             HeadSpec::Linear => layers.into_iter().for_each(|layer| graph.linear_head(&activation, layer)),
             HeadSpec::Fastai { .. } => graph.fastai_head(&activation, layers),
         }
+        graph.finish();
         if options.probabilities {
             graph.probabilities(match metadata.get("task").map(String::as_str) {
                 Some("regression") => {
@@ -195,7 +193,7 @@ fn value_info(name: &str, extents: &[usize], text: &str) -> Vec<u8> {
         put_bytes(&mut shape, 1, dimension);
     }
     let (mut tensor, mut kind, mut value) = (Vec::new(), Vec::new(), Vec::new());
-    put_number(&mut tensor, 1, FLOAT);
+    put_number(&mut tensor, 1, number(FileDtype::F32));
     put_bytes(&mut tensor, 2, shape);
     put_bytes(&mut kind, 1, tensor);
     put_bytes(&mut value, 1, name);
@@ -207,23 +205,16 @@ fn value_info(name: &str, extents: &[usize], text: &str) -> Vec<u8> {
 }
 
 impl Initialiser {
-    fn dtype(&self) -> (i64, u64) {
-        match self.values {
-            Values::Integers(_) => (INT64, 8),
-            _ => (FLOAT, 4),
-        }
-    }
-
     /// Bytes of its values.
     fn bytes(&self) -> u64 {
-        self.shape.iter().product::<usize>() as u64 * self.dtype().1
+        (self.shape.iter().product::<usize>() * self.dtype.size()) as u64
     }
 
     /// All of the tensor before its values, which are its end.
     fn body(&self) -> Vec<u8> {
         let mut body = Vec::new();
         self.shape.iter().for_each(|extent| put_number(&mut body, 1, *extent as i64));
-        put_number(&mut body, 2, self.dtype().0);
+        put_number(&mut body, 2, number(self.dtype));
         put_bytes(&mut body, 8, &self.name);
         put_length(&mut body, 9, self.bytes());
         body
@@ -254,7 +245,7 @@ struct Source<'a, T> {
 impl<T: TensorSource> Source<'_, T> {
     /// The bytes of `tensor`.
     fn bytes(&self, tensor: &Initialiser) -> Result<Vec<u8>> {
-        let Initialiser { name, shape, values } = tensor;
+        let Initialiser { name, dtype, shape, values } = tensor;
         let floats = match values {
             Values::Integers(values) => return Ok(bytemuck::cast_slice(values).to_vec()),
             Values::Floats(values) => values.clone(),
@@ -290,10 +281,11 @@ impl<T: TensorSource> Source<'_, T> {
                 bias
             }
         };
-        match floats.iter().all(|value| value.is_finite()) {
-            true => Ok(bytemuck::cast_slice(&floats).to_vec()),
-            false => Err(self.fail(format!("{name} would have values that are not finite"))),
+        if !floats.iter().all(|value| value.is_finite()) {
+            return Err(self.fail(format!("{name} would have values that are not finite")));
         }
+        let floats = FileTensor::from_f32(shape.clone(), floats)?.into_dtype(*dtype);
+        floats.map(FileTensor::into_bytes).map_err(|error| self.fail(format!("{name}: {error}")))
     }
 
     /// Factor and offset of each channel of a batchnorm with running statistics.
