@@ -12,6 +12,8 @@ mod conversion;
 mod hostile;
 #[path = "checkpoints/loading.rs"]
 mod loading;
+#[path = "checkpoints/memory.rs"]
+mod memory;
 #[path = "checkpoints/models.rs"]
 mod models;
 #[path = "checkpoints/onnx.rs"]
@@ -22,6 +24,8 @@ mod onnx_graphs;
 mod originals;
 #[path = "checkpoints/pickles.rs"]
 mod pickles;
+#[path = "checkpoints/round_trips.rs"]
+mod round_trips;
 
 use std::{collections::BTreeMap, path::Path};
 

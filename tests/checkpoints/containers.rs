@@ -143,11 +143,16 @@ pub fn tar(other: Option<(&str, &[u8])>) -> Vec<u8> {
     let tensors = [&count[..], b"\x80\x02K\x01K\x07ctorch\nFloatTensor\n\x87.", &view];
     let root = b"\x80\x02}X\x01\0\0\0wX\x01\0\0\x001Qs.";
 
+    let (storages, tensors) = (storages.concat(), tensors.concat());
+    let files = [("sys_info", &system[..]), ("storages", &storages), ("tensors", &tensors), ("pickle", &root[..])];
+    let replaced = |name| other.and_then(|(other, bytes)| (other == name).then_some(bytes));
+    archive(files.map(|(name, bytes)| (name, replaced(name).unwrap_or(bytes))))
+}
+
+/// A tar archive of these files.
+pub fn archive(files: [(&str, &[u8]); 4]) -> Vec<u8> {
     let mut file = Vec::new();
-    for (name, bytes) in
-        [("sys_info", &system[..]), ("storages", &storages.concat()), ("tensors", &tensors.concat()), ("pickle", root)]
-    {
-        let bytes = other.and_then(|(other, bytes)| (other == name).then_some(bytes)).unwrap_or(bytes);
+    for (name, bytes) in files {
         let mut header = [0; 512];
         header[..name.len()].copy_from_slice(name.as_bytes());
         header[100..107].copy_from_slice(b"0000644");
