@@ -32,8 +32,7 @@ fn among<'a>(entries: &'a [Entry], path: &Path, arch: Arch) -> Option<&'a Entry>
 
 fn is_called(path: &Path, entry: &Entry) -> bool {
     let stem = path.file_stem().is_some_and(|stem| *stem == *entry.name);
-    let repository = entry.url.strip_prefix("https://huggingface.co/").and_then(|rest| rest.split_once("/resolve/"));
-    let folder = repository.map(|(repository, _)| format!("models--{}", repository.replace('/', "--")));
+    let folder = entry.hub_file().map(|(repository, _)| format!("models--{}", repository.replace('/', "--")));
     stem || folder.is_some_and(|folder| path.iter().any(|part| *part == *folder))
 }
 
@@ -49,8 +48,9 @@ mod tests {
         let hash = catalog::sha256(&path).unwrap();
         let entry = |name: &str, arch: &str, hash: &str, mib: f64| {
             format!(
-                "[[weights]]\nname = '{name}'\narch = '{arch}'\nurl = 'https://huggingface.co/timm/{name}/resolve/main/w'\n\
-                 sha256 = '{hash}'\nmib = {mib}\nlicence = ''\ntop1 = 1\n\
+                "[[weights]]\nname = '{arch}.{name}'\narch = '{arch}'\n\
+                 url = 'https://huggingface.co/timm/{name}/resolve/main/weights'\n\
+                 sha256 = '{hash}'\nmib = {mib}\nlicence = 'MIT'\ntop1 = 1\n\
                  transforms = {{ resize = 2, crop = 1, interpolation = 'bilinear' }}\n"
             )
         };
@@ -60,10 +60,10 @@ mod tests {
             + &entry("d", "resnet18", &hash[..8], 0.7501);
         let entries = catalog::parse(&text).unwrap();
         let found = |path: &Path| among(&entries, path, Arch::ResNet18).map(|entry| entry.name.as_str());
-        assert_eq!(found(&path), Some("d"));
-        assert_eq!(found(Path::new("models--timm--c/snapshots/1/model.safetensors")), Some("c"));
-        assert_eq!(found(Path::new("b.safetensors")), Some("b"));
-        assert_eq!(found(Path::new("a.safetensors")), None, "of another architecture");
+        assert_eq!(found(&path), Some("resnet18.d"));
+        assert_eq!(found(Path::new("models--timm--c/snapshots/1/model.safetensors")), Some("resnet18.c"));
+        assert_eq!(found(Path::new("resnet18.b.safetensors")), Some("resnet18.b"));
+        assert_eq!(found(Path::new("resnet50.a.safetensors")), None, "of another architecture");
         fs::write(&path, vec![1; 3 << 18]).unwrap();
         assert_eq!(found(&path), None);
     }

@@ -116,7 +116,7 @@ impl Entry {
     }
 
     /// Repository and file of an entry on the Hugging Face Hub.
-    pub(super) fn hub_file(&self) -> Option<(&str, &str)> {
+    pub(in crate::checkpoint) fn hub_file(&self) -> Option<(&str, &str)> {
         self.url.strip_prefix(HUB)?.split_once("/resolve/main/")
     }
 

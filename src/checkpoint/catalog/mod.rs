@@ -22,10 +22,11 @@ use std::sync::LazyLock;
 use serde::{Deserialize, Serialize};
 
 pub use self::files::{Fetching, Folders};
+pub(super) use self::sums::sha256;
 #[cfg(feature = "fetch")]
 pub(super) use self::{
     check::LONGEST,
-    sums::{is_sha256, record, sha256},
+    sums::{is_sha256, record},
 };
 use super::{names::nearest, weights::IMAGENET};
 use crate::{Error, Result, nn::Arch};
