@@ -264,7 +264,7 @@ fn model_files_that_lie_are_errors() {
         ("format_version", "2", "is of format 2, later than this program's 1"),
         ("format_version", "x", "format_version"),
         ("arch", "alexnet", "'alexnet' is unknown"),
-        ("arch", "resnet32", "does not fit the model"),
+        ("arch", "resnet32", "a tensor layer1.3.conv1.weight of [16, 16, 3, 3], but there is none"),
         ("head", huge, "hidden"),
         ("head", larger, "head.3.weight of [65536, 128]"),
         ("head", r#"{"kind":"linear"}"#, "fc.weight of [2, 64]"),

@@ -20,6 +20,9 @@ const UNSUPPORTED: [(&str, &str); 4] = [
 /// The architecture whose convolutions are exactly those of `shapes`.
 pub(super) fn arch_of(shapes: &Shapes) -> Option<Arch> {
     let found: BTreeMap<&str, &[usize]> = convolutions(shapes).collect();
+    if found.is_empty() {
+        return None;
+    }
     let same = |arch: &Arch| {
         let expected = arch.convolutions();
         expected.len() == found.len()

@@ -11,6 +11,10 @@ use std::{
 use super::{Checkpoint, FileDtype, FileTensor, Format, onnx, reading, sharded};
 use crate::{Error, Result};
 
+/// The most extents of a tensor, those that NumPy and PyTorch allow. A view that is not contiguous takes time for each
+/// of them at each of its elements, and a file may claim thousands, of 1.
+const MAX_RANK: usize = 64;
+
 /// What a writer asks of a tensor, be it in memory or in a file.
 pub trait TensorSource {
     /// The element type.
@@ -134,6 +138,10 @@ impl CheckpointFile {
         let file = reading::open(path)?;
         if file.tensors.is_empty() {
             return Err(Error::checkpoint(path, "holds no tensors"));
+        }
+        if let Some((name, tensor)) = file.tensors.iter().find(|(_, tensor)| tensor.shape.len() > MAX_RANK) {
+            let rank = tensor.shape.len();
+            return Err(Error::checkpoint(path, format!("has a tensor of {rank} extents, {name}: refused")));
         }
         Ok(file)
     }

@@ -135,7 +135,7 @@ impl Weights {
         let Some(checkpoint) = &self.checkpoint else {
             return Model::new(self.arch, HeadSpec::Linear, self.arch.published_classes(), 0, device);
         };
-        let Some(classes) = checkpoint.tensors.get("fc.weight").and_then(|weight| weight.shape.first()) else {
+        let Some(weight) = checkpoint.tensors.get("fc.weight") else {
             let trained = checkpoint.tensors.keys().any(|name| name.starts_with("head."));
             let message = if trained {
                 "is a model with a trained head; `unfreeze predict` uses it (logits are those of a classifier fc)"
@@ -144,7 +144,17 @@ impl Weights {
             };
             return Err(Error::checkpoint(&checkpoint.path, message));
         };
-        let mut model = Model::new(self.arch, HeadSpec::Linear, *classes, 0, device)?;
+        // Before anything is allocated: of a matrix without columns a file may claim any number of rows.
+        let (shape, features) = (&weight.shape, self.arch.features());
+        let classes = match shape.as_slice() {
+            &[classes, inputs] if inputs == features => classes,
+            _ => {
+                let message =
+                    format!("has a classifier fc.weight of {shape:?}, but {} gives {features} features", self.arch);
+                return Err(Error::checkpoint(&checkpoint.path, message));
+            }
+        };
+        let mut model = Model::new(self.arch, HeadSpec::Linear, classes, 0, device)?;
         load_into(&mut model, checkpoint, &LoadOptions::default())?;
         Ok(model)
     }

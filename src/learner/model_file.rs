@@ -108,12 +108,15 @@ impl ModelFile {
         }
         // Before anything is allocated: the sizes are whatever the file says.
         head.validate().map_err(|error| fail(format!("has bad metadata: {error}")))?;
-        for (name, inputs, outputs) in head.plan(arch.features(), classes.len()) {
-            let found = checkpoint.tensors.get(&format!("{name}.weight")).map(|tensor| tensor.shape.as_slice());
-            if found != Some(&[outputs, inputs]) {
+        let linear = head.plan(arch.features(), classes.len());
+        let linear =
+            linear.into_iter().map(|(name, inputs, outputs)| (format!("{name}.weight"), vec![outputs, inputs]));
+        for (name, shape) in linear.chain(arch.convolutions()) {
+            let found = checkpoint.tensors.get(&name).map(|tensor| &tensor.shape);
+            if found != Some(&shape) {
                 let found = found.map_or("there is none".into(), |shape| format!("it is {shape:?}"));
-                let expected = format!("a tensor {name}.weight of [{outputs}, {inputs}]");
-                return Err(fail(format!("has metadata that do not fit: they ask for {expected}, but {found}")));
+                let message = format!("they ask for a tensor {name} of {shape:?}, but {found}");
+                return Err(fail(format!("has metadata that do not fit: {message}")));
             }
         }
         let mut model = Model::new(arch, head, classes.len(), 0, device)

@@ -114,7 +114,11 @@ impl<'a> View<'a> {
             }
             for input in node.inputs.iter().filter(|input| !input.is_empty()) {
                 let input = view.resolve(input);
-                view.users.entry(input).or_default().push(node);
+                let users = view.users.entry(input).or_default();
+                // Once, even if it is all the inputs of a node: whoever looks for one goes through the list.
+                if users.last().is_none_or(|last| !std::ptr::eq(*last, node)) {
+                    users.push(node);
+                }
             }
         }
         view

@@ -11,7 +11,7 @@ use std::{
 use crate::{Error, Result};
 
 /// Fields that are read from one file at most: a ResNet-152 has some ten thousand, and each takes memory.
-const MAX_FIELDS: u32 = 1 << 20;
+const MAX_FIELDS: u32 = 1 << 18;
 
 /// The longest text, in bytes.
 const MAX_TEXT: u64 = 1 << 20;
