@@ -8,6 +8,8 @@ mod common;
 mod containers;
 #[path = "checkpoints/conversion.rs"]
 mod conversion;
+#[path = "checkpoints/fuzzed.rs"]
+mod fuzzed;
 #[path = "checkpoints/hostile.rs"]
 mod hostile;
 #[path = "checkpoints/loading.rs"]
