@@ -1,6 +1,6 @@
 //! Element types, and the typed blocks of elements in a device's memory.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use half::{bf16, f16};
 
@@ -49,13 +49,22 @@ pub enum Elements {
 /// A block of elements, counted by the device that it was made on.
 pub(super) struct Block {
     pub elements: Elements,
+    /// What was computed from the elements and is valid as long as they are.
+    pub derived: Mutex<Option<Derived>>,
     owner: Arc<CpuDevice>,
+}
+
+/// Elements computed from others.
+pub(super) struct Derived {
+    /// Tells by what they were computed.
+    pub key: usize,
+    pub block: Arc<Block>,
 }
 
 impl Block {
     pub fn new(elements: Elements, owner: &Arc<CpuDevice>) -> Self {
         owner.allocated(elements.bytes());
-        Self { elements, owner: owner.clone() }
+        Self { elements, derived: Mutex::new(None), owner: owner.clone() }
     }
 }
 
@@ -68,6 +77,9 @@ impl Clone for Block {
 impl Drop for Block {
     fn drop(&mut self) {
         self.owner.freed(self.elements.bytes());
+        if let Elements::F32(elements) = &mut self.elements {
+            self.owner.recycle(std::mem::take(elements));
+        }
     }
 }
 

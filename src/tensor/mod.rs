@@ -2,6 +2,7 @@
 
 mod arithmetic;
 pub(crate) mod cuda;
+mod derived;
 mod dtype;
 mod precision;
 mod shape;
@@ -224,7 +225,9 @@ impl Tensor {
         let (found, elsewhere) = (self.dtype(), self.elsewhere());
         match &mut self.storage {
             Storage::Cpu(block) => {
-                T::unwrap_mut(&mut Arc::make_mut(block).elements).ok_or_else(|| wrong_dtype::<T>(found))
+                let block = Arc::make_mut(block);
+                block.forget_derived();
+                T::unwrap_mut(&mut block.elements).ok_or_else(|| wrong_dtype::<T>(found))
             }
             Storage::Cuda(_) => Err(elsewhere),
         }

@@ -101,7 +101,7 @@ pub fn apply(
     let residual = residual.map(|residual| residual.as_slice::<f32>()).transpose()?;
     let channels = factor.len();
     let floor = if relu { 0.0 } else { f32::NEG_INFINITY };
-    let mut output = vec![0.0; x.len()];
+    let mut output = cpu.buffer(x.len());
     cpu.install(|| {
         output.par_chunks_mut(ROWS * channels).enumerate().for_each(|(block, output)| {
             let start = block * ROWS * channels;
@@ -207,7 +207,7 @@ fn combine(cpu: &CpuDevice, grad: &Tensor, input: &Tensor, coefficients: &[[f32;
     let (grad, x) = (grad.as_slice::<f32>()?, input.as_slice::<f32>()?);
     let channels = coefficients.len();
     let [a, b, c] = [0, 1, 2].map(|i| coefficients.iter().map(|row| row[i]).collect::<Vec<f32>>());
-    let mut result = vec![0.0; x.len()];
+    let mut result = cpu.buffer(x.len());
     cpu.install(|| {
         result.par_chunks_mut(ROWS * channels).enumerate().for_each(|(block, result)| {
             let start = block * ROWS * channels;

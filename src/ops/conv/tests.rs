@@ -154,6 +154,10 @@ fn large() -> Vec<Case> {
         [37, 3, 3, 6, 9, 3, 3, 1, 1, 3],
         [5, 12, 12, 7, 7, 3, 3, 1, 1, 7],
         [40, 1, 1, 600, 33, 1, 1, 1, 0, 1],
+        [3, 14, 13, 64, 64, 3, 3, 1, 1, 1], // Winograd's F(4×4) on the processor, ragged tiles
+        [1, 12, 9, 16, 128, 3, 3, 1, 0, 1], // filters shared out among threads
+        [2, 7, 5, 320, 64, 3, 3, 1, 1, 1],  // F(2×2), channels in more than one go
+        [13, 3, 2, 64, 64, 3, 3, 1, 2, 1],
     ]
     .map(case)
     .to_vec()
@@ -226,8 +230,30 @@ fn results_do_not_depend_on_the_number_of_threads() -> Result<()> {
 }
 
 #[test]
+fn kept_weights_follow_what_is_written_to_them() -> Result<()> {
+    let device = cpu(2);
+    for shape in [[2, 6, 6, 64, 64, 3, 3, 1, 1, 1], [2, 6, 6, 5, 7, 1, 1, 1, 0, 1]] {
+        let case = case(shape);
+        let [input, mut weight, _] = case.tensors(&device);
+        let norm_after = KnownNorm::new(1, case.weight_dims()[0], &device);
+        let run = |weight: &Tensor| {
+            let epilogue = Epilogue { norm: Some(norm_after.fixed()), ..Epilogue::default() };
+            forward(&input, weight, case.geometry, epilogue).map(|output| bits(&output))
+        };
+        let (before, copy) = (run(&weight)?, weight.clone());
+        let other = normal(99, "other weight", case.weight_dims(), &device);
+        weight.overwrite(&other.to_vec::<f32>()?)?;
+        assert_eq!(run(&weight)?, run(&other)?, "{case:?}");
+        assert_eq!(run(&copy)?, before, "{case:?}");
+    }
+    Ok(())
+}
+
+#[test]
 fn an_image_does_not_depend_on_its_batch() -> Result<()> {
     let all = [
+        [9, 14, 14, 64, 64, 3, 3, 1, 1, 1],  // Winograd's F(4×4) on the processor …
+        [30, 5, 7, 16, 64, 3, 3, 1, 1, 1],   // … and F(2×2)
         [300, 1, 1, 600, 64, 1, 1, 1, 0, 1], // 1×1 maps, narrow product with a long inner dimension
         [70, 1, 1, 20, 3, 1, 1, 1, 0, 1],
         [9, 1, 1, 128, 40, 3, 3, 1, 1, 1],

@@ -8,14 +8,6 @@ use crate::{Result, Tensor, device::CpuDevice};
 /// The position of a maximum that has seen no value yet: even −∞ replaces it.
 const NOWHERE: u32 = u32::MAX;
 
-/// Keeps `value` if it is the first or exceeds the best so far; a NaN wins, so that a diverged run is seen.
-fn keep_best(best: &mut f32, at: &mut u32, value: f32, position: u32) {
-    if value > *best || *at == NOWHERE || (value.is_nan() && !best.is_nan()) {
-        *best = value;
-        *at = position;
-    }
-}
-
 pub fn max_forward(
     cpu: &CpuDevice,
     input: &Tensor,
@@ -25,30 +17,43 @@ pub fn max_forward(
 ) -> Result<(Tensor, Tensor)> {
     let x = input.as_slice::<f32>()?;
     let [n, p, q, _] = output;
-    let mut best = vec![f32::NEG_INFINITY; n * p * q * c];
+    let mut best = cpu.buffer(n * p * q * c);
     let mut at = vec![NOWHERE; best.len()];
     cpu.install(|| {
         best.par_chunks_mut(q * c).zip(at.par_chunks_mut(q * c)).enumerate().for_each(|(row, (best, at))| {
-            let (image, y) = (row / p, row % p);
-            for r in 0..window.size {
-                let Some(y) = (y * window.stride + r).checked_sub(window.padding).filter(|y| *y < h) else { continue };
-                for out_x in 0..q {
-                    for s in 0..window.size {
-                        let x_at = (out_x * window.stride + s).checked_sub(window.padding).filter(|x| *x < w);
-                        let Some(x_at) = x_at else { continue };
-                        let from = &x[((image * h + y) * w + x_at) * c..][..c];
-                        let best = &mut best[out_x * c..][..c];
-                        let at = &mut at[out_x * c..][..c];
-                        let position = (y * w + x_at) as u32;
-                        for channel in 0..c {
-                            keep_best(&mut best[channel], &mut at[channel], from[channel], position);
-                        }
-                    }
-                }
-            }
+            let image = &x[row / p * h * w * c..][..h * w * c];
+            pulp::Arch::new().dispatch(|| max_row(image, [h, w, c], row % p, window, best, at));
         });
     });
     Ok((Tensor::new(best, output, input.device())?, Tensor::new(at, output, input.device())?))
+}
+
+/// One row of outputs and their positions, from an image.
+#[inline(always)]
+fn max_row(image: &[f32], [h, w, c]: [usize; 3], y: usize, window: Window, best: &mut [f32], at: &mut [u32]) {
+    for (x, (best, at)) in best.chunks_exact_mut(c).zip(at.chunks_exact_mut(c)).enumerate() {
+        best.fill(f32::NEG_INFINITY);
+        at.fill(NOWHERE);
+        for r in 0..window.size {
+            let Some(y) = (y * window.stride + r).checked_sub(window.padding).filter(|y| *y < h) else { continue };
+            for s in 0..window.size {
+                let Some(x) = (x * window.stride + s).checked_sub(window.padding).filter(|x| *x < w) else { continue };
+                let position = y * w + x;
+                keep_best_of_pixel(best, at, &image[position * c..][..c], position as u32);
+            }
+        }
+    }
+}
+
+/// Keeps in each channel the value of `pixel` if it is the first or exceeds the best so far; a NaN wins, so that a
+/// diverged run is seen. Without branches, so that it becomes vector instructions.
+#[inline(always)]
+fn keep_best_of_pixel(best: &mut [f32], at: &mut [u32], pixel: &[f32], position: u32) {
+    for ((best, at), &value) in best.iter_mut().zip(at).zip(pixel) {
+        let better = (value > *best) | (*at == NOWHERE) | (value.is_nan() & !best.is_nan());
+        *best = if better { value } else { *best };
+        *at = if better { position } else { *at };
+    }
 }
 
 pub fn average_forward(cpu: &CpuDevice, input: &Tensor, [n, h, w, c]: [usize; 4]) -> Result<Tensor> {
@@ -81,9 +86,7 @@ pub fn concat_forward(cpu: &CpuDevice, input: &Tensor, [n, h, w, c]: [usize; 4])
             let (best, average) = output.split_at_mut(c);
             best.fill(f32::NEG_INFINITY);
             for (position, pixel) in image.chunks_exact(c).enumerate() {
-                for channel in 0..c {
-                    keep_best(&mut best[channel], &mut at[channel], pixel[channel], position as u32);
-                }
+                keep_best_of_pixel(best, at, pixel, position as u32);
             }
             average_image(image, average);
         });

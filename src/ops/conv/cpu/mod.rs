@@ -1,7 +1,16 @@
-//! Convolution on the processor: implicit GEMM. A task takes a tile of output pixels, gathers their windows into a
-//! scratch matrix that stays in cache, and multiplies it with the weights. 1×1 windows are read in place.
+//! Convolution on the processor. 3×3 with stride 1 is computed by Winograd's method; everything else as implicit GEMM:
+//! a task takes a tile of output pixels, gathers their windows into a scratch matrix that stays in cache, and multiplies
+//! it with the weights. 1×1 windows are read in place.
+
+mod finish;
+mod tile;
+mod winograd;
+
+use std::borrow::Cow;
 
 use rayon::prelude::*;
+
+use finish::Finish;
 
 use super::{Epilogue, Extents};
 use crate::{
@@ -30,22 +39,41 @@ pub fn forward(
         None => None,
     };
     let residual = epilogue.residual.map(|residual| residual.as_slice::<f32>()).transpose()?;
-    let mut output = vec![0.0; extents.output().elements()];
-    let k = extents.k;
-    let weight_slice = weight.as_slice::<f32>()?;
-    cpu.install(|| {
-        let weight = transposed_weight(weight_slice, extents);
-        let finish = |first: usize, tile: &mut [f32]| {
-            let residual = residual.map(|residual| &residual[first * k..][..tile.len()]);
-            apply_epilogue(tile, scale_shift, residual, epilogue.relu);
-        };
-        output.par_chunks_mut(TILE * k).enumerate().for_each_init(Vec::new, |scratch, (index, tile)| {
-            let first = index * TILE;
-            multiply_tile(input, &weight, extents, first, tile, scratch);
-            finish(first, tile);
-        });
+    let finish = Finish { scale_shift, residual, relu: epilogue.relu };
+    let mut output = cpu.buffer(extents.output().elements());
+    let method = winograd::Method::of(extents);
+    let pack = |weight: &[f32]| {
+        cpu.install(|| match method {
+            Some(method) => method.pack(weight, extents),
+            None => transposed_weight(weight, extents),
+        })
+    };
+    // A convolution with its batchnorm fixed is not in training: its weights stay what they are, for a while.
+    let kept = match epilogue.norm {
+        Some(_) => Some(weight.derived(method.map_or(0, |method| 1 + method as usize), pack)?),
+        None => None,
+    };
+    let packed = match &kept {
+        Some(kept) => Cow::Borrowed(kept.as_slice::<f32>()?),
+        None => Cow::Owned(pack(weight.as_slice::<f32>()?)),
+    };
+    cpu.install(|| match method {
+        Some(method) => method.forward(input, &packed, extents, finish, &mut output),
+        None => multiply(input, &packed, extents, finish, &mut output),
     });
     Tensor::new(output, extents.output(), weight.device())
+}
+
+/// Implicit GEMM with weights as [`transposed_weight`] leaves them.
+fn multiply(input: &[f32], weight: &[f32], extents: &Extents, finish: Finish, output: &mut [f32]) {
+    let k = extents.k;
+    // Fewer where there are not enough for all threads.
+    let pixels = TILE.min((output.len() / k).div_ceil(rayon::current_num_threads())).max(1);
+    output.par_chunks_mut(pixels * k).enumerate().for_each_init(Vec::new, |scratch, (index, tile)| {
+        let first = index * pixels;
+        multiply_tile(input, weight, extents, first, tile, scratch);
+        finish.apply(tile, first * k);
+    });
 }
 
 /// Fills the outputs of the pixels from `first` on, `[pixels, K]`.
@@ -154,23 +182,6 @@ fn transpose(from: &[f32], rows: usize, cols: usize, to: &mut [f32]) {
     });
 }
 
-fn apply_epilogue(tile: &mut [f32], scale_shift: Option<(&[f32], &[f32])>, residual: Option<&[f32]>, relu: bool) {
-    if let Some((scale, shift)) = scale_shift {
-        for row in tile.chunks_exact_mut(scale.len()) {
-            for ((value, scale), shift) in row.iter_mut().zip(scale).zip(shift) {
-                *value = *value * scale + shift;
-            }
-        }
-    }
-    if let Some(residual) = residual {
-        tile.iter_mut().zip(residual).for_each(|(value, residual)| *value += residual);
-    }
-    if relu {
-        // Not `max`, which would turn a NaN into 0 and hide a diverged run.
-        tile.iter_mut().for_each(|value| *value = if *value < 0.0 { 0.0 } else { *value });
-    }
-}
-
 /// `[N, H, W, C]`: each task owns one image and scatters the windows' gradients into it.
 pub fn input_grad(cpu: &CpuDevice, output_grad: &Tensor, weight: &Tensor, extents: &Extents) -> Result<Tensor> {
     if extents.stride == 1 && extents.padding < extents.r && extents.padding < extents.s && extents.r == extents.s {
@@ -263,6 +274,10 @@ fn input_grad_as_forward(cpu: &CpuDevice, output_grad: &Tensor, weight: &Tensor,
 /// in order, so that the result depends on the shape alone.
 pub fn weight_grad(cpu: &CpuDevice, output_grad: &Tensor, input: &Tensor, extents: &Extents) -> Result<Tensor> {
     let (grad, input_slice) = (output_grad.as_slice::<f32>()?, input.as_slice::<f32>()?);
+    if let Some(method) = winograd::Method::of_weight_grad(extents) {
+        let weight_grad = cpu.install(|| method.weight_grad(cpu, grad, input_slice, extents));
+        return Tensor::new(weight_grad, [extents.k, extents.r, extents.s, extents.c], input.device());
+    }
     let (window, group_c, group_k) = (extents.window(), extents.group_c(), extents.group_k());
     // A block holds whole positions of the window, so that gathering copies whole runs of channels.
     let positions = extents.r * extents.s;

@@ -1,0 +1,154 @@
+//! The gradient of the filters by Winograd's method: windows and output gradients are transformed, multiplied at each
+//! position and summed over the tiles; the sums are the gradient of the transformed filters.
+
+use std::ops::Range;
+
+use pulp::{Arch, Simd, WithSimd};
+use rayon::prelude::*;
+
+use super::{
+    Method, TILES,
+    transform::{Four, Transform, Two, load, store, windows},
+};
+use crate::{
+    device::CpuDevice,
+    ops::conv::{Extents, cpu::tile},
+};
+
+/// Bands that are transformed before they are multiplied: few enough for the outer cache.
+const BANDS: usize = 12;
+
+impl Method {
+    /// As [`Method::of`], for the gradient of the filters.
+    pub fn of_weight_grad(extents: &Extents) -> Option<Self> {
+        Self::of(extents).filter(|_| extents.c.is_multiple_of(tile::columns().0))
+    }
+
+    /// The gradient of the filters, `[K, 3, 3, C]`, from those of the outputs, `[N, P, Q, K]`.
+    pub fn weight_grad(self, cpu: &CpuDevice, grad: &[f32], input: &[f32], extents: &Extents) -> Vec<f32> {
+        let &Extents { n, p, q, c, k, .. } = extents;
+        let (_, lanes) = tile::columns();
+        let positions = self.window() * self.window();
+        let (down, across) = (p.div_ceil(self.outputs()), q.div_ceil(self.outputs()));
+        let (rows, height) = (n * down, TILES.div_ceil(across));
+        let slots = height * across;
+        let filters = k.next_multiple_of(tile::ROWS);
+        let blocks = filters / tile::ROWS;
+        let (window_stride, grad_stride) = (c + lanes, filters + lanes);
+        let (window_band, grad_band) = (positions * slots * window_stride, positions * slots * grad_stride);
+        let at_once = BANDS.min(rows.div_ceil(height));
+        let [mut windows, mut grads] = [window_band, grad_band].map(|band| cpu.buffer(at_once * band));
+        let mut sums = cpu.buffer(positions * filters * c);
+        sums.fill(0.0);
+        for first in (0..rows).step_by(at_once * height) {
+            let start = |band: usize| (first + band * height).min(rows);
+            let bands = windows.par_chunks_mut(window_band).zip(grads.par_chunks_mut(grad_band)).enumerate();
+            bands.for_each(|(band, (windows, grads))| {
+                let rows = start(band)..start(band + 1);
+                Arch::new().dispatch(Band { method: self, grad, input, extents, rows, slots, windows, grads });
+            });
+            sums.par_chunks_mut(tile::ROWS * c).enumerate().for_each(|(block, sums)| {
+                let (position, filter) = (block / blocks, block % blocks * tile::ROWS);
+                for band in 0..at_once {
+                    let windows = &windows[band * window_band + position * slots * window_stride..];
+                    let grads = &grads[band * grad_band + position * slots * grad_stride + filter..];
+                    let tiles = (start(band + 1) - start(band)) * across;
+                    Arch::new().dispatch(tile::Outer {
+                        length: tiles,
+                        rows: grads,
+                        row_stride: grad_stride,
+                        columns: windows,
+                        column_stride: window_stride,
+                        out: sums,
+                    });
+                }
+            });
+        }
+        let mut weight_grad = vec![0.0; k * 9 * c];
+        weight_grad.par_chunks_mut(9 * c).enumerate().for_each(|(filter, weight_grad)| {
+            let product = |position: usize| &sums[(position * filters + filter) * c..][..c];
+            Arch::new().dispatch(|| self.transform_back(product, weight_grad, c));
+        });
+        [windows, grads, sums].into_iter().for_each(|buffer| cpu.recycle(buffer));
+        weight_grad
+    }
+
+    /// The gradient of a filter from that of the transformed one, of which `product` has the channels at a position.
+    #[inline(always)]
+    fn transform_back<'a>(self, product: impl Fn(usize) -> &'a [f32], filter_grad: &mut [f32], c: usize) {
+        let (window, transform) = (self.window(), self.filter_transform());
+        for (at, to) in filter_grad.chunks_exact_mut(c).enumerate() {
+            for position in 0..window * window {
+                let factor = (transform[position / window][at / 3] * transform[position % window][at % 3]) as f32;
+                if factor != 0.0 {
+                    to.iter_mut().zip(product(position)).for_each(|(to, product)| *to += factor * product);
+                }
+            }
+        }
+    }
+}
+
+/// The transformed windows and output gradients of some rows of tiles.
+struct Band<'a> {
+    method: Method,
+    grad: &'a [f32],
+    input: &'a [f32],
+    extents: &'a Extents,
+    rows: Range<usize>,
+    slots: usize,
+    windows: &'a mut [f32],
+    grads: &'a mut [f32],
+}
+
+impl WithSimd for Band<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        match self.method {
+            Method::Two => self.compute::<S, Two, 2, 4>(simd),
+            Method::Four => self.compute::<S, Four, 4, 6>(simd),
+        }
+    }
+}
+
+impl Band<'_> {
+    #[inline(always)]
+    fn compute<S: Simd, T: Transform<M, A>, const M: usize, const A: usize>(self, simd: S) {
+        let Self { grad, input, extents, rows, slots, grads, .. } = self;
+        windows::<S, T, M, A>(simd, input, extents, rows.clone(), slots, self.windows);
+        let &Extents { p, q, k, .. } = extents;
+        let (down, across) = (p.div_ceil(M), q.div_ceil(M));
+        let (lanes, zero) = (S::F32_LANES, simd.splat_f32s(0.0));
+        let filters = k.next_multiple_of(tile::ROWS);
+        let stride = filters + lanes;
+        for (index, (row, column)) in rows.flat_map(|row| (0..across).map(move |x| (row, x))).enumerate() {
+            let (top, left) = (row % down * M, column * M);
+            let corner = (row / down * p + top) * q + left;
+            for filter in (0..k).step_by(lanes) {
+                let mut half = [[zero; A]; M];
+                for (j, half) in half.iter_mut().enumerate() {
+                    let mut column = [zero; M];
+                    for (i, value) in column.iter_mut().enumerate() {
+                        if top + i < p && left + j < q {
+                            *value = load::<S>(grad, (corner + i * q + j) * k + filter);
+                        }
+                    }
+                    *half = T::gradient(simd, column);
+                }
+                for i in 0..A {
+                    let mut row = [zero; M];
+                    for (value, half) in row.iter_mut().zip(&half) {
+                        *value = half[i];
+                    }
+                    for (j, value) in T::gradient(simd, row).into_iter().enumerate() {
+                        store::<S>(grads, ((i * A + j) * slots + index) * stride + filter, value);
+                    }
+                }
+            }
+            for position in 0..A * A {
+                grads[(position * slots + index) * stride..][k..filters].fill(0.0);
+            }
+        }
+    }
+}
