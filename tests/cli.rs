@@ -354,9 +354,9 @@ fn convert_and_inspect_read_what_pytorch_wrote() {
     }
     let wrapped = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/checkpoints/fixtures/imagenet_example.pth.tar");
     let told = unfreeze("inspect {}", &[&wrapped]).succeeded().out;
-    assert!(told.contains("left out: best_acc1 (beside the weights)\n"), "{told}");
+    assert!(told.contains("left out: best_acc1 (stored beside the weights)\n"), "{told}");
     let told = unfreeze("inspect {} --json", &[&wrapped]).succeeded().objects();
-    let left = serde_json::json!([{ "name": "best_acc1", "reason": "beside the weights" }]);
+    let left = serde_json::json!([{ "name": "best_acc1", "reason": "stored beside the weights" }]);
     assert_eq!(told.last().unwrap()["left_out"], left);
     let table = unfreeze("inspect {}", &[&out]).succeeded();
     assert!(table.out.ends_with("elements\n") && table.out.lines().count() == file.tensors.len() + 1);

@@ -71,7 +71,7 @@ pub(super) fn open(path: &Path, imports: &BTreeSet<Global>) -> Result<Checkpoint
         };
         checkpoint.tensors.insert(name, StoredTensor::new(dtype, shape, read));
     }
-    checkpoint.left_out = others.into_iter().map(|(name, _)| (name, "beside the weights")).collect();
+    checkpoint.left_out = others.into_iter().map(|(name, _)| (name, "stored beside the weights")).collect();
     checkpoint.left_out.sort();
     Ok(checkpoint)
 }

@@ -130,5 +130,5 @@ fn tensors_beside_a_wrapper_are_left_out_and_said() {
     let beside = [&text("head.weight")[..], &tensor([2, 3], [3, 1]), b"s"].concat();
     let file = open("wrapped.pth", &stored(&[b"\x80\x02}", &nested[..], &beside, b"."].concat()));
     assert_eq!(file.tensors.keys().collect::<Vec<_>>(), ["w"]);
-    assert_eq!(file.left_out, [("head.weight".to_owned(), "beside the weights")]);
+    assert_eq!(file.left_out, [("head.weight".to_owned(), "stored beside the weights")]);
 }

@@ -59,6 +59,7 @@ fn no_network_is_built_that_the_file_does_not_hold() {
     // Metadata that ask for a ResNet-152, and its last layer alone.
     let metadata = [
         ("format_version", "1"),
+        ("engine_version", "0.1.0"),
         ("arch", "resnet152"),
         ("head", r#"{"kind":"linear"}"#),
         ("classes", r#"["cat"]"#),
