@@ -41,7 +41,10 @@ pub fn forward(
     let residual = epilogue.residual.map(|residual| residual.as_slice::<f32>()).transpose()?;
     let finish = Finish { scale_shift, residual, relu: epilogue.relu };
     let mut output = cpu.buffer(extents.output().elements());
-    let method = winograd::Method::of(extents);
+    let method = match epilogue.norm {
+        Some(_) => winograd::Method::of_fixed(extents),
+        None => winograd::Method::of_trained(extents),
+    };
     let pack = |weight: &[f32]| {
         cpu.install(|| match method {
             Some(method) => method.pack(weight, extents),

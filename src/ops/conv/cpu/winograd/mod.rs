@@ -34,17 +34,20 @@ pub enum Method {
 }
 
 impl Method {
-    /// The method for a convolution, by the extents of filters and images alone, not by their number: an image's result
-    /// must not depend on its batch. `None` where Winograd's does not serve.
-    pub fn of(extents: &Extents) -> Option<Self> {
-        let &Extents { p, q, c, k, r, s, stride, padding, groups, .. } = extents;
+    /// The method for a convolution with fixed weights, by the extents of filters and images alone, not by their number:
+    /// an image's result must not depend on its batch. `None` where Winograd's does not serve.
+    pub fn of_fixed(extents: &Extents) -> Option<Self> {
+        // Of small maps there are few tiles, and the larger transformed filters take longer to read.
+        Self::of_trained(extents).map(|_| if extents.p.max(extents.q) <= 8 { Method::Two } else { Method::Four })
+    }
+
+    /// As [`Method::of_fixed`], for a convolution in training and its gradients. F(4×4) rounds up to ten times as much as
+    /// F(2×2), and each pre-activation that moves across zero makes another training of it.
+    pub fn of_trained(extents: &Extents) -> Option<Self> {
+        let &Extents { c, k, r, s, stride, padding, groups, .. } = extents;
         let (columns, lanes) = tile::columns();
         let fits = (r, s, stride, groups) == (3, 3, 1, 1) && padding <= 2;
-        if !fits || !c.is_multiple_of(lanes) || !k.is_multiple_of(columns) {
-            return None;
-        }
-        // Of small maps there are few tiles, and the larger transformed filters take longer to read.
-        Some(if p.max(q) <= 8 { Method::Two } else { Method::Four })
+        (fits && c.is_multiple_of(lanes) && k.is_multiple_of(columns)).then_some(Method::Two)
     }
 
     fn outputs(self) -> usize {

@@ -19,9 +19,9 @@ use crate::{
 const BANDS: usize = 12;
 
 impl Method {
-    /// As [`Method::of`], for the gradient of the filters.
+    /// As [`Method::of_trained`], for the gradient of the filters.
     pub fn of_weight_grad(extents: &Extents) -> Option<Self> {
-        Self::of(extents).filter(|_| extents.c.is_multiple_of(tile::columns().0))
+        Self::of_trained(extents).filter(|_| extents.c.is_multiple_of(tile::columns().0))
     }
 
     /// The gradient of the filters, `[K, 3, 3, C]`, from those of the outputs, `[N, P, Q, K]`.
