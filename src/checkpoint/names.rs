@@ -10,7 +10,7 @@ use super::{Checkpoint, CheckpointFile};
 use crate::{Error, Result};
 
 /// What `DataParallel`, `torch.compile`, training frameworks and self-supervised methods put before a ResNet's names.
-const PREFIXES: [&str; 6] = ["module.", "_orig_mod.", "backbone.", "model.", "encoder.", "resnet."];
+const PREFIXES: [&str; 8] = ["module.", "_orig_mod.", "backbone.", "model.", "net.", "network.", "encoder.", "resnet."];
 
 /// More wrappers around a model than anyone puts there.
 const MAX_PREFIXES: usize = 16;

@@ -226,6 +226,10 @@ impl Convert {
         if !conversion.dropped.is_empty() && !self.dry_run {
             errln!("note: {} tensors are left out; --dry-run lists them", conversion.dropped.len());
         }
+        let mut wrappers = conversion.dropped.iter().filter_map(|(name, _)| name.split_once('.'));
+        if let Some((averaged, _)) = wrappers.find(|(key, _)| *key == "ema" || key.ends_with("_ema")) {
+            errln!("note: these are the plain weights; the averaged ones beside them, {averaged}, are left out");
+        }
         if let Some(transforms) = &conversion.transforms {
             let why = match conversion.published {
                 Some(entry) if self.size.is_some() || self.resize.is_some() => {

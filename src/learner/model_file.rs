@@ -69,7 +69,8 @@ impl ModelFile {
         let text = |key: &str| {
             checkpoint.metadata.get(key).ok_or_else(|| {
                 fail(format!(
-                    "has no '{key}' in its metadata: it is a checkpoint, not a model trained by unfreeze train"
+                    "has no '{key}' in its metadata: it is a checkpoint, not a model trained by unfreeze train; \
+                     `unfreeze convert --format model` makes one of it"
                 ))
             })
         };

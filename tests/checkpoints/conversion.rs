@@ -307,3 +307,21 @@ fn casting_in_the_file_is_casting_in_memory() {
         assert_eq!(tensor.read().expect("reads"), expected[name], "{name}");
     }
 }
+
+#[test]
+fn wrappers_around_a_network_are_taken_away_and_a_way_to_predict_is_told() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let device = Device::cpu(1).expect("a processor");
+    let model = Model::new(Arch::ResNet8, HeadSpec::Linear, 3, 0, &device).expect("a network");
+    let tensors = collect(&model).expect("its tensors");
+    let path = folder.path().join("lightning.pth");
+    let wrapped = |prefix: &str| -> Tensors {
+        tensors.iter().map(|(name, tensor)| (format!("{prefix}{name}"), tensor.clone())).collect()
+    };
+    write_pth(&path, &wrapped("net.")).expect("writes");
+    let plan = Conversion::plan(CheckpointFile::open(&path).expect("opens"), &ConvertOptions::default());
+    let plan = plan.expect("plans");
+    assert_eq!((plan.arch, plan.prefixes), (Some(Arch::ResNet8), vec!["net."]));
+    let ran = unfreeze("predict {} {}", &[&path, &path]);
+    assert!(ran.code != 0 && ran.err.contains("`unfreeze convert --format model` makes one of it"), "{}", ran.err);
+}
