@@ -134,7 +134,8 @@ mod tests {
             let model = model();
             device.reset_peak();
             let before = device.memory().live;
-            run(&model, 40, 24, training, &device).unwrap();
+            // The second pass has the packed weights of all layers beside its largest activations.
+            (0..2).for_each(|_| run(&model, 40, 24, training, &device).unwrap());
             let measured = (device.memory().peak - before) as f64;
             let told = (need.fixed + 40.0 * need.per_image) / measured;
             assert!((1.0..1.25).contains(&told), "training {training}: {told} of {measured}");
