@@ -126,7 +126,8 @@ pub(super) fn imports_of_zip(path: &Path, archive: &mut Archive) -> Result<BTree
         fail(format!("is a truncated or damaged zip archive ({error}): was the download interrupted?"))
     };
     let sizes = (0..archive.len()).filter_map(|index| Some(archive.by_index_data(index).ok()?.size()));
-    let (unpacked, file) = (sizes.sum::<u64>(), std::fs::metadata(path).map_err(|error| Error::io(path, error))?.len());
+    let unpacked = sizes.fold(0, u64::saturating_add);
+    let file = std::fs::metadata(path).map_err(|error| Error::io(path, error))?.len();
     if unpacked > file.saturating_mul(PYTORCH.ratio).saturating_add(PYTORCH.slack) {
         return Err(fail("is a zip archive that unpacks to far more than its size: refused".into()));
     }
