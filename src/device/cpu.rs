@@ -9,6 +9,7 @@ use std::{
     },
 };
 
+use rayon::prelude::*;
 use sysinfo::{CpuRefreshKind, RefreshKind, System};
 
 use crate::{Error, Result};
@@ -73,6 +74,16 @@ impl CpuDevice {
             }
             None => vec![0.0; elements],
         }
+    }
+
+    /// `elements` zeros.
+    pub(crate) fn zeros(&self, elements: usize) -> Vec<f32> {
+        if size_of::<f32>() * elements < SPARE {
+            return vec![0.0; elements];
+        }
+        let mut buffer = self.buffer(elements);
+        self.install(|| buffer.par_chunks_mut(SPARE / size_of::<f32>()).for_each(|part| part.fill(0.0)));
+        buffer
     }
 
     /// Keeps the memory of a tensor that is gone, as long as spare blocks and live tensors together are no larger than

@@ -27,6 +27,11 @@ use crate::{Error, Result, Shape, Tensor, device::CudaDevice, tensor::Element};
 /// Elements per task of an elementwise operation: large enough to be worth a thread.
 const CHUNK: usize = 1 << 14;
 
+/// Runs `work` on the processor's widest vectors: what of it is inlined is compiled for them.
+fn vectorised<R>(work: impl FnOnce() -> R) -> R {
+    pulp::Arch::new().dispatch(work)
+}
+
 /// Blocks that kernels have at most along the images of a batch, each taking every so-many-th: what CUDA allows.
 const MOST_IMAGES: usize = 65535;
 

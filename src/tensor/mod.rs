@@ -69,7 +69,7 @@ impl Tensor {
     pub fn zeros(shape: impl Into<Shape>, device: &Device) -> Result<Self> {
         let shape = shape.into();
         match device {
-            Device::Cpu(_) => Self::new(vec![0f32; shape.elements()], shape, device),
+            Device::Cpu(cpu) => Self::new(cpu.zeros(shape.elements()), shape, device),
             Device::Cuda(cuda) => {
                 let zeros = Self::uninit::<f32>(shape, cuda)?;
                 zeros.buffer(cuda)?.fill(0)?;

@@ -6,7 +6,7 @@ use super::{
     FixedNorm,
     grad::{Backward, Saved},
 };
-use crate::{Result, Tensor, device::CpuDevice};
+use crate::{Result, Tensor, device::CpuDevice, ops::vectorised};
 
 /// Rows per task.
 const ROWS: usize = 256;
@@ -22,6 +22,7 @@ struct Partial {
 impl Partial {
     /// Sums around a first estimate of the mean, which is then corrected: the first sum loses digits where the mean is
     /// far from zero, the centred ones do not.
+    #[inline(always)]
     fn of(block: &[f32], channels: usize) -> Self {
         let rows = (block.len() / channels) as f32;
         let mut centre = vec![0f32; channels];
@@ -31,10 +32,11 @@ impl Partial {
         centre.iter_mut().for_each(|centre| *centre /= rows);
         let (mut sum, mut square) = (vec![0f32; channels], vec![0f32; channels]);
         for row in block.chunks_exact(channels) {
-            for channel in 0..channels {
-                let x = row[channel] - centre[channel];
-                sum[channel] += x;
-                square[channel] += x * x;
+            let sums = sum.iter_mut().zip(&mut square);
+            for ((sum, square), (x, centre)) in sums.zip(row.iter().zip(&centre)) {
+                let x = x - centre;
+                *sum += x;
+                *square += x * x;
             }
         }
         let rows = f64::from(rows);
@@ -58,8 +60,9 @@ impl Partial {
 
 pub fn moments(cpu: &CpuDevice, input: &Tensor) -> Result<(Tensor, Tensor)> {
     let (channels, elements) = (input.shape().last(), input.as_slice::<f32>()?);
-    let partials: Vec<Partial> =
-        cpu.install(|| elements.par_chunks(ROWS * channels).map(|block| Partial::of(block, channels)).collect());
+    let partials: Vec<Partial> = cpu.install(|| {
+        elements.par_chunks(ROWS * channels).map(|block| vectorised(|| Partial::of(block, channels))).collect()
+    });
     let empty = Partial { rows: 0.0, mean: vec![0.0; channels], m2: vec![0.0; channels] };
     let all = partials.iter().fold(empty, Partial::merge);
     let mean = all.mean.iter().map(|mean| *mean as f32).collect();
@@ -102,29 +105,33 @@ pub fn apply(
     let channels = factor.len();
     let floor = if relu { 0.0 } else { f32::NEG_INFINITY };
     let mut output = cpu.buffer(x.len());
+    let rows = ROWS * channels;
     cpu.install(|| {
-        output.par_chunks_mut(ROWS * channels).enumerate().for_each(|(block, output)| {
-            let start = block * ROWS * channels;
-            for (row, output) in output.chunks_exact_mut(channels).enumerate() {
-                let start = start + row * channels;
-                let x = &x[start..][..channels];
-                let affine = |channel: usize| x[channel] * factor[channel] + offset[channel];
-                match residual {
-                    Some(residual) => {
-                        let residual = &residual[start..][..channels];
-                        for channel in 0..channels {
-                            output[channel] = at_least(affine(channel) + residual[channel], floor);
-                        }
-                    }
-                    None => (0..channels).for_each(|channel| output[channel] = at_least(affine(channel), floor)),
-                }
-            }
+        output.par_chunks_mut(rows).zip(x.par_chunks(rows)).enumerate().for_each(|(block, (output, x))| {
+            let residual = residual.map(|residual| &residual[block * rows..][..x.len()]);
+            vectorised(|| apply_block(x, factor, offset, residual, floor, output));
         });
     });
     Tensor::new(output, input.shape(), input.device())
 }
 
+#[inline(always)]
+fn apply_block(x: &[f32], factor: &[f32], offset: &[f32], residual: Option<&[f32]>, floor: f32, output: &mut [f32]) {
+    let channels = factor.len();
+    for (row, (output, x)) in output.chunks_exact_mut(channels).zip(x.chunks_exact(channels)).enumerate() {
+        let affine = x.iter().zip(factor).zip(offset).map(|((x, factor), offset)| x * factor + offset);
+        match residual {
+            Some(residual) => {
+                let sums = affine.zip(&residual[row * channels..]).map(|(y, residual)| y + residual);
+                output.iter_mut().zip(sums).for_each(|(output, y)| *output = at_least(y, floor));
+            }
+            None => output.iter_mut().zip(affine).for_each(|(output, y)| *output = at_least(y, floor)),
+        }
+    }
+}
+
 /// `max` that lets NaN through, so that a diverged run is seen.
+#[inline(always)]
 fn at_least(value: f32, floor: f32) -> f32 {
     if value < floor { floor } else { value }
 }
@@ -132,10 +139,7 @@ fn at_least(value: f32, floor: f32) -> f32 {
 /// Masks `grad` by the output, as the residual's gradient is, and finds the others.
 pub(super) fn backward(cpu: &CpuDevice, grad: &mut Tensor, saved: &Saved, needs_input: bool) -> Result<Backward> {
     let Saved { input, scale, moments, output, batch, eps } = saved;
-    if let Some(output) = output {
-        mask_by_output(cpu, grad, output)?;
-    }
-    let (sum, product) = reduce(cpu, grad, input, &moments.mean)?;
+    let (sum, product) = mask_and_reduce(cpu, grad, output.as_ref(), input, &moments.mean)?;
     let (mean, variance) = (moments.mean.as_slice::<f32>()?, moments.variance.as_slice::<f32>()?);
     let scale = scale.as_slice::<f32>()?;
     let (channels, rows) = (mean.len(), input.shape().rows() as f64);
@@ -162,35 +166,30 @@ pub(super) fn backward(cpu: &CpuDevice, grad: &mut Tensor, saved: &Saved, needs_
     })
 }
 
-/// Zeroes the gradient where the ReLU was closed.
-fn mask_by_output(cpu: &CpuDevice, grad: &mut Tensor, output: &Tensor) -> Result<()> {
-    let (grad, output) = (grad.as_slice_mut::<f32>()?, output.as_slice::<f32>()?);
-    cpu.install(|| {
-        grad.par_chunks_mut(crate::ops::CHUNK).zip(output.par_chunks(crate::ops::CHUNK)).for_each(|(grad, output)| {
-            for (grad, output) in grad.iter_mut().zip(output) {
-                *grad = if *output > 0.0 { *grad } else { 0.0 };
-            }
-        });
-    });
-    Ok(())
-}
-
-/// `(Σ grad, Σ grad · (x − mean))` of each channel.
-fn reduce(cpu: &CpuDevice, grad: &Tensor, input: &Tensor, mean: &Tensor) -> Result<(Vec<f64>, Vec<f64>)> {
-    let (grad, x, mean) = (grad.as_slice::<f32>()?, input.as_slice::<f32>()?, mean.as_slice::<f32>()?);
+/// Zeroes `grad` where the ReLU before `output` was closed, and sums: `(Σ grad, Σ grad · (x − mean))` of each channel.
+fn mask_and_reduce(
+    cpu: &CpuDevice,
+    grad: &mut Tensor,
+    output: Option<&Tensor>,
+    input: &Tensor,
+    mean: &Tensor,
+) -> Result<(Vec<f64>, Vec<f64>)> {
+    let (grad, x, mean) = (grad.as_slice_mut::<f32>()?, input.as_slice::<f32>()?, mean.as_slice::<f32>()?);
+    let output = output.map(|output| output.as_slice::<f32>()).transpose()?;
     let channels = mean.len();
+    let rows = ROWS * channels;
     let partials: Vec<(Vec<f32>, Vec<f32>)> = cpu.install(|| {
-        let block = |(grad, x): (&[f32], &[f32])| {
-            let (mut sum, mut product) = (vec![0f32; channels], vec![0f32; channels]);
-            for (grad, x) in grad.chunks_exact(channels).zip(x.chunks_exact(channels)) {
-                for channel in 0..channels {
-                    sum[channel] += grad[channel];
-                    product[channel] += grad[channel] * (x[channel] - mean[channel]);
+        let blocks = grad.par_chunks_mut(rows).zip(x.par_chunks(rows)).enumerate();
+        let sums = blocks.map(|(block, (grad, x))| {
+            let output = output.map(|output| &output[block * rows..][..grad.len()]);
+            vectorised(|| {
+                if let Some(output) = output {
+                    mask_block(grad, output);
                 }
-            }
-            (sum, product)
-        };
-        grad.par_chunks(ROWS * channels).zip(x.par_chunks(ROWS * channels)).map(block).collect()
+                reduce_block(grad, x, mean)
+            })
+        });
+        sums.collect()
     });
     let mut sums = (vec![0f64; channels], vec![0f64; channels]);
     for (sum, product) in &partials {
@@ -202,22 +201,51 @@ fn reduce(cpu: &CpuDevice, grad: &Tensor, input: &Tensor, mean: &Tensor) -> Resu
     Ok(sums)
 }
 
+#[inline(always)]
+fn mask_block(grad: &mut [f32], output: &[f32]) {
+    for (grad, output) in grad.iter_mut().zip(output) {
+        *grad = if *output > 0.0 { *grad } else { 0.0 };
+    }
+}
+
+#[inline(always)]
+fn reduce_block(grad: &[f32], x: &[f32], mean: &[f32]) -> (Vec<f32>, Vec<f32>) {
+    let channels = mean.len();
+    let (mut sum, mut product) = (vec![0f32; channels], vec![0f32; channels]);
+    for (grad, x) in grad.chunks_exact(channels).zip(x.chunks_exact(channels)) {
+        let sums = sum.iter_mut().zip(&mut product);
+        for ((sum, product), (grad, (x, mean))) in sums.zip(grad.iter().zip(x.iter().zip(mean))) {
+            *sum += grad;
+            *product += grad * (x - mean);
+        }
+    }
+    (sum, product)
+}
+
 /// `grad · a + x · b + c` per channel: the gradient of the input.
 fn combine(cpu: &CpuDevice, grad: &Tensor, input: &Tensor, coefficients: &[[f32; 3]]) -> Result<Tensor> {
     let (grad, x) = (grad.as_slice::<f32>()?, input.as_slice::<f32>()?);
     let channels = coefficients.len();
     let [a, b, c] = [0, 1, 2].map(|i| coefficients.iter().map(|row| row[i]).collect::<Vec<f32>>());
     let mut result = cpu.buffer(x.len());
+    let rows = ROWS * channels;
     cpu.install(|| {
-        result.par_chunks_mut(ROWS * channels).enumerate().for_each(|(block, result)| {
-            let start = block * ROWS * channels;
-            let blocks = grad[start..].chunks_exact(channels).zip(x[start..].chunks_exact(channels));
-            for (result, (grad, x)) in result.chunks_exact_mut(channels).zip(blocks) {
-                for channel in 0..channels {
-                    result[channel] = grad[channel] * a[channel] + (x[channel] * b[channel] + c[channel]);
-                }
-            }
+        let blocks = grad.par_chunks(rows).zip(x.par_chunks(rows));
+        result.par_chunks_mut(rows).zip(blocks).for_each(|(result, (grad, x))| {
+            vectorised(|| combine_block(grad, x, [&a, &b, &c], result));
         });
     });
     Tensor::new(result, input.shape(), input.device())
+}
+
+#[inline(always)]
+fn combine_block(grad: &[f32], x: &[f32], [a, b, c]: [&[f32]; 3], result: &mut [f32]) {
+    let channels = a.len();
+    let inputs = grad.chunks_exact(channels).zip(x.chunks_exact(channels));
+    for (result, (grad, x)) in result.chunks_exact_mut(channels).zip(inputs) {
+        let (inputs, coefficients) = (grad.iter().zip(x), a.iter().zip(b).zip(c));
+        for (result, ((grad, x), ((a, b), c))) in result.iter_mut().zip(inputs.zip(coefficients)) {
+            *result = grad * a + (x * b + c);
+        }
+    }
 }

@@ -130,6 +130,32 @@ impl Case {
         Ok(())
     }
 
+    /// Every combination of what may follow a convolution.
+    fn check_epilogues(&self, device: &Device) -> Result<()> {
+        let [input, weight, residual] = self.tensors(device);
+        let channels = self.weight_dims()[0];
+        let norm_after = KnownNorm::new(1, channels, device);
+        let plain = self.reference(&wide(&input), &wide(&weight));
+        let added = wide(&residual);
+        for (with_norm, with_residual, relu) in (0..8).map(|bits| (bits & 1 > 0, bits & 2 > 0, bits & 4 > 0)) {
+            let epilogue = Epilogue {
+                norm: with_norm.then(|| norm_after.fixed()),
+                residual: with_residual.then_some(&residual),
+                relu,
+            };
+            let finish = |(at, y): (usize, &f64)| {
+                let normed = if with_norm { norm_after.exact(at % channels, *y) } else { *y };
+                let sum = if with_residual { normed + added[at] } else { normed };
+                if relu { sum.max(0.0) } else { sum }
+            };
+            let expected: Vec<f64> = plain.iter().enumerate().map(finish).collect();
+            let what = format!("norm {with_norm}, residual {with_residual}, relu {relu}: {self:?} on {device}");
+            let actual = forward(&input, &weight, self.geometry, epilogue)?;
+            assert_close_to(&what, &actual, &expected, norm(&plain).max(norm(&expected)), F32);
+        }
+        Ok(())
+    }
+
     /// Forward and both gradients, bit for bit.
     fn results(&self, device: &Device) -> Result<[Vec<u32>; 3]> {
         let [input, weight, grad] = self.tensors(device);
@@ -154,9 +180,9 @@ fn large() -> Vec<Case> {
         [37, 3, 3, 6, 9, 3, 3, 1, 1, 3],
         [5, 12, 12, 7, 7, 3, 3, 1, 1, 7],
         [40, 1, 1, 600, 33, 1, 1, 1, 0, 1],
-        [3, 14, 13, 64, 64, 3, 3, 1, 1, 1], // Winograd's F(4×4) on the processor, ragged tiles
+        [3, 14, 13, 64, 64, 3, 3, 1, 1, 1], // Winograd's method on the processor, ragged tiles
         [1, 12, 9, 16, 128, 3, 3, 1, 0, 1], // filters shared out among threads
-        [2, 7, 5, 320, 64, 3, 3, 1, 1, 1],  // F(2×2), channels in more than one go
+        [2, 7, 5, 320, 64, 3, 3, 1, 1, 1],  // channels in more than one go
         [13, 3, 2, 64, 64, 3, 3, 1, 2, 1],
     ]
     .map(case)
@@ -173,29 +199,26 @@ proptest! {
 
     #[test]
     fn every_epilogue_matches_the_reference(case in any_case(4, 5, 6)) {
-        let channels = case.weight_dims()[0];
-        let combinations = (0..8).map(|bits| (bits & 1 > 0, bits & 2 > 0, bits & 4 > 0));
-        for (device, (with_norm, with_residual, relu)) in
-            devices().iter().flat_map(|device| combinations.clone().map(move |combination| (device, combination)))
-        {
-            let [input, weight, residual] = case.tensors(device);
-            let norm_after = KnownNorm::new(1, channels, device);
-            let plain = case.reference(&wide(&input), &wide(&weight));
-            let epilogue = Epilogue {
-                norm: with_norm.then(|| norm_after.fixed()),
-                residual: with_residual.then_some(&residual),
-                relu,
-            };
-            let residual = wide(&residual);
-            let expected: Vec<f64> = plain.iter().enumerate().map(|(at, y)| {
-                let normed = if with_norm { norm_after.exact(at % channels, *y) } else { *y };
-                let sum = if with_residual { normed + residual[at] } else { normed };
-                if relu { sum.max(0.0) } else { sum }
-            }).collect();
-            let what = format!("norm {with_norm}, residual {with_residual}, relu {relu}: {case:?} on {device}");
-            let actual = forward(&input, &weight, case.geometry, epilogue)?;
-            assert_close_to(&what, &actual, &expected, norm(&plain).max(norm(&expected)), F32);
-        }
+        devices().iter().try_for_each(|device| case.check_epilogues(device))?;
+    }
+}
+
+prop_compose! {
+    /// What the processor computes by Winograd's method, whatever the width of its vectors.
+    fn any_winograd_case()(n in 1..4usize, h in 1..20usize, w in 1..20usize, c in 1..6usize, k in 1..3usize, padding in 0..3usize)
+        -> Case
+    {
+        let fit = |extent: usize| extent.max(3usize.saturating_sub(2 * padding));
+        case([n, fit(h), fit(w), 16 * c, 64 * k, 3, 3, 1, padding, 1])
+    }
+}
+
+proptest! {
+    #![proptest_config(cases(12))]
+
+    #[test]
+    fn winograds_method_matches_the_reference(case in any_winograd_case(), threads in 1..4usize) {
+        case.check_epilogues(&cpu(threads))?;
     }
 }
 
@@ -252,8 +275,8 @@ fn kept_weights_follow_what_is_written_to_them() -> Result<()> {
 #[test]
 fn an_image_does_not_depend_on_its_batch() -> Result<()> {
     let all = [
-        [9, 14, 14, 64, 64, 3, 3, 1, 1, 1],  // Winograd's F(4×4) on the processor …
-        [30, 5, 7, 16, 64, 3, 3, 1, 1, 1],   // … and F(2×2)
+        [9, 14, 14, 64, 64, 3, 3, 1, 1, 1],  // Winograd's method on the processor …
+        [30, 5, 7, 16, 64, 3, 3, 1, 1, 1],   // … and on small maps
         [300, 1, 1, 600, 64, 1, 1, 1, 0, 1], // 1×1 maps, narrow product with a long inner dimension
         [70, 1, 1, 20, 3, 1, 1, 1, 0, 1],
         [9, 1, 1, 128, 40, 3, 3, 1, 1, 1],
@@ -270,14 +293,21 @@ fn an_image_does_not_depend_on_its_batch() -> Result<()> {
     .map(case);
     for (device, case) in devices().iter().flat_map(|device| all.iter().map(move |case| (device, case))) {
         let [input, weight, _] = case.tensors(device);
-        let whole = bits(&forward(&input, &weight, case.geometry, Epilogue::default())?);
+        let norm_after = KnownNorm::new(1, case.weight_dims()[0], device);
+        // The processor takes F(4×4) where batchnorm is fixed.
+        let forward = |input: &Tensor, fixed: bool| {
+            let epilogue = Epilogue { norm: fixed.then(|| norm_after.fixed()), ..Epilogue::default() };
+            forward(input, &weight, case.geometry, epilogue).map(|output| bits(&output))
+        };
+        let (whole, fixed) = (forward(&input, false)?, forward(&input, true)?);
         let (input_image, output_image) = (input.shape().elements() / case.n, whole.len() / case.n);
         let elements = input.to_vec::<f32>()?;
         for (first, count) in [(0, 1), (case.n / 2, 1), (case.n - 1, 1), (0, 2), (1, case.n - 1)] {
             let part = elements[first * input_image..][..count * input_image].to_vec();
             let part = Tensor::new(part, [count, case.h, case.w, input.shape().last()], device)?;
-            let part = bits(&forward(&part, &weight, case.geometry, Epilogue::default())?);
-            assert!(part == whole[first * output_image..][..count * output_image], "{first} {count} {case:?} {device}");
+            let outputs = first * output_image..(first + count) * output_image;
+            assert!(forward(&part, false)? == whole[outputs.clone()], "{first} {count} {case:?} {device}");
+            assert!(forward(&part, true)? == fixed[outputs], "{first} {count} {case:?}, batchnorm fixed, {device}");
         }
     }
     Ok(())

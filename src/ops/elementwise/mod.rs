@@ -5,7 +5,7 @@ pub(super) mod cuda;
 
 use rayon::prelude::*;
 
-use super::{CHUNK, expect_shape};
+use super::{CHUNK, expect_shape, vectorised};
 use crate::{
     Device, Result, Tensor,
     autograd::{Tape, Var},
@@ -66,11 +66,11 @@ pub fn scale(input: &Tensor, factor: &Tensor) -> Result<Tensor> {
 
 fn zip(cpu: &CpuDevice, left: &Tensor, right: &Tensor, f: impl Fn(f32, f32) -> f32 + Sync) -> Result<Tensor> {
     let (a, b) = (left.as_slice::<f32>()?, right.as_slice::<f32>()?);
-    let mut output = vec![0.0; a.len()];
+    let mut output = cpu.buffer(a.len());
     cpu.install(|| {
         let inputs = a.par_chunks(CHUNK).zip(b.par_chunks(CHUNK));
         output.par_chunks_mut(CHUNK).zip(inputs).for_each(|(to, (a, b))| {
-            to.iter_mut().zip(a.iter().zip(b)).for_each(|(to, (a, b))| *to = f(*a, *b));
+            vectorised(|| to.iter_mut().zip(a.iter().zip(b)).for_each(|(to, (a, b))| *to = f(*a, *b)));
         });
     });
     Tensor::new(output, left.shape(), left.device())

@@ -3,7 +3,11 @@
 use rayon::prelude::*;
 
 use super::{Item, Rate, Rule, Scaling};
-use crate::{Error, Result, device::CpuDevice, ops::CHUNK};
+use crate::{
+    Error, Result,
+    device::CpuDevice,
+    ops::{CHUNK, vectorised},
+};
 
 /// What the gradients of `items` are multiplied by.
 pub fn scale(cpu: &CpuDevice, scaling: Scaling, items: &[Item]) -> Result<f32> {
@@ -29,7 +33,7 @@ pub fn step(cpu: &CpuDevice, rule: Rule, rate: Rate, scale: f32, item: &mut Item
             let b = buffer.as_slice_mut::<f32>()?;
             cpu.install(|| {
                 let chunks = p.par_chunks_mut(CHUNK).zip(b.par_chunks_mut(CHUNK)).zip(g.par_chunks(CHUNK));
-                chunks.for_each(|((p, b), g)| {
+                let sgd = |((p, b), g): ((&mut [f32], &mut [f32]), &[f32])| {
                     for ((p, b), g) in p.iter_mut().zip(b).zip(g) {
                         let g = scale * g;
                         let g = if decoupled {
@@ -41,7 +45,8 @@ pub fn step(cpu: &CpuDevice, rule: Rule, rate: Rate, scale: f32, item: &mut Item
                         *b = momentum * *b + g;
                         *p -= lr * if nesterov { g + momentum * *b } else { *b };
                     }
-                });
+                };
+                chunks.for_each(|chunk| vectorised(|| sgd(chunk)));
             });
         }
         (Rule::AdamW { beta1, beta2, eps, step }, [mean, square]) => {

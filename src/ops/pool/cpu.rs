@@ -1,5 +1,8 @@
 //! Pooling on the processor: one image per task.
 
+use std::ops::Range;
+
+use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::Window;
@@ -8,40 +11,88 @@ use crate::{Result, Tensor, device::CpuDevice};
 /// The position of a maximum that has seen no value yet: even −∞ replaces it.
 const NOWHERE: u32 = u32::MAX;
 
-pub fn max_forward(
+/// The maximum of each window, and with `WITH_POSITIONS` where it lies; without, the second tensor has no elements.
+pub fn max_forward<const WITH_POSITIONS: bool>(
     cpu: &CpuDevice,
     input: &Tensor,
     [_, h, w, c]: [usize; 4],
     window: Window,
     output: [usize; 4],
 ) -> Result<(Tensor, Tensor)> {
-    let x = input.as_slice::<f32>()?;
+    let image = input.as_slice::<f32>()?;
     let [n, p, q, _] = output;
     let mut best = cpu.buffer(n * p * q * c);
-    let mut at = vec![NOWHERE; best.len()];
+    let mut at = vec![0; if WITH_POSITIONS { best.len() } else { 0 }];
     cpu.install(|| {
-        best.par_chunks_mut(q * c).zip(at.par_chunks_mut(q * c)).enumerate().for_each(|(row, (best, at))| {
-            let image = &x[row / p * h * w * c..][..h * w * c];
-            pulp::Arch::new().dispatch(|| max_row(image, [h, w, c], row % p, window, best, at));
-        });
+        let row = |row: usize, best: &mut [f32], at: &mut [u32]| {
+            let image = &image[row / p * h * w * c..][..h * w * c];
+            Arch::new().dispatch(MaxRow::<WITH_POSITIONS> { image, extents: [h, w, c], y: row % p, window, best, at });
+        };
+        let rows = best.par_chunks_mut(q * c).enumerate();
+        if WITH_POSITIONS {
+            rows.zip(at.par_chunks_mut(q * c)).for_each(|((index, best), at)| row(index, best, at));
+        } else {
+            rows.for_each(|(index, best)| row(index, best, &mut []));
+        }
     });
-    Ok((Tensor::new(best, output, input.device())?, Tensor::new(at, output, input.device())?))
+    let positions = if WITH_POSITIONS { output } else { [0; 4] };
+    Ok((Tensor::new(best, output, input.device())?, Tensor::new(at, positions, input.device())?))
 }
 
-/// One row of outputs and their positions, from an image.
-#[inline(always)]
-fn max_row(image: &[f32], [h, w, c]: [usize; 3], y: usize, window: Window, best: &mut [f32], at: &mut [u32]) {
-    for (x, (best, at)) in best.chunks_exact_mut(c).zip(at.chunks_exact_mut(c)).enumerate() {
-        best.fill(f32::NEG_INFINITY);
-        at.fill(NOWHERE);
-        for r in 0..window.size {
-            let Some(y) = (y * window.stride + r).checked_sub(window.padding).filter(|y| *y < h) else { continue };
-            for s in 0..window.size {
-                let Some(x) = (x * window.stride + s).checked_sub(window.padding).filter(|x| *x < w) else { continue };
-                let position = y * w + x;
-                keep_best_of_pixel(best, at, &image[position * c..][..c], position as u32);
+/// One row of outputs `[Q, C]` and their positions, from an image.
+struct MaxRow<'a, const WITH_POSITIONS: bool> {
+    image: &'a [f32],
+    extents: [usize; 3],
+    y: usize,
+    window: Window,
+    best: &'a mut [f32],
+    at: &'a mut [u32],
+}
+
+impl<const WITH_POSITIONS: bool> WithSimd for MaxRow<'_, WITH_POSITIONS> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { image, extents: [h, w, c], y, window, best, at } = self;
+        let rows = window.inside(y, h);
+        for (x, best) in best.chunks_exact_mut(c).enumerate() {
+            let columns = window.inside(x, w);
+            for (index, best) in best.chunks_mut(S::F32_LANES).enumerate() {
+                let channel = index * S::F32_LANES;
+                let load = |at: usize| simd.partial_load_f32s(&image[at * c + channel..][..best.len()]);
+                let first = rows.start * w + columns.start;
+                let (mut value, mut position) = (load(first), simd.splat_u32s(first as u32));
+                for at in rows.clone().flat_map(|y| columns.clone().map(move |x| y * w + x)) {
+                    let next = load(at);
+                    // A NaN wins, so that a diverged run is seen.
+                    let greater = simd.less_than_f32s(value, next);
+                    let first_nan = simd.and_m32s(simd.equal_f32s(value, value), is_nan(simd, next));
+                    let better = simd.or_m32s(greater, first_nan);
+                    value = simd.select_f32s(better, next, value);
+                    if WITH_POSITIONS {
+                        position = simd.select_u32s(better, simd.splat_u32s(at as u32), position);
+                    }
+                }
+                simd.partial_store_f32s(best, value);
+                if WITH_POSITIONS {
+                    simd.partial_store_u32s(&mut at[x * c + channel..][..best.len()], position);
+                }
             }
         }
+    }
+}
+
+#[inline(always)]
+fn is_nan<S: Simd>(simd: S, value: S::f32s) -> S::m32s {
+    simd.not_m32s(simd.equal_f32s(value, value))
+}
+
+impl Window {
+    /// The positions of an input of `extent` that the window of output `at` covers.
+    fn inside(&self, at: usize, extent: usize) -> Range<usize> {
+        let start = at * self.stride;
+        start.saturating_sub(self.padding)..(start + self.size - self.padding).min(extent)
     }
 }
 
@@ -110,8 +161,10 @@ pub fn scatter_max(
         input_grad.par_chunks_mut(h * w * c).enumerate().for_each(|(image, input_grad)| {
             let grad = &grad[image * grad_stride..][..per_image];
             let at = &at[image * per_image..][..per_image];
-            for (index, (grad, at)) in grad.iter().zip(at).enumerate() {
-                input_grad[*at as usize * c + index % c] += grad;
+            for (grad, at) in grad.chunks_exact(c).zip(at.chunks_exact(c)) {
+                for (channel, (grad, at)) in grad.iter().zip(at).enumerate() {
+                    input_grad[*at as usize * c + channel] += grad;
+                }
             }
         });
     });

@@ -1,6 +1,6 @@
 //! Pooling on the tape.
 
-use super::{Window, average_forward, concat_forward, cpu, cuda, max_forward, nhwc};
+use super::{Window, average_forward, concat_forward, cpu, cuda, max_forward, max_values, nhwc};
 use crate::{
     Device, Result, Tensor,
     autograd::{Tape, Var},
@@ -11,6 +11,9 @@ use crate::{
 /// # Errors
 /// [`Error::Shape`](crate::Error::Shape) if the window does not fit.
 pub fn max_pool(tape: &mut Tape, input: &Var, window: Window) -> Result<Var> {
+    if !input.needs_grad() {
+        return Ok(Var::constant(max_values(input.value(), window)?));
+    }
     let (output, at) = max_forward(input.value(), window)?;
     let (slot, extents) = (input.slot(), nhwc("max pool", input.value())?);
     Ok(tape.record(&[input], output, move |grad, gradients| {

@@ -44,12 +44,30 @@ impl Window {
 /// # Errors
 /// [`Error::Shape`] if the window does not fit.
 pub fn max_forward(input: &Tensor, window: Window) -> Result<(Tensor, Tensor)> {
-    let [n, h, w, c] = nhwc("max pool", input)?;
-    let output = [n, window.output(h)?, window.output(w)?, c];
+    let (extents, output) = extents(input, window)?;
     match input.device() {
-        Device::Cuda(device) => cuda::max_forward(device, input, [n, h, w, c], window, output),
-        Device::Cpu(cpu) => cpu::max_forward(cpu, input, [n, h, w, c], window, output),
+        Device::Cuda(device) => cuda::max_forward(device, input, extents, window, output),
+        Device::Cpu(cpu) => cpu::max_forward::<true>(cpu, input, extents, window, output),
     }
+}
+
+/// The maximum of each window alone; see [`max_forward`].
+///
+/// # Errors
+/// [`Error::Shape`] if the window does not fit.
+pub fn max_values(input: &Tensor, window: Window) -> Result<Tensor> {
+    let (extents, output) = extents(input, window)?;
+    let (values, _) = match input.device() {
+        Device::Cuda(device) => cuda::max_forward(device, input, extents, window, output)?,
+        Device::Cpu(cpu) => cpu::max_forward::<false>(cpu, input, extents, window, output)?,
+    };
+    Ok(values)
+}
+
+/// Those of the input and of the output of a maximum pool.
+fn extents(input: &Tensor, window: Window) -> Result<([usize; 4], [usize; 4])> {
+    let [n, h, w, c] = nhwc("max pool", input)?;
+    Ok(([n, h, w, c], [n, window.output(h)?, window.output(w)?, c]))
 }
 
 /// The average over all positions, `[N, C]`.

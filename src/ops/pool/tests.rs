@@ -1,6 +1,6 @@
 use proptest::prelude::*;
 
-use super::{Window, average_forward, average_pool, concat_forward, concat_pool, max_forward, max_pool};
+use super::{Window, average_forward, average_pool, concat_forward, concat_pool, max_forward, max_pool, max_values};
 use crate::{
     Device, Result, Tensor,
     autograd::{Tape, Var},
@@ -64,6 +64,7 @@ proptest! {
             let expected = reference_max(&wide(&x), dims, window);
             prop_assert_eq!(wide(&output), expected.iter().map(|(value, _)| *value).collect::<Vec<_>>());
             prop_assert_eq!(at.to_vec::<u32>()?, expected.iter().map(|(_, at)| *at as u32).collect::<Vec<_>>());
+            prop_assert_eq!(bits(&max_values(&x, window)?), bits(&output));
         }
     }
 

@@ -43,10 +43,15 @@ impl Bench<'_> {
         if self.is_pooled() {
             let (side, channels) = (stem.output_side, stem.outputs);
             let input = self.map(side, channels)?;
-            // Values, and the places of maxima.
-            let pooled = self.elements(side.div_ceil(2), channels) * (self.element() + WORD);
-            let work = moved(stem.output_elements() * self.element() + pooled);
-            self.measure("max pool", &format!("{channels} {side}x{side}"), 1, work, || {
+            let name = format!("{channels} {side}x{side}");
+            let (from, to) = (stem.output_elements() * self.element(), self.elements(side.div_ceil(2), channels));
+            // A GPU's kernel always writes the places of maxima, which training needs.
+            if let Device::Cpu(_) = self.device {
+                self.measure("max pool, evaluation", &name, 1, moved(from + to * self.element()), || {
+                    pool::max_values(&input, Window::STEM).map(drop)
+                })?;
+            }
+            self.measure("max pool", &name, 1, moved(from + to * (self.element() + WORD)), || {
                 pool::max_forward(&input, Window::STEM).map(drop)
             })?;
         }

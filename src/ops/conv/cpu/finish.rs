@@ -3,7 +3,7 @@
 use pulp::Simd;
 
 /// What is done to each output before it is stored, as [`Epilogue`](super::Epilogue) says.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 pub struct Finish<'a> {
     /// Of a batchnorm, for each filter.
     pub scale_shift: Option<(&'a [f32], &'a [f32])>,
@@ -14,6 +14,7 @@ pub struct Finish<'a> {
 
 impl Finish<'_> {
     /// Finishes whole pixels, the first of their elements at `first` of the output.
+    #[inline(always)]
     pub fn apply(&self, tile: &mut [f32], first: usize) {
         if let Some((scale, shift)) = self.scale_shift {
             for row in tile.chunks_exact_mut(scale.len()) {

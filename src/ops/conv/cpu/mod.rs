@@ -15,7 +15,8 @@ use finish::Finish;
 use super::{Epilogue, Extents};
 use crate::{
     Result, Tensor,
-    device::{CpuDevice, Device, Matrix, gemm},
+    device::{CpuDevice, Matrix, gemm},
+    ops::vectorised,
 };
 
 /// Output pixels per task.
@@ -46,10 +47,12 @@ pub fn forward(
         None => winograd::Method::of_trained(extents),
     };
     let pack = |weight: &[f32]| {
+        let mut packed = cpu.buffer(method.map_or(weight.len(), |method| method.packed_elements(extents)));
         cpu.install(|| match method {
-            Some(method) => method.pack(weight, extents),
-            None => transposed_weight(weight, extents),
-        })
+            Some(method) => method.pack(weight, extents, &mut packed),
+            None => transpose_weight(weight, extents, &mut packed),
+        });
+        packed
     };
     // A convolution with its batchnorm fixed is not in training: its weights stay what they are, for a while.
     let kept = match epilogue.norm {
@@ -64,10 +67,13 @@ pub fn forward(
         Some(method) => method.forward(input, &packed, extents, finish, &mut output),
         None => multiply(input, &packed, extents, finish, &mut output),
     });
+    if let Cow::Owned(packed) = packed {
+        cpu.recycle(packed);
+    }
     Tensor::new(output, extents.output(), weight.device())
 }
 
-/// Implicit GEMM with weights as [`transposed_weight`] leaves them.
+/// Implicit GEMM with weights as [`transpose_weight`] leaves them.
 fn multiply(input: &[f32], weight: &[f32], extents: &Extents, finish: Finish, output: &mut [f32]) {
     let k = extents.k;
     // Fewer where there are not enough for all threads.
@@ -75,7 +81,7 @@ fn multiply(input: &[f32], weight: &[f32], extents: &Extents, finish: Finish, ou
     output.par_chunks_mut(pixels * k).enumerate().for_each_init(Vec::new, |scratch, (index, tile)| {
         let first = index * pixels;
         multiply_tile(input, weight, extents, first, tile, scratch);
-        finish.apply(tile, first * k);
+        vectorised(|| finish.apply(tile, first * k));
     });
 }
 
@@ -162,13 +168,11 @@ fn gather_window(input: &[f32], extents: &Extents, group: usize, pixel: usize, w
 }
 
 /// Weights as `[groups, R·S·C, K / groups]`, the order in which a product reads them without packing.
-fn transposed_weight(weight: &[f32], extents: &Extents) -> Vec<f32> {
+fn transpose_weight(weight: &[f32], extents: &Extents, transposed: &mut [f32]) {
     let (window, group_k) = (extents.window(), extents.group_k());
-    let mut transposed = vec![0.0; weight.len()];
     for (from, to) in weight.chunks_exact(window * group_k).zip(transposed.chunks_exact_mut(window * group_k)) {
         transpose(from, group_k, window, to);
     }
-    transposed
 }
 
 /// Transposes a dense `[rows, cols]` matrix, in blocks that stay in cache.
@@ -191,12 +195,13 @@ pub fn input_grad(cpu: &CpuDevice, output_grad: &Tensor, weight: &Tensor, extent
         return input_grad_as_forward(cpu, output_grad, weight, extents);
     }
     let (grad, weight_slice) = (output_grad.as_slice::<f32>()?, weight.as_slice::<f32>()?);
-    let mut input_grad = vec![0.0; extents.n * extents.h * extents.w * extents.c];
+    let mut input_grad = cpu.buffer(extents.n * extents.h * extents.w * extents.c);
     let image_pixels = extents.p * extents.q;
     cpu.install(|| {
         input_grad.par_chunks_mut(extents.h * extents.w * extents.c).enumerate().for_each_init(
             Vec::new,
             |scratch, (image, image_grad)| {
+                image_grad.fill(0.0);
                 for start in (0..image_pixels).step_by(TILE) {
                     let pixels = TILE.min(image_pixels - start);
                     scatter_tile(
@@ -254,7 +259,21 @@ fn scatter_tile(
 fn input_grad_as_forward(cpu: &CpuDevice, output_grad: &Tensor, weight: &Tensor, extents: &Extents) -> Result<Tensor> {
     let from = weight.as_slice::<f32>()?;
     let (positions, group_c, group_k) = (extents.r * extents.s, extents.group_c(), extents.group_k());
-    let mut turned = vec![0.0; from.len()];
+    let geometry = super::Geometry { stride: 1, padding: extents.r - 1 - extents.padding, groups: extents.groups };
+    let turned_shape = [extents.c, extents.r, extents.s, group_k];
+    let extents = Extents::new(output_grad.shape(), turned_shape.into(), geometry)?;
+    if let Some(method) = winograd::Method::of_trained(&extents) {
+        let mut packed = cpu.buffer(method.packed_elements(&extents));
+        let mut input_grad = cpu.buffer(extents.output().elements());
+        let output_grad = output_grad.as_slice::<f32>()?;
+        cpu.install(|| {
+            method.pack_turned(from, &extents, &mut packed);
+            method.forward(output_grad, &packed, &extents, Finish::default(), &mut input_grad);
+        });
+        cpu.recycle(packed);
+        return Tensor::new(input_grad, extents.output(), weight.device());
+    }
+    let mut turned = cpu.buffer(from.len());
     cpu.install(|| {
         turned.par_chunks_mut(positions * group_k).enumerate().for_each(|(channel, window)| {
             let (group, c) = (channel / group_c, channel % group_c);
@@ -266,10 +285,7 @@ fn input_grad_as_forward(cpu: &CpuDevice, output_grad: &Tensor, weight: &Tensor,
             }
         });
     });
-    let device: &Device = weight.device();
-    let turned = Tensor::new(turned, [extents.c, extents.r, extents.s, group_k], device)?;
-    let geometry = super::Geometry { stride: 1, padding: extents.r - 1 - extents.padding, groups: extents.groups };
-    let extents = Extents::new(output_grad.shape(), turned.shape(), geometry)?;
+    let turned = Tensor::new(turned, turned_shape, weight.device())?;
     forward(cpu, output_grad, &turned, &extents, Epilogue::default())
 }
 
@@ -292,7 +308,7 @@ pub fn weight_grad(cpu: &CpuDevice, output_grad: &Tensor, input: &Tensor, extent
     let tasks: Vec<(usize, usize, usize)> = (0..extents.groups)
         .flat_map(|group| (0..blocks.len()).flat_map(move |block| (0..parts).map(move |part| (group, block, part))))
         .collect();
-    let mut weight_grad = vec![0.0; extents.k * window];
+    let mut weight_grad = cpu.zeros(extents.k * window);
     cpu.install(|| {
         let sums: Vec<Vec<f32>> = tasks
             .par_iter()

@@ -6,6 +6,10 @@ use pulp::{Arch, Simd, WithSimd};
 /// Rows of a tile.
 pub const ROWS: usize = 6;
 
+/// Floats in a line of the cache.
+#[cfg(target_arch = "x86_64")]
+const LINE: usize = 16;
+
 /// Vectors in a row of a tile; with 32 registers, 24 hold sums, and with 16, 12 do.
 pub const fn vectors<S: Simd>() -> usize {
     if S::REGISTER_COUNT >= 32 { 4 } else { 2 }
@@ -55,20 +59,34 @@ pub fn multiply<S: Simd, const V: usize>(
     }
 }
 
-/// `out += rowsᵀ · columns`, both `length` rows long: of the [`ROWS`] first columns of `rows` and all of `columns` that
-/// `out` is wide, a multiple of a panel.
+/// Asks the processor to have values that are read soon in its cache; no more than a hint.
+#[inline(always)]
+#[allow(unsafe_code)]
+pub fn prefetch(values: &[f32]) {
+    #[cfg(target_arch = "x86_64")]
+    for line in values.chunks(LINE) {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        // SAFETY: every x86-64 processor has the instruction, which neither faults nor changes what is read.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().cast()) }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = values;
+}
+
+/// Columns that lie side by side in the first matrix of [`Outer`]: a multiple of [`ROWS`] and of a vector.
+pub const GROUP: usize = 48;
+
+/// `out += rowsᵀ · panel`.
 pub struct Outer<'a> {
-    /// Rows of both matrices.
-    pub length: usize,
-    /// The matrix whose columns become rows …
+    /// `[columns / GROUP, slots, GROUP]`: a matrix whose columns become rows, of which there are …
     pub rows: &'a [f32],
-    /// … and the distance of its rows.
-    pub row_stride: usize,
-    /// The matrix whose columns stay what they are …
-    pub columns: &'a [f32],
-    /// … and the distance of its rows.
-    pub column_stride: usize,
-    /// `[ROWS, width]`.
+    /// … `width`, a multiple of [`ROWS`].
+    pub width: usize,
+    /// Rows that there is place for, of which `panel` has the number.
+    pub slots: usize,
+    /// `[rows, columns of a panel]`.
+    pub panel: &'a [f32],
+    /// `[width, columns of a panel]`.
     pub out: &'a mut [f32],
 }
 
@@ -87,22 +105,23 @@ impl WithSimd for Outer<'_> {
 impl Outer<'_> {
     #[inline(always)]
     fn compute<S: Simd, const V: usize>(self, simd: S) {
-        let (width, panel) = (self.out.len() / ROWS, V * S::F32_LANES);
-        for first in (0..width).step_by(panel) {
+        let Self { rows, width, slots, panel, out } = self;
+        let panel = pulp::as_arrays::<V, _>(S::as_simd_f32s(panel).0).0;
+        let out = out.chunks_exact_mut(ROWS * V * S::F32_LANES);
+        for (first, out) in (0..width).step_by(ROWS).zip(out) {
             let mut sums = [[simd.splat_f32s(0.0); V]; ROWS];
-            let pairs = self.rows.chunks(self.row_stride).zip(self.columns.chunks(self.column_stride));
-            for (factors, values) in pairs.take(self.length) {
-                let (factors, values) = (&factors[..ROWS], S::as_simd_f32s(&values[first..][..panel]).0);
-                for (sums, &factor) in sums.iter_mut().zip(factors) {
+            let group = &rows[first / GROUP * slots * GROUP..][..slots * GROUP];
+            for (values, row) in panel.iter().zip(group.chunks_exact(GROUP)) {
+                for (sums, &factor) in sums.iter_mut().zip(&row[first % GROUP..][..ROWS]) {
                     let factor = simd.splat_f32s(factor);
                     for (sum, &value) in sums.iter_mut().zip(values) {
                         *sum = simd.mul_add_f32s(factor, value, *sum);
                     }
                 }
             }
-            for (row, sums) in self.out.chunks_exact_mut(width).zip(sums) {
-                let row = S::as_mut_simd_f32s(&mut row[first..][..panel]).0;
-                for (to, sum) in row.iter_mut().zip(sums) {
+            let out = pulp::as_arrays_mut::<V, _>(S::as_mut_simd_f32s(out).0).0;
+            for (to, sums) in out.iter_mut().zip(sums) {
+                for (to, sum) in to.iter_mut().zip(sums) {
                     *to = simd.add_f32s(*to, sum);
                 }
             }

@@ -7,6 +7,7 @@
 //! matrix product; the products are transformed back. A task does all three for a band of tiles whose windows and
 //! products stay in its cache.
 
+mod filters;
 mod transform;
 mod weight_grad;
 
@@ -19,10 +20,8 @@ use super::{finish::Finish, tile};
 use crate::ops::conv::Extents;
 use transform::{Four, Transform, Two, load, store};
 
-/// Tiles of a band, about: enough that reading the filters is cheap, few enough for the cache.
-const TILES: usize = 48;
 /// Channels that a product sums before it stores: its panel of the filters stays in the nearest cache.
-const CHANNELS: usize = 256;
+const CHANNELS: usize = 128;
 
 /// Outputs along the side of a tile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,51 +61,6 @@ impl Method {
         self.outputs() + 2
     }
 
-    /// The matrix that transforms a filter from both sides.
-    fn filter_transform(self) -> &'static [[f64; 3]] {
-        const TWO: [[f64; 3]; 4] = [[1., 0., 0.], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0., 0., 1.]];
-        const FOUR: [[f64; 3]; 6] = [
-            [1. / 4., 0., 0.],
-            [-1. / 6., -1. / 6., -1. / 6.],
-            [-1. / 6., 1. / 6., -1. / 6.],
-            [1. / 24., 1. / 12., 1. / 6.],
-            [1. / 24., -1. / 12., 1. / 6.],
-            [0., 0., 1.],
-        ];
-        match self {
-            Method::Two => &TWO,
-            Method::Four => &FOUR,
-        }
-    }
-
-    /// Filters `[K, 3, 3, C]` transformed: `[K / columns, positions, C, columns]`.
-    pub fn pack(self, weight: &[f32], extents: &Extents) -> Vec<f32> {
-        let (columns, _) = tile::columns();
-        let (c, window, transform) = (extents.c, self.window(), self.filter_transform());
-        let positions = window * window;
-        let mut packed = vec![0.0; positions * extents.k * c];
-        packed.par_chunks_mut(positions * c * columns).enumerate().for_each(|(panel, packed)| {
-            let filters = &weight[panel * columns * 9 * c..][..columns * 9 * c];
-            for channel in 0..c {
-                for (column, filter) in filters.chunks_exact(9 * c).enumerate() {
-                    let at = |position: usize| f64::from(filter[position * c + channel]);
-                    let mut half = [[0.0; 3]; 6];
-                    for (half, row) in half.iter_mut().zip(transform) {
-                        for (s, half) in half.iter_mut().enumerate() {
-                            *half = row[0] * at(s) + row[1] * at(3 + s) + row[2] * at(6 + s);
-                        }
-                    }
-                    for position in 0..positions {
-                        let (half, row) = (&half[position / window], &transform[position % window]);
-                        let value = half[0] * row[0] + half[1] * row[1] + half[2] * row[2];
-                        packed[(position * c + channel) * columns + column] = value as f32;
-                    }
-                }
-            }
-        });
-        packed
-    }
-
     /// The convolution with filters that [`Method::pack`] transformed, into `output` `[N, P, Q, K]`.
     pub fn forward(self, input: &[f32], packed: &[f32], extents: &Extents, finish: Finish, output: &mut [f32]) {
         let &Extents { n, p, q, k, .. } = extents;
@@ -115,7 +69,16 @@ impl Method {
         let (panels, threads) = (k / columns, rayon::current_num_threads());
         // Rows of tiles, of all images in turn; as their outputs lie one after the other, so do those of bands.
         let rows = n * down;
-        let height = TILES.div_ceil(across).min(rows.div_ceil(threads)).max(1);
+        let tiles = rows * across;
+        if tiles == 0 {
+            return;
+        }
+        // Where filters take longer to read than windows, each thread reads some of them, of all windows.
+        let parts = if tiles < k { threads.min(panels) } else { 1 };
+        // Enough tiles that reading the filters is cheap, few enough for the cache.
+        let most = (k * 3 / 4).clamp(48, 128);
+        let bands = tiles.div_ceil(most).next_multiple_of(threads.div_ceil(parts));
+        let height = rows.div_ceil(bands);
         let task = |rows: Range<usize>, panels: Range<usize>, output: &mut [f32]| {
             let shared = Shared { method: self, input, packed, extents, finish };
             Arch::new().dispatch(Band { shared, rows, panels, output });
@@ -123,7 +86,7 @@ impl Method {
         let bands: Vec<Range<usize>> = (0..rows).step_by(height).map(|from| from..(from + height).min(rows)).collect();
         let first_row = |row: usize| row / down * p + (row % down * self.outputs()).min(p);
         let size = |band: &Range<usize>| (first_row(band.end) - first_row(band.start)) * q;
-        if bands.len() >= threads {
+        if parts == 1 {
             let mut rest = output;
             let tasks: Vec<_> = bands
                 .into_iter()
@@ -136,8 +99,6 @@ impl Method {
             tasks.into_par_iter().for_each(|(band, output)| task(band, 0..panels, output));
             return;
         }
-        // Few bands: each is shared out by filters, and windows are transformed more than once.
-        let parts = threads.div_ceil(bands.len().max(1)).min(panels);
         let part = |part: usize| part * panels / parts..(part + 1) * panels / parts;
         let tasks: Vec<_> = bands.iter().flat_map(|band| (0..parts).map(move |index| (band, part(index)))).collect();
         let results: Vec<Vec<f32>> = tasks
@@ -216,23 +177,35 @@ impl Band<'_> {
         let (windows, products) = scratch.split_at_mut(A * A * slots * window_stride);
         let zero = simd.splat_f32s(0.0);
 
-        transform::windows::<S, T, M, A>(simd, input, extents, rows.clone(), slots, windows);
+        let place =
+            |position: usize, index: usize, channel: usize| (position * slots + index) * window_stride + channel;
+        transform::windows::<S, T, M, A>(simd, input, extents, rows.clone(), windows, place);
 
-        for position in 0..A * A {
-            for (local, panel) in panels.clone().enumerate() {
-                let panel = &packed[(panel * A * A + position) * c * columns..][..c * columns];
-                for channel in (0..c).step_by(CHANNELS) {
-                    let length = CHANNELS.min(c - channel);
-                    let panel = &panel[channel * columns..][..length * columns];
-                    for first in (0..tiles).step_by(tile::ROWS) {
-                        let mut rows = [&windows[..0]; tile::ROWS];
-                        for (i, row) in rows.iter_mut().enumerate() {
-                            *row = &windows[(position * slots + first + i) * window_stride + channel..][..length];
-                        }
-                        let to = &mut products[(position * slots + first) * product_stride + local * columns..];
-                        tile::multiply::<S, V>(simd, rows, panel, to, product_stride, channel > 0);
-                    }
+        // Filters block by block: of a panel, at a position, of some channels.
+        let blocks = c.div_ceil(CHANNELS);
+        let block = |index: usize| {
+            let (position, local, channel) =
+                (index / blocks / panels.len(), index / blocks % panels.len(), index % blocks);
+            let (panel, channel) = (panels.start + local, channel * CHANNELS);
+            let length = CHANNELS.min(c - channel);
+            let first = ((panel * A * A + position) * c + channel) * columns;
+            (position, local, channel, &packed[first..first + length * columns])
+        };
+        let blocks = A * A * panels.len() * blocks;
+        for index in 0..blocks {
+            let (position, local, channel, panel) = block(index);
+            // The next comes from far away: some of it with each product.
+            let next = if index + 1 < blocks { block(index + 1).3 } else { &[] };
+            let mut next = next.chunks(panel.len().div_ceil(tiles.div_ceil(tile::ROWS)));
+            for first in (0..tiles).step_by(tile::ROWS) {
+                tile::prefetch(next.next().unwrap_or_default());
+                let mut rows = [&windows[..0]; tile::ROWS];
+                for (i, row) in rows.iter_mut().enumerate() {
+                    let at = (position * slots + first + i) * window_stride + channel;
+                    *row = &windows[at..at + panel.len() / columns];
                 }
+                let to = &mut products[(position * slots + first) * product_stride + local * columns..];
+                tile::multiply::<S, V>(simd, rows, panel, to, product_stride, channel > 0);
             }
         }
 

@@ -26,19 +26,20 @@ pub trait Transform<const M: usize, const A: usize> {
     fn gradient<S: Simd>(simd: S, y: [S::f32s; M]) -> [S::f32s; A];
 }
 
-/// Transforms the windows of some rows of tiles: `[A·A, slots, C + a vector]`.
+/// Transforms the windows of some rows of tiles; `place` says where in `windows` a position of a tile has a channel and
+/// those that follow it in a vector.
 #[inline(always)]
 pub fn windows<S: Simd, T: Transform<M, A>, const M: usize, const A: usize>(
     simd: S,
     input: &[f32],
     extents: &Extents,
     rows: Range<usize>,
-    slots: usize,
     windows: &mut [f32],
+    place: impl Fn(usize, usize, usize) -> usize,
 ) {
     let &Extents { h, w, c, p, q, padding, .. } = extents;
     let (down, across) = (p.div_ceil(M), q.div_ceil(M));
-    let (lanes, stride, zero) = (S::F32_LANES, c + S::F32_LANES, simd.splat_f32s(0.0));
+    let (lanes, zero) = (S::F32_LANES, simd.splat_f32s(0.0));
     for (index, (row, column)) in rows.flat_map(|row| (0..across).map(move |x| (row, x))).enumerate() {
         let image = row / down * h * w;
         let (top, left) = (row % down * M, column * M);
@@ -61,7 +62,7 @@ pub fn windows<S: Simd, T: Transform<M, A>, const M: usize, const A: usize>(
                     *value = half[i];
                 }
                 for (j, value) in T::window(simd, row).into_iter().enumerate() {
-                    store::<S>(windows, ((i * A + j) * slots + index) * stride + channel, value);
+                    store::<S>(windows, place(i * A + j, index, channel), value);
                 }
             }
         }

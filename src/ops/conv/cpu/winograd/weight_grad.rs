@@ -7,16 +7,21 @@ use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::{
-    Method, TILES,
+    Method,
     transform::{Four, Transform, Two, load, store, windows},
 };
 use crate::{
     device::CpuDevice,
-    ops::conv::{Extents, cpu::tile},
+    ops::{
+        conv::{Extents, cpu::tile},
+        vectorised,
+    },
 };
 
+/// Tiles of a band, about: few enough that a panel of their windows stays in the nearest cache.
+const TILES: usize = 96;
 /// Bands that are transformed before they are multiplied: few enough for the outer cache.
-const BANDS: usize = 12;
+const BANDS: usize = 6;
 
 impl Method {
     /// As [`Method::of_trained`], for the gradient of the filters.
@@ -27,19 +32,18 @@ impl Method {
     /// The gradient of the filters, `[K, 3, 3, C]`, from those of the outputs, `[N, P, Q, K]`.
     pub fn weight_grad(self, cpu: &CpuDevice, grad: &[f32], input: &[f32], extents: &Extents) -> Vec<f32> {
         let &Extents { n, p, q, c, k, .. } = extents;
-        let (_, lanes) = tile::columns();
-        let positions = self.window() * self.window();
+        let (columns, _) = tile::columns();
+        let (positions, panels) = (self.positions(), c / columns);
         let (down, across) = (p.div_ceil(self.outputs()), q.div_ceil(self.outputs()));
         let (rows, height) = (n * down, TILES.div_ceil(across));
         let slots = height * across;
         let filters = k.next_multiple_of(tile::ROWS);
-        let blocks = filters / tile::ROWS;
-        let (window_stride, grad_stride) = (c + lanes, filters + lanes);
-        let (window_band, grad_band) = (positions * slots * window_stride, positions * slots * grad_stride);
+        let grad_position = slots * filters.next_multiple_of(tile::GROUP);
+        let (window_band, grad_band) = (positions * slots * c, positions * grad_position);
         let at_once = BANDS.min(rows.div_ceil(height));
         let [mut windows, mut grads] = [window_band, grad_band].map(|band| cpu.buffer(at_once * band));
-        let mut sums = cpu.buffer(positions * filters * c);
-        sums.fill(0.0);
+        // [positions, panels, filters, columns].
+        let mut sums = cpu.zeros(positions * filters * c);
         for first in (0..rows).step_by(at_once * height) {
             let start = |band: usize| (first + band * height).min(rows);
             let bands = windows.par_chunks_mut(window_band).zip(grads.par_chunks_mut(grad_band)).enumerate();
@@ -47,41 +51,40 @@ impl Method {
                 let rows = start(band)..start(band + 1);
                 Arch::new().dispatch(Band { method: self, grad, input, extents, rows, slots, windows, grads });
             });
-            sums.par_chunks_mut(tile::ROWS * c).enumerate().for_each(|(block, sums)| {
-                let (position, filter) = (block / blocks, block % blocks * tile::ROWS);
+            sums.par_chunks_mut(filters * columns).enumerate().for_each(|(block, sums)| {
                 for band in 0..at_once {
-                    let windows = &windows[band * window_band + position * slots * window_stride..];
-                    let grads = &grads[band * grad_band + position * slots * grad_stride + filter..];
                     let tiles = (start(band + 1) - start(band)) * across;
-                    Arch::new().dispatch(tile::Outer {
-                        length: tiles,
-                        rows: grads,
-                        row_stride: grad_stride,
-                        columns: windows,
-                        column_stride: window_stride,
-                        out: sums,
-                    });
+                    let panel = &windows[band * window_band + block * slots * columns..][..tiles * columns];
+                    let rows = &grads[band * grad_band + block / panels * grad_position..];
+                    Arch::new().dispatch(tile::Outer { rows, width: filters, slots, panel, out: sums });
                 }
             });
         }
-        let mut weight_grad = vec![0.0; k * 9 * c];
+        let mut weight_grad = cpu.zeros(k * 9 * c);
         weight_grad.par_chunks_mut(9 * c).enumerate().for_each(|(filter, weight_grad)| {
-            let product = |position: usize| &sums[(position * filters + filter) * c..][..c];
-            Arch::new().dispatch(|| self.transform_back(product, weight_grad, c));
+            vectorised(|| {
+                for panel in 0..panels {
+                    let sum = |position: usize| {
+                        &sums[((position * panels + panel) * filters + filter) * columns..][..columns]
+                    };
+                    self.transform_back(sum, &mut weight_grad[panel * columns..], c);
+                }
+            });
         });
         [windows, grads, sums].into_iter().for_each(|buffer| cpu.recycle(buffer));
         weight_grad
     }
 
-    /// The gradient of a filter from that of the transformed one, of which `product` has the channels at a position.
+    /// The gradient of a filter `[3, 3, C]`, for some channels from its first on, from that of the transformed one, of
+    /// which `sum` has these channels at a position.
     #[inline(always)]
-    fn transform_back<'a>(self, product: impl Fn(usize) -> &'a [f32], filter_grad: &mut [f32], c: usize) {
+    fn transform_back<'a>(self, sum: impl Fn(usize) -> &'a [f32], filter_grad: &mut [f32], c: usize) {
         let (window, transform) = (self.window(), self.filter_transform());
-        for (at, to) in filter_grad.chunks_exact_mut(c).enumerate() {
-            for position in 0..window * window {
-                let factor = (transform[position / window][at / 3] * transform[position % window][at % 3]) as f32;
+        for (at, to) in filter_grad.chunks_mut(c).enumerate() {
+            for position in 0..self.positions() {
+                let factor = transform[position / window][at / 3] * transform[position % window][at % 3];
                 if factor != 0.0 {
-                    to.iter_mut().zip(product(position)).for_each(|(to, product)| *to += factor * product);
+                    to.iter_mut().zip(sum(position)).for_each(|(to, sum)| *to += factor * sum);
                 }
             }
         }
@@ -116,12 +119,21 @@ impl Band<'_> {
     #[inline(always)]
     fn compute<S: Simd, T: Transform<M, A>, const M: usize, const A: usize>(self, simd: S) {
         let Self { grad, input, extents, rows, slots, grads, .. } = self;
-        windows::<S, T, M, A>(simd, input, extents, rows.clone(), slots, self.windows);
-        let &Extents { p, q, k, .. } = extents;
+        let &Extents { c, p, q, k, .. } = extents;
+        // [A·A, panels, slots, columns].
+        let columns = tile::vectors::<S>() * S::F32_LANES;
+        let place = |position: usize, index: usize, channel: usize| {
+            ((position * (c / columns) + channel / columns) * slots + index) * columns + channel % columns
+        };
+        windows::<S, T, M, A>(simd, input, extents, rows.clone(), self.windows, place);
         let (down, across) = (p.div_ceil(M), q.div_ceil(M));
         let (lanes, zero) = (S::F32_LANES, simd.splat_f32s(0.0));
         let filters = k.next_multiple_of(tile::ROWS);
-        let stride = filters + lanes;
+        // [A·A, groups, slots, group].
+        let groups = filters.div_ceil(tile::GROUP);
+        let place = |position: usize, index: usize, filter: usize| {
+            ((position * groups + filter / tile::GROUP) * slots + index) * tile::GROUP + filter % tile::GROUP
+        };
         for (index, (row, column)) in rows.flat_map(|row| (0..across).map(move |x| (row, x))).enumerate() {
             let (top, left) = (row % down * M, column * M);
             let corner = (row / down * p + top) * q + left;
@@ -142,12 +154,12 @@ impl Band<'_> {
                         *value = half[i];
                     }
                     for (j, value) in T::gradient(simd, row).into_iter().enumerate() {
-                        store::<S>(grads, ((i * A + j) * slots + index) * stride + filter, value);
+                        store::<S>(grads, place(i * A + j, index, filter), value);
                     }
                 }
             }
             for position in 0..A * A {
-                grads[(position * slots + index) * stride..][k..filters].fill(0.0);
+                (k..filters).for_each(|filter| grads[place(position, index, filter)] = 0.0);
             }
         }
     }
