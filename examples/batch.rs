@@ -22,7 +22,10 @@ fn main() -> ExitCode {
 
 fn run() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [model, folder, out] = arguments.as_slice() else { return Err("usage: batch MODEL FOLDER OUT.csv".into()) };
+    let [model, folder, out] = arguments.as_slice() else {
+        eprintln!("usage: batch MODEL FOLDER OUT.csv");
+        std::process::exit(2);
+    };
 
     let classifier = Classifier::load(model, Device::auto()?)?;
     let found = find_images(folder)?;

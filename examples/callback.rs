@@ -25,7 +25,10 @@ impl Callback for EarlyStopping {
 
 fn main() -> unfreeze::Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [data, weights] = arguments.as_slice() else { panic!("usage: callback DATA WEIGHTS") };
+    let [data, weights] = arguments.as_slice() else {
+        eprintln!("usage: callback DATA WEIGHTS");
+        std::process::exit(2);
+    };
 
     let weights = Weights::file(weights)?;
     let transforms = Transforms::for_weights(&weights, weights.arch().published_size());

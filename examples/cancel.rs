@@ -2,14 +2,17 @@
 //!
 //! What was learned until then stays in the learner, and the epochs that were finished in its history.
 
-use std::{thread, time::Duration};
+use std::{process, thread, time::Duration};
 
 use unfreeze::{Error, prelude::*};
 
 fn main() -> unfreeze::Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [data, weights, seconds] = arguments.as_slice() else { panic!("usage: cancel DATA WEIGHTS SECONDS") };
-    let patience = Duration::from_secs_f32(seconds.parse().expect("SECONDS is a number"));
+    let patience = arguments.get(2).and_then(|seconds| Duration::try_from_secs_f32(seconds.parse().ok()?).ok());
+    let ([data, weights, _], Some(patience)) = (arguments.as_slice(), patience) else {
+        eprintln!("usage: cancel DATA WEIGHTS SECONDS");
+        process::exit(2);
+    };
 
     let weights = Weights::file(weights)?;
     let transforms = Transforms::for_weights(&weights, weights.arch().published_size());

@@ -4,7 +4,10 @@ use unfreeze::prelude::*;
 
 fn main() -> unfreeze::Result<()> {
     let mut arguments = std::env::args().skip(1);
-    let model = arguments.next().expect("usage: classify MODEL IMAGE...");
+    let Some(model) = arguments.next() else {
+        eprintln!("usage: classify MODEL IMAGE...");
+        std::process::exit(2);
+    };
     let classifier = Classifier::load(model, Device::auto()?)?;
     for image in arguments {
         match classifier.predict_file(&image) {

@@ -33,7 +33,10 @@ fn main() -> ExitCode {
 
 fn serve() -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     let mut arguments = std::env::args().skip(1);
-    let model = arguments.next().ok_or("usage: serve MODEL [ADDRESS]")?;
+    let Some(model) = arguments.next() else {
+        eprintln!("usage: serve MODEL [ADDRESS]");
+        std::process::exit(2);
+    };
     let address = arguments.next().unwrap_or("127.0.0.1:8080".into());
     let threads = thread::available_parallelism().map_or(1, NonZero::get);
     // One picture at a time is classified, by all processors.

@@ -24,7 +24,8 @@ fn main() -> ExitCode {
 fn run() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [weights, folder, images @ ..] = arguments.as_slice() else {
-        return Err("usage: similar WEIGHTS FOLDER IMAGE...".into());
+        eprintln!("usage: similar WEIGHTS FOLDER IMAGE...");
+        std::process::exit(2);
     };
 
     let weights = Weights::file(weights)?;

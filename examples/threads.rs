@@ -1,12 +1,15 @@
 //! Many threads share one classifier, without copies or locks: `cargo run --example threads -- MODEL IMAGE...`
 
-use std::thread;
+use std::{process, thread};
 
 use unfreeze::prelude::*;
 
 fn main() -> unfreeze::Result<()> {
     let mut arguments = std::env::args().skip(1);
-    let model = arguments.next().expect("usage: threads MODEL IMAGE...");
+    let Some(model) = arguments.next() else {
+        eprintln!("usage: threads MODEL IMAGE...");
+        process::exit(2);
+    };
     // The threads below are the parallelism, as the requests of a server would be; the network itself gets one thread.
     let classifier = Classifier::load(model, Device::cpu(1)?)?;
     let answers: Vec<_> = thread::scope(|scope| {

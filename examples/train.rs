@@ -6,7 +6,10 @@ use unfreeze::{learner::EpochRecord, prelude::*};
 
 fn main() -> unfreeze::Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [data, weights, model] = arguments.as_slice() else { panic!("usage: train DATA WEIGHTS MODEL") };
+    let [data, weights, model] = arguments.as_slice() else {
+        eprintln!("usage: train DATA WEIGHTS MODEL");
+        std::process::exit(2);
+    };
 
     let weights = Weights::file(weights)?;
     let size = weights.arch().published_size();

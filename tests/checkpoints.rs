@@ -28,6 +28,8 @@ mod originals;
 mod pickles;
 #[path = "checkpoints/round_trips.rs"]
 mod round_trips;
+#[path = "checkpoints/training.rs"]
+mod training;
 
 use std::{collections::BTreeMap, path::Path};
 

@@ -8,17 +8,41 @@ use crate::nn::{Arch, HeadSpec};
 /// Shapes by name, as files have them.
 pub(super) type Shapes = BTreeMap<String, Vec<usize>>;
 
-/// What some tensors' names tell of networks that are not supported: a part of a name, and what has it.
-const UNSUPPORTED: [(&str, &str); 4] = [
-    ("conv1.0.weight", "a stem of three convolutions: a ResNet-C or -D, as timm's resnet50d, which is not supported"),
-    (".se.", "squeeze and excitation: an SE-ResNet, which is not supported"),
-    ("stages.0.blocks.0.", "a ResNet with activations first, as timm's resnetv2_50, which is not supported"),
+/// What some tensors' names tell of networks that are not supported: a part of a name, and what has it. The first that
+/// is found counts.
+const UNSUPPORTED: [(&str, &str); 18] = [
+    (".conv_dw.", "a network of depthwise convolutions, such as a ConvNeXt or MobileNet"),
+    (".dwconv.", "a ConvNeXt"),
+    (".layer_scale", "a ConvNeXt"),
+    (".conv2.fc1.", "split attention: a ResNeSt"),
+    (".paths.0.conv.", "selective kernels: an SKNet"),
+    (".convs.0.weight", "convolutions of several scales: a Res2Net"),
+    ("fuse_layers.", "an HRNet"),
+    ("attnpool.", "CLIP's ResNet, which pools by attention"),
+    ("standardized_conv2d", "Big Transfer's ResNets, of activations first and GroupNorm"),
+    ("s1.b1.conv1.", "a RegNet"),
+    (".se.", "channel attention: an SE-ResNet or ECA-ResNet"),
+    (".se_module.", "squeeze and excitation: an SE-ResNet"),
+    ("stage2.0.branch2.", "a ShuffleNet"),
+    ("conv1.0.weight", "a stem of three convolutions: a ResNet-C or -D, as timm's resnet50d"),
+    ("stages.0.blocks.0.norm1.", "a ResNet with activations first, as timm's resnetv2_50"),
     // As they are without the prefixes `resnet.` and `encoder.`.
-    ("stages.0.layers.0.layer.0.convolution", "the names of transformers' ResNets, which are not supported"),
+    ("stages.0.layers.0.layer.0.convolution", "transformers' ResNets, whose names are not known here"),
+    ("res2.0.conv1.", "Detectron2's ResNets, whose names are not known here"),
+    ("stages.0.", "another family of timm's networks, such as CSPResNet or NF-ResNet"),
 ];
 
-/// The architecture whose convolutions are exactly those of `shapes`.
+/// The architecture whose convolutions are exactly those of `shapes`, if they are normalised by batchnorm.
 pub(super) fn arch_of(shapes: &Shapes) -> Option<Arch> {
+    arch_by_convolutions(shapes).filter(|_| has_statistics(shapes) && unsupported(shapes).is_none())
+}
+
+/// Whether there is a batchnorm, which alone has statistics.
+fn has_statistics(shapes: &Shapes) -> bool {
+    shapes.keys().any(|name| name.ends_with(".running_var"))
+}
+
+fn arch_by_convolutions(shapes: &Shapes) -> Option<Arch> {
     let found: BTreeMap<&str, &[usize]> = convolutions(shapes).collect();
     if found.is_empty() {
         return None;
@@ -42,10 +66,22 @@ pub(super) fn describe(shapes: &BTreeMap<String, Vec<usize>>) -> String {
     likeness(shapes).map_or(text.clone(), |likeness| format!("{text}\n  {likeness}"))
 }
 
+/// Which network that is not supported `shapes` are of, if that can be told.
+pub(super) fn unsupported(shapes: &Shapes) -> Option<String> {
+    if let Some((sign, what)) = UNSUPPORTED.iter().find(|(part, _)| shapes.keys().any(|name| name.contains(part))) {
+        return Some(format!("tensors with '{sign}' in their names are of {what}: not supported"));
+    }
+    let arch = arch_by_convolutions(shapes).filter(|_| !has_statistics(shapes))?;
+    Some(format!(
+        "the convolutions are those of {arch}, but no tensor is a batchnorm's statistics (running_var): a network of \
+         GroupNorm or the like, which is not supported"
+    ))
+}
+
 /// What `shapes` of no known architecture are like, if they are like anything.
 pub(super) fn likeness(shapes: &Shapes) -> Option<String> {
-    if let Some((sign, what)) = UNSUPPORTED.iter().find(|(part, _)| shapes.keys().any(|name| name.contains(part))) {
-        return Some(format!("tensors with '{sign}' in their names are of {what}"));
+    if let Some(unsupported) = unsupported(shapes) {
+        return Some(unsupported);
     }
     let likeness = |arch: &Arch| {
         let expected = arch.convolutions();

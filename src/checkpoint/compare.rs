@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{FileDtype, FileTensor, TensorSource, architecture::COUNTER};
+use super::{CheckpointFile, FileDtype, FileTensor, TensorSource, architecture::COUNTER, onnx::Foldable};
 use crate::Result;
 
 /// How one tensor differs between two checkpoints.
@@ -34,6 +34,17 @@ pub struct Comparison {
     pub extra: Vec<String>,
     /// How many batchnorm counters only one of the two has; no network depends on them.
     pub counters: usize,
+    /// Which one alone has batchnorm folded, where the other was folded for the comparison.
+    pub folded: Option<Folded>,
+}
+
+/// Which of two networks has batchnorm folded into the layers beside it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Folded {
+    /// The one that is compared.
+    Compared,
+    /// What it is compared with.
+    Reference,
 }
 
 impl Comparison {
@@ -53,6 +64,41 @@ pub fn compare<A: TensorSource, B: TensorSource>(
     tensors: &BTreeMap<String, A>,
     reference: &BTreeMap<String, B>,
 ) -> Result<Comparison> {
+    compare_within(0.0, tensors, reference)
+}
+
+/// As [`compare`], for files under torchvision's names, as [`CheckpointFile::normalised`] gives them. Of two whole
+/// networks of which one has batchnorm folded, as ONNX files have, the other is folded too, and what computing so in
+/// `f32` may cost counts as rounding: 2⁻¹⁸ of a tensor's largest value.
+///
+/// # Errors
+/// Those of [`compare`].
+pub fn compare_networks(tensors: &CheckpointFile, reference: &CheckpointFile) -> Result<Comparison> {
+    let networks = Foldable::new(&tensors.tensors).zip(Foldable::new(&reference.tensors));
+    if let Some((one, other)) = networks {
+        let folded = match (one.is_folded()?, other.is_folded()?) {
+            (true, false) => Some(Folded::Compared),
+            (false, true) => Some(Folded::Reference),
+            _ => None,
+        };
+        if folded.is_some() {
+            let (one, other) = (one.folded(&tensors.path), other.folded(&reference.path));
+            return Ok(Comparison { folded, ..compare_within(FOLDING, &one, &other)? });
+        }
+    }
+    compare(&tensors.tensors, &reference.tensors)
+}
+
+/// What folding may cost, as a share of a tensor's largest value: the shift is a difference of values that may be
+/// larger than it.
+const FOLDING: f64 = 1.0 / (1 << 18) as f64;
+
+/// As [`compare`], with differences of up to a share of a tensor's largest value as rounding too.
+fn compare_within<A: TensorSource, B: TensorSource>(
+    share: f64,
+    tensors: &BTreeMap<String, A>,
+    reference: &BTreeMap<String, B>,
+) -> Result<Comparison> {
     let mut found = Comparison::default();
     for (name, tensor) in tensors {
         let Some(other) = reference.get(name) else {
@@ -60,7 +106,7 @@ pub fn compare<A: TensorSource, B: TensorSource>(
             continue;
         };
         let difference = if tensor.shape() == other.shape() {
-            values(&*tensor.load()?, &*other.load()?)
+            values(share, &*tensor.load()?, &*other.load()?)
         } else {
             Some(Difference::Shape(tensor.shape().to_vec(), other.shape().to_vec()))
         };
@@ -83,12 +129,15 @@ impl Comparison {
     }
 }
 
-/// How the values of two tensors of the same shape differ.
-fn values(a: &FileTensor, b: &FileTensor) -> Option<Difference> {
+/// How the values of two tensors of the same shape differ, and whether rounding explains that, or `within` of the
+/// largest value.
+fn values(within: f64, a: &FileTensor, b: &FileTensor) -> Option<Difference> {
     if a.dtype == b.dtype && a.bytes() == b.bytes() {
         return None;
     }
     let (share, least) = if a.dtype == b.dtype { (0.0, 0.0) } else { coarser(rounding(a.dtype), rounding(b.dtype)) };
+    let largest = b.values().map(f64::abs).fold(0.0, f64::max);
+    let least = least + within * largest;
     let (mut absolute, mut relative, mut explained) = (0f64, 0f64, true);
     for (a, b) in a.values().zip(b.values()) {
         if a == b || a.is_nan() && b.is_nan() {

@@ -8,7 +8,7 @@ use std::{
 };
 
 use super::{
-    CheckpointFile, FileDtype, OnnxOptions, StoredTensor, TensorSource,
+    CheckpointFile, FileDtype, Format, OnnxOptions, StoredTensor, TensorSource,
     architecture::{self, Shapes},
     catalog::Entry,
     names::{LISTED, Names, nearest, short_name},
@@ -17,6 +17,7 @@ use super::{
 use crate::{
     Error, Result,
     data::Transforms,
+    learner::CancelToken,
     nn::{Arch, HeadSpec},
 };
 
@@ -92,6 +93,8 @@ pub struct Conversion {
     /// Tensors that the architecture does not know, by their new names, and for the first few the nearest name that it
     /// knows. They are written as they are.
     pub unknown: Vec<(String, Option<String>)>,
+    /// What else of the source is left out, in words.
+    pub notes: Vec<String>,
     /// The published weights that the source is, where a model is to be written and the catalogue has them.
     pub published: Option<&'static Entry>,
     /// What images of a model go through.
@@ -99,6 +102,8 @@ pub struct Conversion {
     pub(super) source: PathBuf,
     /// The files of a source in several.
     parts: Vec<PathBuf>,
+    /// Whether the source has more than is written.
+    partial: bool,
     target: Target,
 }
 
@@ -125,10 +130,12 @@ impl Conversion {
             metadata: source.metadata,
             dropped: Vec::new(),
             unknown: Vec::new(),
+            notes: source.notes,
             published: None,
             transforms: None,
             source: source.path,
             parts: if parts.len() > 1 { parts } else { Vec::new() },
+            partial: source.partial || !names.left_out.is_empty(),
             target: options.target,
         };
         for (from, tensor) in source.tensors {
@@ -137,6 +144,7 @@ impl Conversion {
             plan.tensors.insert(name.clone(), tensor);
         }
         plan.dropped = source.left_out;
+        plan.dropped.extend(names.left_out);
 
         plan.recognise(options.arch).map_err(|message| Error::checkpoint(&plan.source, message))?;
         if matches!(options.target, Target::Model | Target::Onnx(_)) {
@@ -212,22 +220,53 @@ impl Conversion {
         }
     }
 
+    /// Lets `token` end [`Conversion::write`] between two tensors, as an error that leaves nothing behind.
+    pub fn cancelled_by(&mut self, token: &CancelToken) {
+        for tensor in self.tensors.values_mut() {
+            let (original, token) = (tensor.clone(), token.clone());
+            let read = move || token.check().and_then(|()| original.read());
+            *tensor = StoredTensor::new(tensor.dtype(), tensor.shape().to_vec(), read);
+        }
+    }
+
     /// Reads and writes the tensors, one at a time. The file appears whole or not at all, when all tensors have been
-    /// read: it may take the place of the source, unless that is a checkpoint of several files.
+    /// read: it may take the place of the source, unless that is a checkpoint of several files, or has more in it than
+    /// the weights.
     ///
     /// # Errors
     /// [`Error::Checkpoint`] naming the tensor with a value beyond the range of the type asked for, or where a part of
-    /// the source would be written over, and those of [`write_safetensors`], [`write_pth`] and [`write_onnx`].
+    /// the source or what it has beside the weights would be lost, and those of [`write_safetensors`], [`write_pth`]
+    /// and [`write_onnx`].
     pub fn write(&self, path: impl AsRef<Path>) -> Result<()> {
         let path = path.as_ref();
         if self.parts.iter().any(|part| is_same_file(part, path)) {
             let message = format!("is a part of {}, which would be lost: write to another file", self.source.display());
             return Err(Error::checkpoint(path, message));
         }
+        if self.partial && is_same_file(&self.source, path) {
+            let message = "is the checkpoint itself, and what it has beside the weights (an optimizer's state, the epoch, \
+                           …) would be lost: write to another file";
+            return Err(Error::checkpoint(path, message));
+        }
         match self.target {
             Target::Safetensors | Target::Model => write_safetensors(path, &self.tensors, &self.metadata),
             Target::Pth => write_pth(path, &self.tensors),
             Target::Onnx(options) => write_onnx(path, &self.tensors, &self.metadata, &options),
+        }
+    }
+}
+
+/// What would be written, as a file that is open.
+impl From<Conversion> for CheckpointFile {
+    fn from(plan: Conversion) -> Self {
+        Self {
+            path: plan.source,
+            format: Format::Safetensors,
+            tensors: plan.tensors,
+            metadata: plan.metadata,
+            left_out: Vec::new(),
+            notes: Vec::new(),
+            partial: false,
         }
     }
 }

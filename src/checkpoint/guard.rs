@@ -2,7 +2,7 @@
 //! whose parts contradict each other, and pickles that would.
 
 use std::{
-    collections::{BTreeSet, HashSet},
+    collections::HashSet,
     fs::File,
     io::{self, BufReader, Read, Seek, SeekFrom},
     path::Path,
@@ -11,7 +11,7 @@ use std::{
 use zip::{CompressionMethod, ZipArchive, ZipReadOptions, result::ZipError};
 
 use super::{
-    pickle::{self, End, Global},
+    pickle::{self, End, Named},
     tar,
 };
 use crate::{Error, Result};
@@ -30,8 +30,8 @@ pub(super) struct Allowance {
 /// `torch.save` compresses nothing, and weights hardly shrink.
 pub(super) const PYTORCH: Allowance = Allowance { ratio: 8, slack: 1 << 20 };
 
-/// `numpy.savez_compressed` shrinks zeros a thousandfold; a gigabyte of them is beyond any of this engine's networks.
-pub(super) const NUMPY: Allowance = Allowance { ratio: 64, slack: 1 << 30 };
+/// `numpy.savez_compressed` shrinks zeros a thousandfold, but weights hardly, even where nine of ten are zero.
+pub(super) const NUMPY: Allowance = Allowance { ratio: 64, slack: 64 << 20 };
 
 /// What deflate can shrink at most: 258 bytes to two bits.
 const DEFLATE: u64 = 1032;
@@ -119,8 +119,8 @@ fn twice(file: &mut File, start: u64) -> io::Result<String> {
     Ok(name.unwrap_or_else(|| "of the same name".into()))
 }
 
-/// Walks over the pickles of an archive that `torch.save` wrote, and returns what they import.
-pub(super) fn imports_of_zip(path: &Path, archive: &mut Archive) -> Result<BTreeSet<Global>> {
+/// Walks over the pickles of an archive that `torch.save` wrote, and returns what they name.
+pub(super) fn named_by_zip(path: &Path, archive: &mut Archive) -> Result<Named> {
     let fail = |message: String| Error::checkpoint(path, message);
     let damaged = |error: &dyn std::fmt::Display| {
         fail(format!("is a truncated or damaged zip archive ({error}): was the download interrupted?"))
@@ -132,7 +132,7 @@ pub(super) fn imports_of_zip(path: &Path, archive: &mut Archive) -> Result<BTree
         return Err(fail("is a zip archive that unpacks to far more than its size: refused".into()));
     }
 
-    let mut imports = BTreeSet::new();
+    let mut named = Named::default();
     for index in 0..archive.len() {
         // One of them is the reader's: that with the shortest path.
         let name = archive.by_index_data(index).map_err(|error| damaged(&error))?.name_raw().to_owned();
@@ -142,32 +142,32 @@ pub(super) fn imports_of_zip(path: &Path, archive: &mut Archive) -> Result<BTree
         // `torch.save` may leave the checksum out; where it is there, the reader compares it.
         let options = ZipReadOptions::new().ignore_crc32(true);
         let entry = archive.by_index_with_options(index, options).map_err(|error| damaged(&error))?;
-        imports.extend(imports_of_stream(path, entry, 1)?);
+        named.extend(named_by_stream(path, entry, 1)?);
     }
-    Ok(imports)
+    Ok(named)
 }
 
 /// Walks over the pickles of a file that begins with them: one, or five where the values of tensors follow.
-pub(super) fn imports_of_pickles(path: &Path, head: &[u8]) -> Result<BTreeSet<Global>> {
+pub(super) fn named_by_pickles(path: &Path, head: &[u8]) -> Result<Named> {
     if head.get(257..262) == Some(b"ustar") {
-        return tar::imports(path);
+        return tar::named(path);
     }
-    imports_of_stream(path, File::open(path).map_err(|error| Error::io(path, error))?, 5)
+    named_by_stream(path, File::open(path).map_err(|error| Error::io(path, error))?, 5)
 }
 
-/// What the first `count` pickles import. Of one that is damaged, what comes before the damage: the reader gets no
+/// What the first `count` pickles name. Of one that is damaged, what comes before the damage: the reader gets no
 /// further either, and says so.
-fn imports_of_stream(path: &Path, stream: impl Read, count: usize) -> Result<BTreeSet<Global>> {
+fn named_by_stream(path: &Path, stream: impl Read, count: usize) -> Result<Named> {
     let fail = |message: String| Error::checkpoint(path, message);
     let mut bytes = Vec::new();
     stream
         .take(pickle::MAX_BYTES as u64 + 1)
         .read_to_end(&mut bytes)
         .map_err(|error| fail(format!("is truncated or damaged ({error}): was the download interrupted?")))?;
-    let (mut rest, mut imports) = (bytes.as_slice(), BTreeSet::new());
+    let (mut rest, mut named) = (bytes.as_slice(), Named::default());
     for _ in 0..count {
         let scan = pickle::scan(rest).map_err(fail)?;
-        imports.extend(scan.imports);
+        named.extend(scan.named);
         rest = &rest[scan.length..];
         if scan.end == End::Cut && bytes.len() > pickle::MAX_BYTES {
             return Err(fail(format!("has a pickle of more than {} bytes: refused", pickle::MAX_BYTES)));
@@ -176,5 +176,5 @@ fn imports_of_stream(path: &Path, stream: impl Read, count: usize) -> Result<BTr
             break;
         }
     }
-    Ok(imports)
+    Ok(named)
 }

@@ -44,7 +44,7 @@ mod tar;
 mod tensor;
 mod weights;
 
-pub use compare::{Comparison, Difference, compare};
+pub use compare::{Comparison, Difference, Folded, compare, compare_networks};
 pub use convert::{Conversion, ConvertOptions, ConvertedTensor, Target};
 pub use load::{LoadOptions, LoadReport, load_into};
 pub use names::short_name;

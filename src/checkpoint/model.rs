@@ -125,6 +125,6 @@ impl Conversion {
     }
 }
 
-fn zeros(length: usize) -> StoredTensor {
+pub(super) fn zeros(length: usize) -> StoredTensor {
     StoredTensor::new(FileDtype::F32, vec![length], move || FileTensor::from_f32(vec![length], vec![0.0; length]))
 }

@@ -12,6 +12,12 @@ use crate::{Error, Result};
 /// What `DataParallel`, `torch.compile`, training frameworks and self-supervised methods put before a ResNet's names.
 const PREFIXES: [&str; 8] = ["module.", "_orig_mod.", "backbone.", "model.", "net.", "network.", "encoder.", "resnet."];
 
+/// Of which part of a self-supervised method a ResNet is taken: what its names begin with.
+const ENCODERS: [&str; 3] = ["encoder_q.", "base_encoder.", "online_encoder."];
+
+/// What `torch.optim.swa_utils.AveragedModel` adds to a network's tensors.
+const AVERAGED: &str = "n_averaged";
+
 /// More wrappers around a model than anyone puts there.
 const MAX_PREFIXES: usize = 16;
 
@@ -109,49 +115,61 @@ pub(super) struct Names {
     pub prefixes: Vec<&'static str>,
     /// torchvision's name, or this engine's, by the file's.
     pub new: BTreeMap<String, String>,
+    /// Tensors that are none of the network's, and why.
+    pub left_out: Vec<(String, &'static str)>,
 }
 
 impl Names {
     /// # Errors
     /// [`Error::Checkpoint`] if two tensors would get the same name.
-    pub fn of<'a>(path: &Path, originals: impl Iterator<Item = &'a String> + Clone) -> Result<Self> {
-        let mut names: Vec<&str> = originals.clone().map(String::as_str).collect();
-        let mut prefixes = Vec::new();
+    pub fn of<'a>(path: &Path, originals: impl Iterator<Item = &'a String>) -> Result<Self> {
+        let mut names: Vec<(&str, &str)> = originals.map(|name| (name.as_str(), name.as_str())).collect();
+        let (mut prefixes, mut left_out) = (Vec::new(), Vec::new());
+        let mut leave_out = |names: &mut Vec<(&str, &str)>, why, is_left: &dyn Fn(&str) -> bool| {
+            left_out.extend(names.extract_if(.., |(_, name)| is_left(name)).map(|(name, _)| (name.to_owned(), why)));
+        };
+        leave_out(&mut names, "how many sets of weights were averaged", &|name| name == AVERAGED);
         while let Some(prefix) = common_prefix(&names).filter(|_| prefixes.len() < MAX_PREFIXES) {
             prefixes.push(prefix);
-            names.iter_mut().for_each(|name| *name = name.strip_prefix(prefix).unwrap_or(name));
+            if ENCODERS.contains(&prefix) {
+                leave_out(&mut names, "of another part of the method than its encoder", &|name| {
+                    !name.starts_with(prefix)
+                });
+            }
+            names.iter_mut().for_each(|(_, name)| *name = name.strip_prefix(prefix).unwrap_or(name));
         }
 
-        let signed = |convention: &&Convention| names.iter().any(|name| name.starts_with(convention.sign));
+        let signed = |convention: &&Convention| names.iter().any(|(_, name)| name.starts_with(convention.sign));
         let convention = CONVENTIONS.iter().find(signed);
         let mut new = BTreeMap::new();
         let mut taken: BTreeMap<String, &str> = BTreeMap::new();
-        for (original, name) in originals.zip(&names) {
+        for (original, name) in names {
             let rules = convention.map_or(&[][..], |convention| convention.rules);
             let renamed = rules.iter().find_map(|(from, to)| Some(format!("{to}{}", name.strip_prefix(from)?)));
-            let name = renamed.unwrap_or_else(|| (*name).to_owned());
+            let name = renamed.unwrap_or_else(|| name.to_owned());
             match taken.entry(name.clone()) {
                 Entry::Occupied(first) => {
-                    let [first, second, name] = [first.get(), original.as_str(), &name].map(short_name);
+                    let [first, second, name] = [first.get(), original, &name].map(short_name);
                     let message = format!("{first} and {second} both stand for {name}: remove one of them");
                     return Err(Error::checkpoint(path, message));
                 }
                 Entry::Vacant(place) => place.insert(original),
             };
-            new.insert(original.clone(), name);
+            new.insert(original.to_owned(), name);
         }
-        Ok(Self { convention: convention.map(|convention| convention.name), prefixes, new })
+        Ok(Self { convention: convention.map(|convention| convention.name), prefixes, new, left_out })
     }
 
-    /// The tensors under their new names.
+    /// The tensors under their new names, without those that are left out.
     fn rename<T>(&self, tensors: BTreeMap<String, T>) -> BTreeMap<String, T> {
-        tensors.into_iter().map(|(name, tensor)| (self.new.get(&name).cloned().unwrap_or(name), tensor)).collect()
+        tensors.into_iter().filter_map(|(name, tensor)| Some((self.new.get(&name)?.clone(), tensor))).collect()
     }
 }
 
 impl Checkpoint {
     /// The same tensors under torchvision's names: prefixes such as `module.` and `backbone.` are taken away,
-    /// repeatedly, each where more than half of the tensors carry it (a head beside a backbone carries none); the names
+    /// repeatedly, each where more than half of the tensors carry it (a head beside a backbone carries none); of a
+    /// self-supervised method the encoder that it trains is taken (MoCo's `encoder_q.`); the names
     /// of fastai (by position, `0.weight`), MMPretrain and CIFAR networks become torchvision's, and fastai's head this
     /// engine's (`head.1.weight`).
     ///
@@ -174,10 +192,11 @@ impl CheckpointFile {
     }
 }
 
-/// A known prefix that more than half of the names carry.
-fn common_prefix(names: &[&str]) -> Option<&'static str> {
-    let carried = |prefix: &str| names.iter().filter(|name| name.starts_with(prefix)).count();
-    PREFIXES.into_iter().find(|prefix| 2 * carried(prefix) > names.len())
+/// A known prefix that more than half of the names carry; that of an encoder if a quarter does.
+fn common_prefix(names: &[(&str, &str)]) -> Option<&'static str> {
+    let carried = |prefix: &str| names.iter().filter(|(_, name)| name.starts_with(prefix)).count();
+    let common = PREFIXES.into_iter().find(|prefix| 2 * carried(prefix) > names.len());
+    common.or_else(|| ENCODERS.into_iter().find(|prefix| carried(prefix) > names.len() / 4))
 }
 
 /// A tensor's name as a message shows it: one of more than 100 characters without its middle, and none with characters

@@ -68,7 +68,9 @@ pub(super) fn open(path: &Path, mut archive: Archive) -> Result<CheckpointFile> 
         format: Format::Npz,
         tensors: Default::default(),
         metadata: Default::default(),
+        partial: !left_out.is_empty(),
         left_out,
+        notes: Vec::new(),
     };
     for (index, name, header) in headers {
         let (dtype, shape) = (header.dtype, header.shape.clone());

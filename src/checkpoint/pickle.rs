@@ -34,6 +34,22 @@ impl fmt::Display for Global {
     }
 }
 
+/// What pickles name outside themselves.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Named {
+    /// Everything that they import, be it used or not.
+    pub imports: BTreeSet<Global>,
+    /// Whether the class of a module is there with its source, as the legacy layout has it of `torch.save(module)`.
+    pub modules: bool,
+}
+
+impl Named {
+    pub fn extend(&mut self, other: Self) {
+        self.imports.extend(other.imports);
+        self.modules |= other.modules;
+    }
+}
+
 /// How a walk ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum End {
@@ -50,8 +66,8 @@ pub(super) struct Scan<'a> {
     pub end: End,
     /// Bytes that it went over.
     pub length: usize,
-    /// Everything that it imports, be it used or not.
-    pub imports: BTreeSet<Global>,
+    /// What it names outside itself.
+    pub named: Named,
     result: Option<Value<'a>>,
 }
 
@@ -68,10 +84,13 @@ impl Scan<'_> {
 #[derive(Clone, Copy, Default)]
 struct Value<'a> {
     opcode: u8,
+    /// Of a tuple that of its first item.
     argument: &'a [u8],
     size: u64,
     /// Where it was memoized.
     memo: Option<u32>,
+    /// Where in the pickle it was made, which tells containers apart.
+    place: usize,
 }
 
 impl Value<'_> {
@@ -83,6 +102,22 @@ impl Value<'_> {
             b'S' => Some(text.trim_matches(['\'', '"']).to_owned()),
             _ => None,
         }
+    }
+
+    /// The integer that the value is, or whose digits it is a string of, and whether it is the string.
+    fn digits(&self) -> Option<(i64, bool)> {
+        let line = || -> Option<i64> { str::from_utf8(self.argument).ok()?.trim_end_matches('L').parse().ok() };
+        let signed = |bits: u32| (little_endian(self.argument) << (64 - bits)) as i64 >> (64 - bits);
+        let number = match (self.opcode, self.argument.len()) {
+            (b'I' | b'L', _) => line(),
+            (b'K' | b'M', _) => Some(little_endian(self.argument) as i64),
+            (b'J', _) => Some(signed(32)),
+            (0x8a, 0) => Some(0),
+            (0x8a, bytes @ 1..=8) => Some(signed(8 * bytes as u32)),
+            _ => None,
+        };
+        let text = || self.text().and_then(|text| text.parse::<i64>().ok().filter(|number| number.to_string() == text));
+        number.map(|number| (number, false)).or_else(|| Some((text()?, true)))
     }
 }
 
@@ -102,6 +137,8 @@ enum Effect {
     Push,
     /// Makes one value of the topmost.
     Replace(usize),
+    /// Makes a reference to something beside the pickle of the topmost.
+    Refer,
     /// Puts the topmost into the one below.
     Absorb(usize),
     /// Makes one value of all above the mark.
@@ -140,7 +177,8 @@ fn instruction(opcode: u8) -> Option<(Argument, Effect)> {
         b'B' | b'T' | b'X' | 0x8b => (Counted(4), Push),
         0x8d | 0x8e | 0x96 => (Counted(8), Push),
         // Containers and calls.
-        b'Q' | 0x85 | 0x98 => (Bytes(0), Replace(1)),
+        b'Q' => (Bytes(0), Refer),
+        0x85 | 0x98 => (Bytes(0), Replace(1)),
         b'R' | 0x81 | 0x86 => (Bytes(0), Replace(2)),
         0x87 | 0x92 => (Bytes(0), Replace(3)),
         b'd' | b'l' | b'o' | b't' | 0x91 => (Bytes(0), Collect),
@@ -181,7 +219,7 @@ pub(super) fn scan(bytes: &[u8]) -> Result<Scan<'_>, String> {
     for _ in 0..MAX_INSTRUCTIONS {
         if let Some(end) = walk.step()? {
             let result = walk.stack.pop().filter(|_| end == End::Whole);
-            return Ok(Scan { end, length: bytes.len() - walk.rest.len(), imports: walk.imports, result });
+            return Ok(Scan { end, length: bytes.len() - walk.rest.len(), named: walk.named, result });
         }
     }
     Err(format!("has a pickle of more than {MAX_INSTRUCTIONS} instructions: refused"))
@@ -194,17 +232,22 @@ struct Walk<'a> {
     /// Heights of the stack.
     marks: Vec<usize>,
     memo: HashMap<u32, Value<'a>>,
+    /// Keys of dictionaries that are integers or their digits: where the dictionary was made, the integer, and whether
+    /// it is a string.
+    keys: HashMap<(usize, i64), bool>,
     copied: u64,
-    imports: BTreeSet<Global>,
+    named: Named,
 }
 
 impl<'a> Walk<'a> {
     /// Takes one instruction, if the walk does not end at it.
     fn step(&mut self) -> Result<Option<End>, String> {
+        let place = self.rest.len();
         let Some(&[opcode]) = self.bytes(1) else { return Ok(Some(End::Cut)) };
         let Some((argument, effect)) = instruction(opcode) else { return Ok(Some(End::Damaged)) };
         let Some([argument, second]) = self.argument(argument) else { return Ok(Some(End::Cut)) };
-        let mut made = Value { opcode, argument, size: 1 + (argument.len() + second.len()) as u64, memo: None };
+        let size = 1 + (argument.len() + second.len()) as u64;
+        let mut made = Value { opcode, argument, size, memo: None, place };
 
         match effect {
             Effect::Nothing => {}
@@ -213,14 +256,29 @@ impl<'a> Walk<'a> {
                 made.size += self.take(self.stack.len().saturating_sub(count));
                 self.stack.push(made);
             }
+            Effect::Refer => {
+                let to = self.stack.pop().unwrap_or_default();
+                self.named.modules |= to.opcode == b't' && to.argument == b"module";
+                made.size += to.size;
+                self.stack.push(made);
+            }
             Effect::Collect => {
                 let mark = self.marks.pop().unwrap_or_default();
+                made.argument = self.stack.get(mark).map_or(&[], |first| first.argument);
+                if opcode == b'd' {
+                    self.note_keys(place, mark)?;
+                }
                 made.size += self.take(mark);
                 self.stack.push(made);
             }
-            Effect::Absorb(count) => self.absorb(self.stack.len().saturating_sub(count)),
+            Effect::Absorb(count) => {
+                let height = self.stack.len().saturating_sub(count);
+                self.set_items(opcode, height)?;
+                self.absorb(height);
+            }
             Effect::Extend => {
                 let mark = self.marks.pop().unwrap_or_default();
+                self.set_items(opcode, mark)?;
                 self.absorb(mark);
             }
             Effect::Build => {
@@ -314,6 +372,26 @@ impl<'a> Walk<'a> {
         }
     }
 
+    /// Notes the keys above a height, if they are put into the dictionary below.
+    fn set_items(&mut self, opcode: u8, height: usize) -> Result<(), String> {
+        let below = height.checked_sub(1).and_then(|below| self.stack.get(below));
+        match below.filter(|_| matches!(opcode, b's' | b'u')) {
+            Some(&Value { place, .. }) => self.note_keys(place, height),
+            None => Ok(()),
+        }
+    }
+
+    /// Refuses an integer and its digits as keys of the dictionary made at `place`, which above `height` takes keys and
+    /// values: the reader gives both the same name, and keeps one value.
+    fn note_keys(&mut self, place: usize, height: usize) -> Result<(), String> {
+        for (key, is_text) in self.stack.iter().skip(height).step_by(2).filter_map(Value::digits) {
+            if *self.keys.entry((place, key)).or_insert(is_text) != is_text {
+                return Err(format!("has the keys {key} and \"{key}\" in one dictionary: rename one of them"));
+            }
+        }
+        Ok(())
+    }
+
     fn put(&mut self, index: u32) -> Result<(), String> {
         let Some(top) = self.stack.last_mut() else { return Ok(()) };
         top.memo = Some(index);
@@ -331,7 +409,7 @@ impl<'a> Walk<'a> {
     }
 
     fn import(&mut self, module: String, name: String) {
-        self.imports.insert(Global { module, name });
+        self.named.imports.insert(Global { module, name });
     }
 }
 
@@ -372,7 +450,7 @@ mod tests {
         for Original { what, hex, imports } in originals {
             let pickle = unhex(&hex);
             let scan = scan(&[&pickle, &b"cos\nsystem\n"[..]].concat()).map(|scan| {
-                let found: BTreeSet<String> = scan.imports.iter().map(Global::to_string).collect();
+                let found: BTreeSet<String> = scan.named.imports.iter().map(Global::to_string).collect();
                 (scan.end, scan.length, found)
             });
             assert_eq!(scan, Ok((End::Whole, pickle.len(), imports)), "{what}");
@@ -385,7 +463,7 @@ mod tests {
     #[test]
     fn hidden_imports_are_found() {
         let imports = |pickle: &[u8]| -> Vec<String> {
-            scan(pickle).expect("scans").imports.iter().map(Global::to_string).collect()
+            scan(pickle).expect("scans").named.imports.iter().map(Global::to_string).collect()
         };
         assert_eq!(imports(b"cos\nsystem\n(S'x'\ntR0N."), ["os.system"]);
         assert_eq!(imports(b"(S'x'\nios\nsystem\n."), ["os.system"]);

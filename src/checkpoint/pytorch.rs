@@ -10,11 +10,16 @@ use std::{
 
 use pytorch_reader::{DType, FileFormat, PickleError, PickleValue, PytorchError, PytorchReader};
 
-use super::{CheckpointFile, FileDtype, FileTensor, Format, StoredTensor, calls, guard, pickle, pickle::Global};
+use super::{
+    CheckpointFile, FileDtype, FileTensor, Format, StoredTensor, calls,
+    guard::{self, Archive},
+    pickle::{self, Global, Named},
+    stored::{BESIDE, check_key},
+};
 use crate::{Error, Result};
 
 /// Keys under which training scripts keep the weights beside everything else, the likeliest first.
-const WRAPPERS: [&str; 10] = [
+const WRAPPERS: [&str; 12] = [
     "state_dict",
     "model_state_dict",
     "model_state",
@@ -25,21 +30,49 @@ const WRAPPERS: [&str; 10] = [
     "params",
     "model_ema",
     "state_dict_ema",
+    // DINO's: what it evaluates, then what it trains.
+    "teacher",
+    "student",
 ];
 
 /// What `pytorch-reader` calls a tensor among values.
 const TENSOR: &str = "torch.Tensor";
 
-/// Reads the pickle, which imports what the [`guard`] found; the file stays open for the values (those of a tar archive
-/// are held in memory).
-pub(super) fn open(path: &Path, imports: &BTreeSet<Global>) -> Result<CheckpointFile> {
+/// What to do in Python with a file that holds more than tensors.
+const SAVE: &str = "in Python, `torch.save(model.state_dict(), \"weights.pth\")`";
+
+/// Refuses TorchScript: an archive of code, and of constants that a state dict has not.
+pub(super) fn refuse_script(path: &Path, archive: &Archive) -> Result<()> {
+    let is_sign = |name: Cow<str>| name.ends_with("/constants.pkl") || name.contains("/code/__torch__");
+    if archive.file_names().flatten().any(is_sign) {
+        let message = format!(
+            "is a TorchScript program (torch.jit.save), not a checkpoint of weights: load it by torch.jit.load and save \
+             its weights, {SAVE}"
+        );
+        return Err(Error::checkpoint(path, message));
+    }
+    Ok(())
+}
+
+/// Reads the pickle, which names what the [`guard`] found; the file stays open for the values (those of a tar archive
+/// are held in memory). The weights are those under `key`, or where training scripts keep them.
+pub(super) fn open(path: &Path, named: &Named, key: Option<&str>) -> Result<CheckpointFile> {
     let failed = |error| describe(path, error);
+    let imports = &named.imports;
     calls::check(path, imports)?;
+    if named.modules {
+        let message = format!(
+            "holds a whole module (torch.save(model)) in the layout of before PyTorch 1.6, which is not read: load it \
+             where its classes are and save its weights, {SAVE}"
+        );
+        return Err(Error::checkpoint(path, message));
+    }
 
     // Parsed twice, one after the other: the tensors do not say how they are nested.
     let values = PytorchReader::read_pickle_data(path, None).map_err(failed)?;
     Names::default().check(&values, &mut Vec::new(), 0).map_err(|message| Error::checkpoint(path, message))?;
-    let prefix = wrapper_prefix(&values);
+    let prefix = prefix(&values, key);
+    let partial = !prefix.is_empty() || holds_else(&values);
     drop(values);
     let reader = PytorchReader::new(path).map_err(failed)?;
     let mut checkpoint = CheckpointFile {
@@ -52,9 +85,14 @@ pub(super) fn open(path: &Path, imports: &BTreeSet<Global>) -> Result<Checkpoint
         tensors: Default::default(),
         metadata: Default::default(),
         left_out: Vec::new(),
+        notes: Vec::new(),
+        partial,
     };
-    let (weights, others): (Vec<_>, Vec<_>) =
-        reader.into_tensors().into_iter().partition(|(name, _)| name.starts_with(&prefix));
+    let tensors = reader.into_tensors();
+    if let Some(key) = key {
+        check_key(path, key, tensors.keys())?;
+    }
+    let (weights, others): (Vec<_>, Vec<_>) = tensors.into_iter().partition(|(name, _)| name.starts_with(&prefix));
     if weights.is_empty() {
         return Err(Error::checkpoint(path, no_tensors(imports)));
     }
@@ -71,14 +109,16 @@ pub(super) fn open(path: &Path, imports: &BTreeSet<Global>) -> Result<Checkpoint
         };
         checkpoint.tensors.insert(name, StoredTensor::new(dtype, shape, read));
     }
-    checkpoint.left_out = others.into_iter().map(|(name, _)| (name, "stored beside the weights")).collect();
+    checkpoint.left_out = others.into_iter().map(|(name, _)| (name, BESIDE)).collect();
     checkpoint.left_out.sort();
     Ok(checkpoint)
 }
 
-/// The dotted path of the dictionary that holds the weights, with a dot at its end; empty for the root.
-fn wrapper_prefix(mut values: &PickleValue) -> String {
-    let mut prefix = String::new();
+/// The dotted path of the dictionary that holds the weights, at `key` or below, with a dot at its end; empty for the
+/// root.
+fn prefix(values: &PickleValue, key: Option<&str>) -> String {
+    let mut prefix = key.map_or(String::new(), |key| format!("{key}."));
+    let Some(mut values) = key.map_or(Some(values), |key| below(values, key)) else { return prefix };
     while let PickleValue::Dict(entries) = values {
         let wrapped = WRAPPERS.iter().find_map(|&key| {
             let inner = entries.get(key)?;
@@ -90,6 +130,25 @@ fn wrapper_prefix(mut values: &PickleValue) -> String {
         values = inner;
     }
     prefix
+}
+
+/// What is at a dotted path.
+fn below<'a>(values: &'a PickleValue, path: &str) -> Option<&'a PickleValue> {
+    let PickleValue::Dict(entries) = values else { return None };
+    entries.get(path).or_else(|| {
+        let (first, rest) = path.split_once('.')?;
+        below(entries.get(first)?, rest)
+    })
+}
+
+/// Whether there is anything but tensors.
+fn holds_else(value: &PickleValue) -> bool {
+    match value {
+        PickleValue::Unsupported(name) => name != TENSOR,
+        PickleValue::Dict(entries) => entries.values().any(holds_else),
+        PickleValue::List(items) => items.iter().any(holds_else),
+        _ => true,
+    }
 }
 
 fn holds_tensor(value: &PickleValue) -> bool {

@@ -5,10 +5,10 @@ use std::{fs::File, io::Read, path::Path};
 use super::{CheckpointFile, guard, npz, onnx, pytorch, safetensors, sharded};
 use crate::{Error, Result};
 
-/// Opens a file of any format.
-pub(super) fn open(path: &Path) -> Result<CheckpointFile> {
+/// Opens a file of any format, for what is under `key`.
+pub(super) fn open(path: &Path, key: Option<&str>) -> Result<CheckpointFile> {
     let head = head(path)?;
-    match family(path, &head)? {
+    let file = match family(path, &head)? {
         Family::Safetensors => safetensors::open(path),
         Family::Index => sharded::open(path),
         Family::Zip => {
@@ -16,11 +16,16 @@ pub(super) fn open(path: &Path) -> Result<CheckpointFile> {
             if npz::is_npz(&archive) {
                 npz::open(path, archive)
             } else {
-                pytorch::open(path, &guard::imports_of_zip(path, &mut archive)?)
+                pytorch::refuse_script(path, &archive)?;
+                return pytorch::open(path, &guard::named_by_zip(path, &mut archive)?, key);
             }
         }
         Family::Onnx => onnx::open(path),
-        Family::Pytorch => pytorch::open(path, &guard::imports_of_pickles(path, &head)?),
+        Family::Pytorch => return pytorch::open(path, &guard::named_by_pickles(path, &head)?, key),
+    };
+    match key {
+        Some(key) => file?.at_key(key),
+        None => file,
     }
 }
 
@@ -28,8 +33,9 @@ pub(super) fn open(path: &Path) -> Result<CheckpointFile> {
 fn head(path: &Path) -> Result<Vec<u8>> {
     let metadata = std::fs::metadata(path).map_err(|error| Error::io(path, error))?;
     if !metadata.is_file() {
-        let what = if metadata.is_dir() { "a folder" } else { "no regular file" };
-        return Err(Error::checkpoint(path, format!("is {what}, not a checkpoint file")));
+        let what =
+            if metadata.is_dir() { format!("a folder{}", sharded::inside(path)) } else { "no regular file".into() };
+        return Err(Error::checkpoint(path, format!("is {what}")));
     }
     let mut head = Vec::new();
     File::open(path).and_then(|file| file.take(512).read_to_end(&mut head)).map_err(|error| Error::io(path, error))?;

@@ -55,6 +55,8 @@ pub(super) fn open(path: &Path) -> Result<CheckpointFile> {
         tensors: Default::default(),
         metadata: header.metadata().iter().flatten().map(|(key, value)| (key.clone(), value.clone())).collect(),
         left_out: Vec::new(),
+        notes: Vec::new(),
+        partial: false,
     };
     let file = Arc::new(Mutex::new(file));
     for name in header.offset_keys() {

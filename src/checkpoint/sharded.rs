@@ -51,6 +51,8 @@ pub(super) fn open(path: &Path) -> Result<CheckpointFile> {
         tensors: BTreeMap::new(),
         metadata: BTreeMap::new(),
         left_out: Vec::new(),
+        notes: Vec::new(),
+        partial: false,
     };
     let mut shards: BTreeMap<String, CheckpointFile> = BTreeMap::new();
     for (name, file) in weight_map {
@@ -67,6 +69,8 @@ pub(super) fn open(path: &Path) -> Result<CheckpointFile> {
         let unnamed = shard.tensors.into_keys().map(|name| (name, "not in the index"));
         whole.left_out.extend(unnamed.chain(shard.left_out).map(|(name, why)| (format!("{file}: {name}"), why)));
         whole.metadata.extend(shard.metadata);
+        whole.notes.extend(shard.notes);
+        whole.partial |= shard.partial;
     }
     Ok(whole)
 }
@@ -83,4 +87,26 @@ fn open_shard(index: &Path, file: &str) -> Result<CheckpointFile> {
         return Err(Error::checkpoint(index, message));
     }
     CheckpointFile::open(shard)
+}
+
+/// How a message about a folder goes on: what in it can be given instead.
+pub(super) fn inside(folder: &Path) -> String {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let mut names: Vec<String> = entries.filter_map(|entry| entry.file_name().into_string().ok()).collect();
+    names.sort();
+    if let Some(index) = names.iter().find(|name| name.ends_with(".index.json")) {
+        return format!(" of a sharded checkpoint; give its index, {}", folder.join(index).display());
+    }
+    // As `huggingface_hub` numbers them.
+    if let Some(shard) = names.iter().find(|name| name.contains("-00001-of-")) {
+        return format!(
+            " with shards such as {shard}, but without their index (.index.json): fetch that too, and give it"
+        );
+    }
+    let is_checkpoint =
+        |name: &&String| [".safetensors", ".pth", ".pt", ".bin", ".npz", ".onnx"].iter().any(|end| name.ends_with(end));
+    match names.iter().find(is_checkpoint) {
+        Some(file) => format!(", not a checkpoint file; {file} in it may be one"),
+        None => ", not a checkpoint file".into(),
+    }
 }

@@ -2,13 +2,17 @@
 
 use std::{
     borrow::Cow,
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
-use super::{Checkpoint, FileDtype, FileTensor, Format, onnx, reading, sharded};
+use super::{
+    Checkpoint, FileDtype, FileTensor, Format,
+    names::{listed, short_name},
+    onnx, reading, sharded,
+};
 use crate::{Error, Result};
 
 /// The most extents of a tensor, those that NumPy and PyTorch allow. A view that is not contiguous takes time for each
@@ -119,6 +123,11 @@ pub struct CheckpointFile {
     /// What the file holds beside these tensors, by its path in the file, and why it is left out: an optimizer's
     /// tensors, arrays of text, …
     pub left_out: Vec<(String, &'static str)>,
+    /// What else of the file is left out, in words: what an ONNX graph computes beside the network.
+    pub notes: Vec<String>,
+    /// Whether the file has anything that is neither in `tensors` nor in `metadata`: an optimizer's state, the number
+    /// of the epoch, other weights, …
+    pub partial: bool,
 }
 
 impl CheckpointFile {
@@ -134,8 +143,20 @@ impl CheckpointFile {
     /// # Errors
     /// [`Error::Io`] if the file cannot be read, [`Error::Checkpoint`] if it is damaged, hostile or no checkpoint.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
-        let path = path.as_ref();
-        let file = reading::open(path)?;
+        Self::open_at(path.as_ref(), None)
+    }
+
+    /// As [`CheckpointFile::open`], of a file that has several sets of weights those under `key`: the dotted path of a
+    /// dictionary, such as `model_ema`, or in formats without dictionaries what names begin with.
+    ///
+    /// # Errors
+    /// Those of [`CheckpointFile::open`]; [`Error::Checkpoint`] listing the keys that there are if this one is not.
+    pub fn open_key(path: impl AsRef<Path>, key: &str) -> Result<Self> {
+        Self::open_at(path.as_ref(), Some(key))
+    }
+
+    fn open_at(path: &Path, key: Option<&str>) -> Result<Self> {
+        let file = reading::open(path, key)?;
         if file.tensors.is_empty() {
             return Err(Error::checkpoint(path, "holds no tensors"));
         }
@@ -144,6 +165,22 @@ impl CheckpointFile {
             return Err(Error::checkpoint(path, format!("has a tensor of {rank} extents, {name}: refused")));
         }
         Ok(file)
+    }
+
+    /// The same with the tensors alone whose names begin with `key` and a dot, without these.
+    ///
+    /// # Errors
+    /// [`Error::Checkpoint`] listing the keys that there are if there is none.
+    pub(super) fn at_key(mut self, key: &str) -> Result<Self> {
+        check_key(&self.path, key, self.tensors.keys())?;
+        for (name, tensor) in std::mem::take(&mut self.tensors) {
+            match name.strip_prefix(key).and_then(|rest| rest.strip_prefix('.')) {
+                Some(rest) => drop(self.tensors.insert(rest.to_owned(), tensor)),
+                None => self.left_out.push((name, BESIDE)),
+            }
+        }
+        self.partial |= !self.left_out.is_empty();
+        Ok(self)
     }
 
     /// The files that it is made of: the file itself, the shards that an index names, and where the values of an ONNX
@@ -171,4 +208,22 @@ impl CheckpointFile {
             tensors.into_iter().map(|(name, tensor)| Ok((name, tensor.read()?))).collect::<Result<BTreeMap<_, _>>>()?;
         Ok(Checkpoint { path, format, tensors, metadata })
     }
+}
+
+/// Why tensors that are not those of the network are left out.
+pub(super) const BESIDE: &str = "stored beside the weights";
+
+/// Whether some of `names` begin with `key` and a dot.
+///
+/// # Errors
+/// [`Error::Checkpoint`] listing what names begin with if none does.
+pub(super) fn check_key<'a>(path: &Path, key: &str, names: impl Iterator<Item = &'a String> + Clone) -> Result<()> {
+    let is_below = |name: &String| name.strip_prefix(key).is_some_and(|rest| rest.starts_with('.'));
+    if names.clone().any(is_below) {
+        return Ok(());
+    }
+    let keys: BTreeSet<&str> = names.filter_map(|name| name.split_once('.')).map(|(first, _)| first).collect();
+    let keys: Vec<String> = keys.into_iter().map(|key| short_name(key).into_owned()).collect();
+    let there = if keys.is_empty() { "there are no keys".into() } else { format!("there are {}", listed(&keys)) };
+    Err(Error::checkpoint(path, format!("has no tensors under the key {}; {there}", short_name(key))))
 }

@@ -1,7 +1,6 @@
 //! The layout before PyTorch 0.1.10: a tar archive of entries in which pickles alternate with numbers and values.
 
 use std::{
-    collections::BTreeSet,
     fs::File,
     io::{self, BufReader, Read},
     path::Path,
@@ -9,15 +8,15 @@ use std::{
 
 use ::tar::EntryType;
 
-use super::pickle::{self, End, Global, Scan};
+use super::pickle::{self, End, Named, Scan};
 use crate::{Error, Result};
 
-/// Walks over every pickle of an archive as the reader will, and returns what they import.
-pub(super) fn imports(path: &Path) -> Result<BTreeSet<Global>> {
+/// Walks over every pickle of an archive as the reader will, and returns what they name.
+pub(super) fn named(path: &Path) -> Result<Named> {
     let fail = |message: String| Error::checkpoint(path, message);
     let io = |error| Error::io(path, error);
     let mut archive = ::tar::Archive::new(BufReader::new(File::open(path).map_err(io)?));
-    let mut imports = BTreeSet::new();
+    let mut named = Named::default();
     for entry in archive.entries().map_err(io)? {
         let damaged =
             |error: io::Error| fail(format!("is a truncated or damaged tar archive ({error}): fetch it again"));
@@ -32,7 +31,7 @@ pub(super) fn imports(path: &Path) -> Result<BTreeSet<Global>> {
         }
         let mut bytes = Vec::new();
         entry.read_to_end(&mut bytes).map_err(damaged)?;
-        let mut walk = Walk { rest: &bytes, imports: &mut imports };
+        let mut walk = Walk { rest: &bytes, named: &mut named };
         let walked = match name.as_str() {
             "storages" => walk.storages(),
             "tensors" => walk.tensors(),
@@ -40,19 +39,19 @@ pub(super) fn imports(path: &Path) -> Result<BTreeSet<Global>> {
         };
         walked.map_err(|error| fail(format!("entry {name} of the tar archive {error}")))?;
     }
-    Ok(imports)
+    Ok(named)
 }
 
 struct Walk<'a, 'b> {
     rest: &'a [u8],
-    imports: &'b mut BTreeSet<Global>,
+    named: &'b mut Named,
 }
 
 impl<'a> Walk<'a, '_> {
     fn pickle(&mut self) -> Result<Scan<'a>, String> {
         let (whole, bounded) = (self.rest.len(), &self.rest[..self.rest.len().min(pickle::MAX_BYTES)]);
         let scan = pickle::scan(bounded)?;
-        self.imports.extend(scan.imports.iter().cloned());
+        self.named.extend(scan.named.clone());
         if scan.end == End::Cut && whole > bounded.len() {
             return Err(format!("has a pickle of more than {} bytes: refused", pickle::MAX_BYTES));
         }
@@ -83,7 +82,7 @@ impl<'a> Walk<'a, '_> {
     fn storages(&mut self) -> Result<(), String> {
         for _ in 0..self.count()? {
             let scan = self.pickle()?;
-            let mut types = scan.imports.iter();
+            let mut types = scan.named.imports.iter();
             let (Some(storage), None) = (types.next(), types.next()) else {
                 return Err("has a storage of no single type".into());
             };

@@ -54,7 +54,10 @@ impl Weights {
                 Err(Error::checkpoint(&checkpoint.path, message))
             }
             // Where the tensors name no architecture, loading tells what is missing.
-            _ => Self::from_checkpoint(arch, checkpoint),
+            _ => match architecture::unsupported(&shapes(&checkpoint)) {
+                Some(what) => Err(Error::checkpoint(&checkpoint.path, format!("is not of {arch}\n  {what}"))),
+                None => Self::from_checkpoint(arch, checkpoint),
+            },
         }
     }
 

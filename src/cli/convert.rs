@@ -9,13 +9,16 @@ use clap::{Args, ValueEnum};
 use unfreeze::{
     Error, Result,
     checkpoint::{
-        BatchNormForm, CheckpointFile, Comparison, Conversion, ConvertOptions, Difference, FileDtype, Target,
-        TensorSource, catalog::Interpolation, compare, short_name,
+        BatchNormForm, CheckpointFile, Comparison, Conversion, ConvertOptions, Difference, FileDtype, Folded, Target,
+        TensorSource, catalog::Interpolation, compare_networks, short_name,
     },
+    learner::CancelToken,
     nn::Arch,
 };
 
 use super::{
+    inspect::printable,
+    interrupt,
     onnx_flags::OnnxFlags,
     options::{check_output, side},
 };
@@ -68,6 +71,10 @@ pub struct Convert {
     /// What to write [default: pth for .pth, .pt and .bin, onnx for .onnx, else safetensors]
     #[arg(long)]
     format: Option<Format>,
+    /// Which weights of a training checkpoint to read, by their key in it, such as model_ema [default: the likeliest:
+    /// state_dict, model, …]
+    #[arg(long)]
+    key: Option<String>,
     /// Whose tensor names to write; the two are the same for every network that they share
     #[arg(long, default_value = "torchvision")]
     names: Naming,
@@ -118,9 +125,12 @@ impl Convert {
             mean: self.mean,
             std: self.std,
         };
-        let file = CheckpointFile::open(&self.input)?;
+        let file = match &self.key {
+            Some(key) => CheckpointFile::open_key(&self.input, key)?,
+            None => CheckpointFile::open(&self.input)?,
+        };
         let format = file.format;
-        let conversion = Conversion::plan(file, &options)?;
+        let mut conversion = Conversion::plan(file, &options)?;
         errln!("{}: {format}, {}", self.input.display(), describe(&conversion));
         self.remark(&conversion);
         if self.dry_run {
@@ -137,13 +147,16 @@ impl Convert {
             None => None,
         };
         if let Some(output) = &self.output {
+            let token = CancelToken::default();
+            interrupt::cancels(token.clone())?;
+            conversion.cancelled_by(&token);
             conversion.write(output)?;
             errln!("{}: {} tensors", output.display(), conversion.tensors.len());
         }
         let Some((reference, expected)) = expected else { return Ok(()) };
         let comparison = match &self.output {
-            Some(output) => compare(&CheckpointFile::open(output)?.normalised()?.tensors, &expected.tensors)?,
-            None => compare(&conversion.tensors, &expected.tensors)?,
+            Some(output) => compare_networks(&CheckpointFile::open(output)?.normalised()?, &expected)?,
+            None => compare_networks(&conversion.into(), &expected)?,
         };
         print_comparison(&comparison);
         if comparison.agrees() {
@@ -223,12 +236,16 @@ impl Convert {
         if conversion.unknown.len() > LISTED {
             errln!("note: and {} more that are not known", conversion.unknown.len() - LISTED);
         }
+        conversion.notes.iter().for_each(|note| errln!("note: {}", printable(note)));
         if !conversion.dropped.is_empty() && !self.dry_run {
             errln!("note: {} tensors are left out; --dry-run lists them", conversion.dropped.len());
         }
         let mut wrappers = conversion.dropped.iter().filter_map(|(name, _)| name.split_once('.'));
         if let Some((averaged, _)) = wrappers.find(|(key, _)| *key == "ema" || key.ends_with("_ema")) {
-            errln!("note: these are the plain weights; the averaged ones beside them, {averaged}, are left out");
+            errln!(
+                "note: these are the plain weights; the averaged ones beside them are left out, and --key {} takes those",
+                short_name(averaged)
+            );
         }
         if let Some(transforms) = &conversion.transforms {
             let why = match conversion.published {
@@ -302,6 +319,13 @@ fn print_plan(conversion: &Conversion, target: Target, asked: Option<FileDtype>)
 }
 
 fn print_comparison(found: &Comparison) {
+    if let Some(folded) = found.folded {
+        let (folded, other) = match folded {
+            Folded::Compared => ("this file", "the reference"),
+            Folded::Reference => ("the reference", "this file"),
+        };
+        errln!("note: {folded} has batchnorm folded into the layers beside it; {other} is compared folded too");
+    }
     for (name, difference) in &found.differing {
         match difference {
             Difference::Shape(here, there) => outln!("{name}: {here:?}, in the reference {there:?}"),

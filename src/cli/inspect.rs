@@ -21,7 +21,7 @@ pub struct Inspect {
     #[arg(long)]
     stats: bool,
     /// Print one JSON object per tensor: name, dtype, shape (stats: min, max, mean, std, non_finite); then one of the
-    /// file: format, arch, tensors, elements, metadata, left_out (name, reason)
+    /// file: format, arch, tensors, elements, metadata, left_out (name, reason), notes
     #[arg(long)]
     json: bool,
 }
@@ -48,7 +48,7 @@ impl Inspect {
         }
         let (format, count) = (file.format, file.tensors.len());
         let elements: usize = file.tensors.values().map(|tensor| tensor.elements()).sum();
-        let (metadata, left_out) = (file.metadata.clone(), file.left_out.clone());
+        let (metadata, left_out, notes) = (file.metadata.clone(), file.left_out.clone(), file.notes.clone());
         // Names that collide are an error of converting, not of looking.
         let arch = Conversion::plan(file, &ConvertOptions::default()).ok().and_then(|plan| plan.arch);
         if self.json {
@@ -57,7 +57,7 @@ impl Inspect {
                 left_out.into_iter().map(|(name, reason)| json!({ "name": name, "reason": reason })).collect();
             let file = json!({
                 "format": format.to_string(), "arch": arch, "tensors": count, "elements": elements,
-                "metadata": metadata, "left_out": left_out,
+                "metadata": metadata, "left_out": left_out, "notes": notes,
             });
             outln!("{file}");
             return Ok(());
@@ -65,6 +65,7 @@ impl Inspect {
         for (name, reason) in &left_out {
             outln!("left out: {} ({reason})", printable(name));
         }
+        notes.iter().for_each(|note| outln!("note: {}", printable(note)));
         for (key, value) in &metadata {
             outln!("{}: {}", printable(key), printable(value));
         }
@@ -75,7 +76,7 @@ impl Inspect {
 }
 
 /// What a file says, without what would move a terminal's cursor.
-fn printable(text: &str) -> String {
+pub fn printable(text: &str) -> String {
     text.replace(char::is_control, "\u{fffd}")
 }
 

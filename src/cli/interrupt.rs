@@ -1,4 +1,4 @@
-//! Ctrl-C and SIGTERM end a run in good order; a second one at once.
+//! Ctrl-C and SIGTERM end work in good order; a second one at once.
 
 use std::sync::{
     Mutex, PoisonError,
@@ -27,7 +27,7 @@ pub fn cancels(token: CancelToken) -> Result<()> {
         if let Some(token) = &*TOKEN.lock().unwrap_or_else(PoisonError::into_inner) {
             token.cancel();
         }
-        errln!("\ninterrupted: ending after this batch (once more to end at once)");
+        errln!("\ninterrupted: ending in good order (once more to end at once)");
     };
     ctrlc::set_handler(handler).map_err(|error| Error::io("the handler of signals", std::io::Error::other(error)))
 }

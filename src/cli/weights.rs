@@ -121,12 +121,15 @@ impl List {
             }
             return;
         };
-        outln!("{:<width$} top-1   MiB  {:<12} {:<15} file", "name", "licence", "transforms");
+        // Of at most 80 columns; a path has a line of its own.
+        outln!("{:<width$} top-1  MiB {:<12} transforms", "name", "licence");
         for (entry, path) in found {
-            let mib = entry.mib.map_or("-".into(), |mib| format!("{mib:.1}"));
-            let path = path.map_or("-".into(), |path| path.display().to_string());
+            let mib = entry.mib.map_or("-".into(), |mib| format!("{mib:.0}"));
             let (name, top1, licence) = (&entry.name, entry.top1, &entry.licence);
-            outln!("{name:<width$} {top1:>5.2} {mib:>5}  {licence:<12} {:<15} {path}", transforms(entry));
+            outln!("{name:<width$} {top1:>5.2} {mib:>4} {licence:<12} {}", transforms(entry));
+            if let Some(path) = path {
+                outln!("  {}", path.display());
+            }
         }
     }
 }

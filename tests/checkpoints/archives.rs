@@ -99,6 +99,13 @@ fn arrays_of_zeros_shrink_a_thousandfold_and_are_read() {
 }
 
 #[test]
+fn arrays_of_zeros_are_bounded_together() {
+    let zeros = array("'<f4'", "(20, 1024, 1024)", &vec![0; 80 << 20]);
+    let file = deflated(&[("w.npy", &zeros)]);
+    assert!(refused("bomb.npz", &file).contains("declares 83886080 bytes of tensors in"));
+}
+
+#[test]
 fn arrays_that_are_no_numbers_are_left_out() {
     let w = array("'<f4'", "(1,)", &1f32.to_le_bytes());
     let names = array("'<U2'", "(1,)", &[b'a', 0, 0, 0, b'b', 0, 0, 0]);

@@ -43,7 +43,13 @@ fn golden_hostile_and_broken_files_are_refused() {
 #[test]
 fn mistaken_files_are_named_for_what_they_are() {
     let folder = tempfile::tempdir().expect("a folder");
-    assert!(refusal(folder.path()).contains("is a folder"));
+    assert!(refusal(folder.path()).contains("is a folder, not a checkpoint file"));
+    let index = "sharded/model.safetensors.index.json";
+    assert!(refusal(fixture("sharded")).contains("give its index") && refusal(fixture("sharded")).contains(index));
+    let (shards, shard) = (tempfile::tempdir().expect("a folder"), "model-00001-of-00004.safetensors");
+    std::fs::copy(fixture("sharded").join(shard), shards.path().join(shard)).expect("copies");
+    let error = refusal(shards.path());
+    assert!(error.contains(shard) && error.contains("without their index"), "{error}");
     let missing = folder.path().join("missing.pth");
     assert!(matches!(Checkpoint::read(&missing), Err(Error::Io { path, .. }) if path == missing));
     for (name, bytes, cause) in [

@@ -210,8 +210,13 @@ fn the_program_converts_to_onnx_and_back() {
     let metadata = BTreeMap::from([("arch".to_owned(), "resnet8".to_owned())]);
     write_safetensors(&model, &tensors, &metadata).expect("writes");
     unfreeze("convert {} {} --batchnorm keep --normalise inside --softmax", &[&model, &onnx]).succeeded();
-    unfreeze("convert {} {}", &[&onnx, &back]).succeeded();
+    let ran = unfreeze("convert {} {}", &[&onnx, &back]).succeeded();
     assert_eq!(read(&back).tensors, tensors);
+    let left =
+        "computes Sub [0.485, 0.456, 0.406], Div [0.229, 0.224, 0.225] before its first convolution, which is left";
+    assert!(ran.err.contains(left) && ran.err.contains("the file ends in Softmax, which is left out"), "{}", ran.err);
+    let told = unfreeze("inspect {} --json", &[&onnx]).succeeded().objects();
+    assert_eq!(told.last().and_then(|file| file["notes"].as_array()).map(Vec::len), Some(2));
     let listed = unfreeze("inspect {}", &[&onnx]).succeeded();
     assert!(
         listed.out.contains("layer3.0.bn2.running_var") && listed.out.contains("ONNX, resnet8: "),

@@ -1,6 +1,6 @@
 //! ONNX graphs that other exporters could have written: our own small file with fields replaced.
 
-use unfreeze::checkpoint::FileTensor;
+use unfreeze::checkpoint::{CheckpointFile, FileTensor};
 
 use crate::{
     Tensors,
@@ -142,6 +142,19 @@ fn every_form_of_a_linear_layer_is_read() {
     assert!(before(&[], &[]) == expected);
     assert!(before(&[bytes(1, "perm"), number(8, 1), number(8, 0)].concat(), &turned) == transposed);
     // What is no plain layer leaves a network without a head.
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("other.onnx");
+    let notes = |file: &[u8]| {
+        std::fs::write(&path, file).expect("writes");
+        CheckpointFile::open(&path).unwrap_or_else(|error| panic!("{error}")).notes
+    };
+    let other = edited(&file, |number, value| {
+        (number == 1 && name_of(value, 2) == "logits")
+            .then(|| node("Gemm", &["features", weight, weight], "logits", &[]))
+    });
+    assert!(notes(&file).is_empty());
+    assert!(notes(&other).iter().all(|note| note.starts_with("what follows the last block is left out: ")));
+    assert_eq!(notes(&other).len(), 1);
     let scaled = [&bytes(1, "alpha")[..], &[2 << 3 | 5], &0.5f32.to_le_bytes()].concat();
     for other in [
         last(&|x| node("Gemm", &[x, weight, bias], "logits", &scaled)),

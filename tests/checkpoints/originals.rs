@@ -270,6 +270,45 @@ fn other_networks_are_called_what_they_are() {
 }
 
 #[test]
+fn networks_that_resemble_ours_are_called_what_they_are() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("model.safetensors");
+    let refused = |shapes: &BTreeMap<String, Vec<usize>>, what: &str| {
+        hollow(&path, shapes);
+        for weights in [Weights::file(&path), Weights::file_of(Arch::ResNet50, &path)] {
+            let error = weights.expect_err("is not supported").to_string();
+            assert!(error.contains(what) && error.contains("not supported"), "lacks {what}: {error}");
+        }
+        let options = ConvertOptions { arch: Some(Arch::ResNet50), ..Default::default() };
+        let plan = Conversion::plan(CheckpointFile::open(&path).expect("opens"), &options);
+        assert!(plan.expect_err("is no ResNet-50").to_string().contains(what), "lacks {what}");
+    };
+    // torchvision's with norm_layer=GroupNorm, and with InstanceNorm2d, which has no tensors.
+    let mut shapes = shapes_of(Arch::ResNet50, 10);
+    shapes.retain(|name, _| !name.contains("running_"));
+    refused(&shapes, "the convolutions are those of resnet50, but no tensor is a batchnorm's");
+    shapes.retain(|name, shape| shape.len() > 1 || name.starts_with("fc"));
+    refused(&shapes, "GroupNorm");
+    // Names of timm's resnest50d, skresnet18, res2net50_26w_4s, ecaresnet50, convnext_atto, resnetv2_50, regnety_002,
+    // cspresnet50 and Detectron2's R-50, beside those of a whole ResNet-50.
+    for (name, what) in [
+        ("layer1.0.conv2.fc1.weight", "ResNeSt"),
+        ("layer1.0.conv1.paths.0.conv.weight", "SKNet"),
+        ("layer1.0.convs.0.weight", "Res2Net"),
+        ("layer1.0.se.conv.weight", "channel attention"),
+        ("stages.0.blocks.0.conv_dw.weight", "ConvNeXt"),
+        ("stages.0.blocks.0.norm1.weight", "activations first"),
+        ("s1.b1.conv1.conv.weight", "RegNet"),
+        ("stages.0.blocks.0.conv1.conv.weight", "CSPResNet"),
+        ("res2.0.conv1.weight", "Detectron2"),
+    ] {
+        let mut shapes = shapes_of(Arch::ResNet50, 10);
+        shapes.insert(name.into(), vec![8, 8, 3]);
+        refused(&shapes, what);
+    }
+}
+
+#[test]
 fn damaged_indices_say_what_is_wrong() {
     let folder = tempfile::tempdir().expect("a folder");
     let index = folder.path().join("model.safetensors.index.json");

@@ -27,7 +27,7 @@ use crate::{
 const COUNTER: &str = "num_batches_tracked";
 
 /// The tensors of a small network with its counters, all values random: variances positive, the range that of f16.
-fn network(head: HeadSpec, seed: u64) -> Tensors {
+pub fn network(head: HeadSpec, seed: u64) -> Tensors {
     let device = Device::cpu(1).expect("a processor");
     let model = Model::new(Arch::ResNet8, head, 3, seed, &device).expect("a model");
     let mut random = Random::stream(seed, "values", &[]);

@@ -7,7 +7,7 @@ use super::{
 };
 use crate::{
     checkpoint::FileDtype,
-    nn::{BlockStructure, ConvLayer, ShortcutLayer, Structure},
+    nn::{BlockStructure, ConvLayer, HeadSpec, ShortcutLayer, Structure},
     ops::{conv::Geometry, pool::Window},
 };
 
@@ -216,8 +216,16 @@ impl Graph {
         self.node("BatchNormalization", &inputs, norm, &[("epsilon", Attribute::Float(EPS))])
     }
 
+    /// The head of these linear layers.
+    pub fn head(&mut self, x: &str, head: &HeadSpec, layers: Vec<(String, usize, usize)>) {
+        match head {
+            HeadSpec::Linear => layers.into_iter().for_each(|layer| self.linear_head(x, layer)),
+            HeadSpec::Fastai { .. } => self.fastai_head(x, layers),
+        }
+    }
+
     /// torchvision's head: average and linear layer.
-    pub fn linear_head(&mut self, x: &str, (name, inputs, outputs): (String, usize, usize)) {
+    fn linear_head(&mut self, x: &str, (name, inputs, outputs): (String, usize, usize)) {
         let x = self.node("GlobalAveragePool", &[x], "avgpool", &[]);
         let x = self.node("Flatten", &[&x], "features", &[]);
         let weight = self.stored(format!("{name}.weight"), &[outputs, inputs]);
@@ -231,7 +239,7 @@ impl Graph {
     }
 
     /// fastai's head, of these linear layers. Dropout does nothing where nothing is trained.
-    pub fn fastai_head(&mut self, x: &str, layers: Vec<(String, usize, usize)>) {
+    fn fastai_head(&mut self, x: &str, layers: Vec<(String, usize, usize)>) {
         let maximum = self.node("GlobalMaxPool", &[x], "maximum", &[]);
         let average = self.node("GlobalAveragePool", &[x], "average", &[]);
         let both = self.node("Concat", &[&maximum, &average], "pooled", &[("axis", Attribute::Int(1))]);

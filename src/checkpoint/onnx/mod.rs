@@ -14,11 +14,14 @@
 //! all values there, where this one writes a tensor at a time.
 
 mod build;
+mod fold;
 mod graph;
 mod network;
 mod tensor;
 mod wire;
 mod write;
+
+pub(super) use fold::Foldable;
 
 pub use build::{BatchNormForm, OnnxOptions};
 pub use write::write_onnx;
@@ -28,6 +31,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use self::network::Found;
 use super::{CheckpointFile, Format};
 use crate::Result;
 
@@ -49,12 +53,14 @@ pub(super) fn value_files(path: &Path) -> Result<BTreeSet<PathBuf>> {
 /// Finds the tensors of a network, of which none is read yet.
 pub(super) fn open(path: &Path) -> Result<CheckpointFile> {
     let graph = graph::Graph::read(path)?;
-    let tensors = network::tensors(&graph, path)?;
+    let Found { tensors, notes } = network::tensors(&graph, path)?;
     Ok(CheckpointFile {
         path: path.to_owned(),
         format: Format::Onnx,
         tensors: tensors.into_iter().map(|(name, origin)| Ok((name, origin.stored()?))).collect::<Result<_>>()?,
         metadata: graph.metadata,
         left_out: Vec::new(),
+        partial: !notes.is_empty(),
+        notes,
     })
 }

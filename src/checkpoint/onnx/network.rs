@@ -6,12 +6,13 @@ use std::collections::{BTreeMap, HashMap};
 
 use super::{
     EPS,
+    fold::FOLDED_VARIANCE,
     graph::{Graph, Node},
     tensor::OnnxTensor,
 };
 use crate::{
     Error, Result,
-    checkpoint::{FileDtype, FileTensor, StoredTensor},
+    checkpoint::{FileDtype, FileTensor, StoredTensor, short_name},
     nn::{Arch, BlockStructure, ConvLayer, ShortcutLayer, Structure},
     ops::{conv::Geometry, pool::Window},
 };
@@ -64,11 +65,18 @@ impl Origin {
     }
 }
 
+/// The tensors of a graph, and what it computes beside the network.
+#[derive(Default)]
+pub(super) struct Found {
+    pub tensors: BTreeMap<String, Origin>,
+    pub notes: Vec<String>,
+}
+
 /// The tensors of `graph`: under torchvision's names if it is a network of this engine, else under its own.
 ///
 /// # Errors
 /// [`Error::Checkpoint`] if it has the tensors of a network, but computes something else with them.
-pub(super) fn tensors(graph: &Graph, path: &std::path::Path) -> Result<BTreeMap<String, Origin>> {
+pub(super) fn tensors(graph: &Graph, path: &std::path::Path) -> Result<Found> {
     let view = View::new(graph);
     let convolutions = graph.nodes.iter().filter(|node| node.op == "Conv").count();
     for arch in Arch::ALL {
@@ -78,7 +86,7 @@ pub(super) fn tensors(graph: &Graph, path: &std::path::Path) -> Result<BTreeMap<
         }
         let named = |(name, shape): &(String, Vec<usize>)| graph.tensors.get(name).is_some_and(|t| t.shape == *shape);
         match view.follow(arch) {
-            Ok(tensors) => return Ok(tensors),
+            Ok(found) => return Ok(found),
             Err(reason) if expected.iter().all(named) => {
                 let message = format!("has the tensors of {arch}, but computes something else: {reason}");
                 return Err(Error::checkpoint(path, message));
@@ -87,7 +95,7 @@ pub(super) fn tensors(graph: &Graph, path: &std::path::Path) -> Result<BTreeMap<
         }
     }
     let stored = graph.tensors.iter().map(|(name, tensor)| (name.clone(), Origin::Stored(tensor.clone())));
-    Ok(stored.collect())
+    Ok(Found { tensors: stored.collect(), notes: Vec::new() })
 }
 
 /// A graph that can be walked.
@@ -148,7 +156,7 @@ impl<'a> View<'a> {
     }
 
     /// Walks through the graph beside `arch`.
-    fn follow(&self, arch: Arch) -> Step<BTreeMap<String, Origin>> {
+    fn follow(&self, arch: Arch) -> Step<Found> {
         let mut walk = Walk { view: self, tensors: BTreeMap::new() };
         let structure = Structure::new(arch);
         let first = self.graph.nodes.iter().find(|node| node.op == "Conv").ok_or("it has no convolution")?;
@@ -162,11 +170,42 @@ impl<'a> View<'a> {
         for block in &structure.blocks {
             x = walk.block(x, block)?;
         }
-        // A head that is none of ours is left out, as a whole.
-        if walk.head(x, arch.features()).is_err() {
-            walk.tensors.retain(|name, _| !name.starts_with("fc.") && !name.starts_with("head."));
+        let mut notes: Vec<String> = self.before(images).into_iter().collect();
+        match walk.head(x, arch.features()) {
+            Ok(logits) => notes.extend(
+                self.users(logits)
+                    .first()
+                    .map(|end| format!("the file ends in {}, which is left out: what is read ends in logits", end.op)),
+            ),
+            // A head that is none of ours is left out, as a whole.
+            Err(reason) => {
+                walk.tensors.retain(|name, _| !name.starts_with("fc.") && !name.starts_with("head."));
+                notes.push(format!("what follows the last block is left out: {reason}"));
+            }
         }
-        Ok(walk.tensors)
+        Ok(Found { tensors: walk.tensors, notes })
+    }
+
+    /// What the graph computes of its input before the first convolution, which takes `images`.
+    fn before(&self, images: &'a str) -> Option<String> {
+        let producer = |value: &str| self.graph.nodes.iter().find(|node| node.outputs.iter().any(|name| name == value));
+        let (mut value, mut steps) = (images, Vec::new());
+        while let Some(node) = producer(value).filter(|_| steps.len() < MAX_LAYERS) {
+            let constants = (0..node.inputs.len()).filter_map(|position| self.tensor(node, position));
+            let numbers = constants.filter_map(few_numbers).map(|numbers| format!(" {numbers:?}"));
+            steps.push(short_name(&node.op).into_owned() + &numbers.collect::<String>());
+            let mut inputs = (0..node.inputs.len()).filter_map(|position| self.input(node, position));
+            let Some(next) = inputs.find(|name| !self.graph.tensors.contains_key(*name)) else { break };
+            value = next;
+        }
+        steps.reverse();
+        (!steps.is_empty()).then(|| {
+            let steps = steps.join(", ");
+            format!(
+                "the file computes {steps} before its first convolution, which is left out: \
+                 images are to be normalised before (--mean and --std say how)"
+            )
+        })
     }
 
     /// The output of `op` on `value`.
@@ -282,7 +321,7 @@ impl<'a> Walk<'a> {
     fn normalise(&mut self, name: &str, channels: usize, norm: Option<&'a Node>, bias: Option<Origin>) -> Step<()> {
         let constant = |value| Origin::Constant(value, channels);
         // Such a variance that the factor, 1 / √(variance + ε), is 1.
-        let [mut weight, mut mean, mut variance] = [1.0, 0.0, 1.0 - EPS].map(constant);
+        let [mut weight, mut mean, mut variance] = [1.0, 0.0, FOLDED_VARIANCE].map(constant);
         let mut shift = constant(0.0);
         match (norm, bias) {
             (None, bias) => shift = bias.unwrap_or(shift),
@@ -327,8 +366,8 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// Finds the linear layers after the last activation.
-    fn head(&mut self, x: &'a str, features: usize) -> Step<()> {
+    /// Finds the linear layers after the last activation, and returns their last output.
+    fn head(&mut self, x: &'a str, features: usize) -> Step<&'a str> {
         let view = self.view;
         let pooled = |ops: &[&str]| view.user(x, ops).and_then(|node| output(node).ok()).map(|y| view.reshaped(y));
         let mut x = pooled(&AVERAGES).ok_or("there is no average pool")?;
@@ -355,12 +394,18 @@ impl<'a> Walk<'a> {
             self.tensors.extend([(format!("{name}.weight"), weight), (format!("{name}.bias"), bias)]);
             match view.user(value, &["Relu"]) {
                 Some(relu) => (x, inputs) = (output(relu)?, outputs),
-                None if view.users(value).iter().all(|node| ENDS.contains(&node.op.as_str())) => return Ok(()),
+                None if view.users(value).iter().all(|node| ENDS.contains(&node.op.as_str())) => return Ok(value),
                 None => return Err("something follows the linear layers".into()),
             }
         }
         Err("there are too many linear layers".into())
     }
+}
+
+/// The values of a tensor of the size of a mean or standard deviation of images.
+fn few_numbers(tensor: &OnnxTensor) -> Option<Vec<f32>> {
+    let is_small = tensor.elements() <= 3 && tensor.dtype.is_ok_and(FileDtype::is_float);
+    Some(is_small.then(|| tensor.load().ok())??.to_f32())
 }
 
 fn output(node: &Node) -> Step<&str> {

@@ -101,10 +101,7 @@ impl Onnx {
         let images = if options.normalise { graph.normalise("input", mean, std) } else { "input".into() };
         let activation = graph.backbone(&Structure::new(arch), &images);
         let layers = head.plan(arch.features(), classes);
-        match head {
-            HeadSpec::Linear => layers.into_iter().for_each(|layer| graph.linear_head(&activation, layer)),
-            HeadSpec::Fastai { .. } => graph.fastai_head(&activation, layers),
-        }
+        graph.head(&activation, head, layers);
         graph.finish();
         if options.probabilities {
             graph.probabilities(match metadata.get("task").map(String::as_str) {
@@ -237,17 +234,32 @@ impl Initialiser {
 }
 
 /// The network's values.
-struct Source<'a, T> {
-    path: &'a Path,
-    tensors: &'a BTreeMap<String, T>,
+pub(super) struct Source<'a, T> {
+    /// What errors name.
+    pub path: &'a Path,
+    pub tensors: &'a BTreeMap<String, T>,
 }
 
 impl<T: TensorSource> Source<'_, T> {
     /// The bytes of `tensor`.
     fn bytes(&self, tensor: &Initialiser) -> Result<Vec<u8>> {
         let Initialiser { name, dtype, shape, values } = tensor;
-        let floats = match values {
-            Values::Integers(values) => return Ok(bytemuck::cast_slice(values).to_vec()),
+        if let Values::Integers(values) = values {
+            return Ok(bytemuck::cast_slice(values).to_vec());
+        }
+        let floats = self.floats(tensor)?;
+        if !floats.iter().all(|value| value.is_finite()) {
+            return Err(self.fail(format!("{name} would have values that are not finite")));
+        }
+        let floats = FileTensor::from_f32(shape.clone(), floats)?.into_dtype(*dtype);
+        floats.map(FileTensor::into_bytes).map_err(|error| self.fail(format!("{name}: {error}")))
+    }
+
+    /// The values of `tensor`, which are no integers, before they are rounded to its type.
+    pub(super) fn floats(&self, tensor: &Initialiser) -> Result<Vec<f32>> {
+        let shape = &tensor.shape;
+        Ok(match &tensor.values {
+            Values::Integers(_) => Vec::new(),
             Values::Floats(values) => values.clone(),
             Values::Network(name) => self.fetch(name, shape)?,
             Values::FoldedConv { conv, norm } => {
@@ -280,12 +292,7 @@ impl<T: TensorSource> Source<'_, T> {
                 }
                 bias
             }
-        };
-        if !floats.iter().all(|value| value.is_finite()) {
-            return Err(self.fail(format!("{name} would have values that are not finite")));
-        }
-        let floats = FileTensor::from_f32(shape.clone(), floats)?.into_dtype(*dtype);
-        floats.map(FileTensor::into_bytes).map_err(|error| self.fail(format!("{name}: {error}")))
+        })
     }
 
     /// Factor and offset of each channel of a batchnorm with running statistics.
