@@ -32,7 +32,7 @@ build() {
         name=$(basename "$executable")
         cp "$executable" "$folder/test-${name%-*}"
     done
-    cp "$here"/benches/{on_gpu.sh,torch_baseline.py} "$folder/"
+    cp "$here"/benches/{on_gpu.sh,baseline.py,torch_baseline.py} "$folder/"
     git rev-parse --short HEAD >"$folder/COMMIT" 2>/dev/null || echo unknown >"$folder/COMMIT"
     if [ -d "${UNFREEZE_SHARED:-../shared}/golden" ]; then
         mkdir -p "$folder/shared/golden"

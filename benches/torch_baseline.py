@@ -1,49 +1,34 @@
 #!/usr/bin/env python3
 """PyTorch's side of `unfreeze bench compare`: torchvision's ResNets, doing what they are asked on standard input.
 
-A request is a JSON object on a line, so is its answer (src/cli/bench/protocol.rs). Everything is as fast as PyTorch's
+Everything is as fast as PyTorch's
 users know how to have it: channels_last, bf16 autocast or TF32, cuDNN's benchmark mode, fused SGD, gradients set to
 none, torch.compile in its modes with CUDA graphs where they have them; forward also with batchnorm folded into the
-convolutions. Data are random and lie on the device; four batches take turns.
+convolutions; a head on cached features takes its batches by indexing one tensor. Data are random and lie on the device; four batches take turns.
 
 Variants: eager; graph (eager, the whole step with its optimizer captured as a CUDA graph); compile, reduce-overhead,
-max-autotune (torch.compile's modes); and, of forward alone, folded-… (batchnorm folded, weights in the data type itself,
-without autocast).
+max-autotune (torch.compile's modes); of forward alone, folded-… (batchnorm folded, weights in the data type itself,
+without autocast); and, of heads on cached features alone, dataloader (eager, batches by DataLoader and TensorDataset).
 """
 
-import argparse
 import contextlib
-import json
-import struct
-import sys
-import time
 
 import torch
 import torchvision
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.utils.data import DataLoader, TensorDataset
+
+import baseline
+from baseline import CLASSES
 
 BATCHES = 4
-CLASSES = 1000
+HIDDEN = 512
 CACHED = 8192
 LR, MOMENTUM, WD = 1e-4, 0.9, 1e-4
+DATALOADER = "dataloader"
 MODES = ["eager", "graph", "compile", "reduce-overhead", "max-autotune"]
 GPU_MODES = ["graph", "reduce-overhead"]
 DTYPES = {"f32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16}
-
-
-def read_safetensors(path):
-    """Tensors of a safetensors file of f32 tensors, by name."""
-    with open(path, "rb") as file:
-        header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
-        data = bytearray(file.read())
-    header.pop("__metadata__", None)
-    tensors = {}
-    for name, entry in header.items():
-        if entry["dtype"] != "F32":
-            raise ValueError(f"{name} is {entry['dtype']}, not F32")
-        start, end = entry["data_offsets"]
-        tensors[name] = torch.frombuffer(data[start:end], dtype=torch.float32).reshape(entry["shape"]).clone()
-    return tensors
 
 
 def fold(module):
@@ -65,18 +50,23 @@ class Task:
     def __init__(self, cell, variant, device):
         self.device, self.batch, self.work = device, cell["batch_size"], cell["work"]
         self.folded, mode = variant.startswith("folded-"), variant.removeprefix("folded-")
-        if mode not in MODES:
+        self.cached = self.work.startswith("cached")
+        if mode == DATALOADER and not self.cached:
+            raise ValueError("a data loader is for cached features; images lie on the device")
+        if mode not in [*MODES, DATALOADER]:
             raise ValueError(f"no variant {variant}")
         if self.folded and self.work != "forward":
             raise ValueError("batchnorm can be folded where nothing is trained")
         self.dtype = DTYPES[cell["dtype"]]
         set_tf32(cell["dtype"])
         torch.manual_seed(0)
-        model = torchvision.models.get_model(cell["arch"], num_classes=CLASSES)
-        model = model.to(device, memory_format=torch.channels_last)
+        self.classes = cell.get("classes", CLASSES)
+        model = torchvision.models.get_model(cell["arch"], num_classes=self.classes)
         self.count = 0
-        if self.work == "cached":
-            model = model.fc
+        if self.cached:
+            self.width = model.fc.in_features * (2 if self.work == "cached-fastai" else 1)
+            model = fastai_head(self.width, self.classes) if self.work == "cached-fastai" else model.fc
+        model = model.to(device, memory_format=torch.channels_last)
         self.trained = freeze(model, self.work)
         self.model = model
         # Frozen modules keep their running statistics.
@@ -85,26 +75,33 @@ class Task:
             model.to(self.dtype)
         self.marks_steps = mode in ("reduce-overhead", "max-autotune")
         self.forward = model
-        if mode not in ("eager", "graph"):
+        if mode not in ("eager", "graph", DATALOADER):
             self.forward = torch.compile(model, mode=None if mode == "compile" else mode)
         if self.trained:
             self.optimizer = torch.optim.SGD(self.trained, LR, momentum=MOMENTUM, weight_decay=WD, fused=True)
         self.data(cell)
+        self.loader = self.load() if mode == DATALOADER else None
         self.graph = None
         if mode == "graph":
             self.capture()
 
     def data(self, cell):
-        labels = lambda n: torch.randint(CLASSES, (n,), device=self.device)
-        if self.work == "cached":
+        labels = lambda n: torch.randint(self.classes, (n,), device=self.device)
+        if self.cached:
             self.samples = max(CACHED, self.batch)
-            self.features = torch.rand(self.samples, self.model.in_features, device=self.device)
+            self.features = torch.rand(self.samples, self.width, device=self.device)
             self.labels, self.order = labels(self.samples), torch.randperm(self.samples, device=self.device)
             return
         # As stored by the network: nothing is converted on either side.
         shape = (self.batch, 3, cell["size"], cell["size"])
         image = lambda: torch.rand(shape, device=self.device).mul_(4).sub_(2).to(self.dtype, memory_format=torch.channels_last)
         self.batches = [(image(), labels(self.batch)) for _ in range(BATCHES)]
+
+    def load(self):
+        """Batches without an end."""
+        data = TensorDataset(self.features, self.labels)
+        while True:
+            yield from DataLoader(data, self.batch, shuffle=True, drop_last=True)
 
     def step(self):
         inputs, labels = self.next()
@@ -119,7 +116,9 @@ class Task:
     def next(self):
         number = self.count
         self.count += 1
-        if self.work != "cached":
+        if self.loader is not None:
+            return next(self.loader)
+        if not self.cached:
             return self.batches[number % BATCHES]
         start = number % (self.samples // self.batch) * self.batch
         rows = self.order[start : start + self.batch]
@@ -148,7 +147,7 @@ class Task:
     def learn(self, inputs, labels):
         self.optimizer.zero_grad(set_to_none=True)
         # The head on cached features is f32 on both sides.
-        with contextlib.nullcontext() if self.work == "cached" else self.autocast():
+        with contextlib.nullcontext() if self.cached else self.autocast():
             loss = torch.nn.functional.cross_entropy(self.forward(inputs), labels)
         loss.backward()
         self.optimizer.step()
@@ -159,9 +158,16 @@ class Task:
         return torch.autocast(self.device.type, self.dtype)
 
 
+def fastai_head(width, classes):
+    """fastai 0.7's head behind its pools."""
+    nn = torch.nn
+    hidden = [nn.BatchNorm1d(width), nn.Dropout(0.25), nn.Linear(width, HIDDEN), nn.ReLU()]
+    return nn.Sequential(*hidden, nn.BatchNorm1d(HIDDEN), nn.Dropout(0.5), nn.Linear(HIDDEN, classes))
+
+
 def freeze(model, work):
     """Freezes what `work` does not train, in evaluation mode; the parameters that are left."""
-    if work == "cached":
+    if work.startswith("cached"):
         return list(model.parameters())
     first = {"forward": None, "full": "conv1", "layer3": "layer3", "layer4": "layer4", "head": "fc"}[work]
     names = [name for name, _ in model.named_children()]
@@ -177,98 +183,51 @@ def set_tf32(dtype):
     torch.backends.cudnn.benchmark = True
 
 
-class Server:
-    """Answers requests."""
-
+class Server(baseline.Server):
     def __init__(self, device):
-        self.device, self.task, self.estimate = device, None, 0.0
+        super().__init__()
+        self.device = device
 
     def hello(self):
         gpu = self.device.type == "cuda"
         name = torch.cuda.get_device_name(self.device) if gpu else f"cpu, {torch.get_num_threads()} threads"
         cuda = f", CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}" if gpu else ""
         modes = [mode for mode in MODES if gpu or mode not in GPU_MODES]
-        variants = modes + [f"folded-{mode}" for mode in modes]
+        variants = modes + [f"folded-{mode}" for mode in modes] + [DATALOADER]
         return {"device": name, "software": f"PyTorch {torch.__version__}{cuda}", "variants": variants}
 
     def logits(self, cell, weights, images):
         set_tf32(cell["dtype"])
         model = torchvision.models.get_model(cell["arch"], num_classes=CLASSES)
-        missing = model.load_state_dict(read_safetensors(weights), strict=False)
+        tensors = {name: torch.tensor(array) for name, array in baseline.read_safetensors(weights).items()}
+        missing = model.load_state_dict(tensors, strict=False)
         if missing.unexpected_keys or any("num_batches" not in key for key in missing.missing_keys):
             raise ValueError(f"weights do not fit: {missing}")
         model = model.eval().to(self.device, memory_format=torch.channels_last)
-        size = cell["size"]
-        pixels = torch.arange(images * size * size * 3, dtype=torch.float64).mul_(0.7).sin_().float()
-        pixels = pixels.reshape(images, size, size, 3).permute(0, 3, 1, 2).to(self.device)
+        pixels = torch.from_numpy(baseline.pixels(images, cell["size"])).to(self.device)
         dtype = DTYPES[cell["dtype"]]
         with torch.inference_mode(), torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
             return {"logits": model(pixels).float().flatten().tolist()}
 
-    def prepare(self, cell, variant, warm_up):
-        self.forget()
-        self.task = Task(cell, variant, self.device)
-        # Steps that compile or choose algorithms; then the time asked for.
-        for _ in range(3):
-            self.run(1)
-        start = time.perf_counter()
-        while time.perf_counter() - start < warm_up:
-            self.run(self.steps(warm_up / 4))
-        return {"ready": True}
+    def make(self, cell, variant):
+        return Task(cell, variant, self.device)
 
-    def block(self, seconds):
-        if self.task is None:
-            raise ValueError("no cell is ready")
-        steps = self.steps(seconds)
-        return {"steps": steps, "seconds": self.run(steps)}
-
-    def finish(self):
-        peak = torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else None
-        self.forget()
-        return {"peak_memory": peak}
+    def peak_memory(self):
+        return torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else None
 
     def forget(self):
-        self.task = None
+        super().forget()
         torch._dynamo.reset()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(self.device)
 
-    def steps(self, seconds):
-        return min(max(1, int(seconds / self.estimate + 0.999)), 10**6)
-
-    def run(self, steps):
-        """Seconds of some steps, with one wait before and one after."""
-        self.synchronize()
-        start = time.perf_counter()
-        for _ in range(steps):
-            self.task.step()
-        self.synchronize()
-        seconds = max(time.perf_counter() - start, 1e-9)
-        self.estimate = seconds / steps
-        return seconds
-
     def synchronize(self):
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
-    def answer(self, line):
-        try:
-            request = json.loads(line)
-            return getattr(self, REQUESTS[request.pop("request")])(**request)
-        except Exception as error:  # whatever a cell does to PyTorch, the next one is asked for all the same
-            self.task = None
-            return {"error": f"{type(error).__name__}: {error}"}
 
-
-REQUESTS = {name: name for name in ("hello", "logits", "prepare", "block", "finish")}
-
-
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", default="cuda:0")
-    parser.add_argument("--threads", type=int, default=0, help="0: as many as PyTorch takes")
-    arguments = parser.parse_args()
+def start(arguments):
     name = arguments.device
     if name == "auto":
         name = "cuda:0" if torch.cuda.is_available() else "cpu"
@@ -277,12 +236,8 @@ def main():
     device = torch.device(name)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    server = Server(device)
-    # Compilers print; answers alone go to the pipe.
-    answers, sys.stdout = sys.stdout, sys.stderr
-    for line in sys.stdin:
-        print(json.dumps(server.answer(line)), file=answers, flush=True)
+    return Server(device)
 
 
 if __name__ == "__main__":
-    main()
+    baseline.serve(__doc__.splitlines()[0], start)

@@ -58,19 +58,69 @@ fn what_freezing_saves_is_measured_beside_what_is_predicted() {
 
 #[test]
 fn measurements_stand_in_their_order_and_below_their_roof() {
-    for what in
-        ["forward --size 8", "train --size 8", "train --size 8 --trainable layer3", "train --trainable head", "cache"]
-    {
+    for what in [
+        "forward --size 8",
+        "train --size 8",
+        "train --size 8 --trainable layer3",
+        "train --trainable head",
+        "cache",
+        "cache --head fastai --classes 5",
+    ] {
         let bench = unfreeze(&format!("bench {what} {SMALL} --json"), &[]).succeeded().objects().remove(0);
         let rate = number(&bench, "images_per_second");
         assert!(0.0 < number(&bench, "low") && number(&bench, "low") <= rate && rate <= number(&bench, "high"));
         assert!((number(&bench, "share") * number(&bench, "floor") / rate - 1.0).abs() < 1e-9, "{bench}");
         assert_eq!((&bench["batch_size"], number(&bench, "rounds")), (&2.into(), 2.0));
         // The parameters at least.
-        assert!(number(&bench, "peak_memory") > 4.0 * 64.0 * 1000.0, "{bench}");
+        assert!(
+            number(&bench, "peak_memory") > 4.0 * 64.0 * f64::min(1000.0, 2.0 * number(&bench, "classes")),
+            "{bench}"
+        );
+        // What the system counts holds the tensors too.
+        let resident = bench["peak_resident"].as_f64();
+        assert!(resident.is_none_or(|resident| resident > number(&bench, "peak_memory")), "{bench}");
         let table = unfreeze(&format!("bench {what} {SMALL}"), &[]).succeeded().out;
         assert!(table.contains("images/s") && table.contains("roof: 1.000 TFLOP/s, 10.0 GB/s"), "{table}");
     }
+}
+
+#[test]
+fn stages_of_the_input_pipeline_are_measured() {
+    let folder = tempfile::tempdir().unwrap();
+    let pictures = folder.path().join("pictures");
+    let flags = "--size 32 --threads 2 --rounds 2 --seconds 0.02 --warm-up 0 --json";
+    let drawn = unfreeze(&format!("bench data --images 3 --draw {{}} {flags}"), &[&pictures]).succeeded().objects();
+    let names = ["decode", "resize, crop", "resize, augment, crop", "normalise"].into_iter();
+    let stages = names
+        .map(|name| (name, 1.0))
+        .chain([1.0, 2.0].into_iter().flat_map(|threads| [("evaluation", threads), ("training", threads)]));
+    let found = drawn.iter().map(|row| (row["stage"].as_str().unwrap(), number(row, "threads")));
+    assert!(found.eq(stages), "{drawn:?}");
+    assert!(drawn.iter().all(|row| 0.0 < number(row, "low") && number(row, "low") <= number(row, "high")), "{drawn:?}");
+    let (pixels, bytes) = (number(&drawn[0], "pixels"), number(&drawn[0], "bytes"));
+    // About as many bytes to a pixel as photographs have.
+    assert!(pixels == 500.0 * 375.0 && (0.15..0.25).contains(&(bytes / pixels)), "{bytes}");
+
+    let own = unfreeze(&format!("bench data {{}} --images 2 {flags}"), &[&pictures]).succeeded().objects();
+    assert_eq!(number(&own[0], "images"), 2.0);
+    fs::write(pictures.join("0001.jpg"), b"\xFF\xD8\xFF nothing").unwrap();
+    let damaged = unfreeze(&format!("bench data {{}} {flags}"), &[&pictures]);
+    assert!(damaged.code == 1 && damaged.err.contains("0001.jpg"), "{}", damaged.err);
+}
+
+#[test]
+fn one_setting_changes_at_a_time() {
+    let flags = "--arch resnet20 --threads 1,2 --batch-size 2 --size 8,12 --rounds 1 --seconds 0 --warm-up 0 \
+                 --roof-tflops 1 --roof-gbs 10";
+    let lines = unfreeze(&format!("bench scaling {flags} --json"), &[]).succeeded().objects();
+    let point = |line: &Value| ["threads", "batch_size", "size"].map(|key| number(line, key));
+    let expected = [[1.0, 16.0, 32.0], [2.0, 16.0, 32.0], [2.0, 2.0, 32.0], [2.0, 16.0, 8.0], [2.0, 16.0, 12.0]];
+    assert_eq!(lines.iter().map(point).collect::<Vec<_>>(), expected);
+    assert!(lines.iter().all(|line| number(line, "share") > 0.0 && number(line, "images_per_second") > 0.0));
+    // A larger image takes more memory.
+    assert!(number(&lines[4], "peak_memory") > number(&lines[3], "peak_memory"));
+    let table = unfreeze(&format!("bench scaling {flags}"), &[]).succeeded().out;
+    assert_eq!(table.lines().count(), 2 + expected.len());
 }
 
 #[test]
@@ -136,7 +186,7 @@ fn other_side(cases: &str) -> (tempfile::TempDir, PathBuf) {
                 *'"fast"'*) seconds=0.001; echo '{{"ready":true}}' ;;
                 *'"prepare"'*) seconds=0; echo '{{"error":"CUDA out of memory"}}' ;;
                 *'"block"'*) echo "{{\"steps\":1,\"seconds\":$seconds}}" ;;
-                *'"finish"'*) echo '{{"peak_memory":12345678}}' ;;
+                *'"finish"'*) echo '{{"peak_memory":12345678,"peak_resident":3000000000}}' ;;
             esac
         done
         "#
@@ -176,6 +226,7 @@ fn a_comparison_takes_the_fastest_variant_and_goes_on_where_it_was() {
     }
     assert!(first.err.contains("broken: CUDA out of memory"), "{}", first.err);
     assert!(first.out.contains("| forward | resnet20 | 2 | f32 | ") && first.out.contains("| 2000.0 | fast | "));
+    assert!(first.out.contains("| 12.3 MB | ") && first.out.contains("| 3.00 GB |"), "{}", first.out);
     assert!(first.out.contains("2 of 2 cells measured; 2 compared"), "{}", first.out);
 
     let again = compare(&script, &out, "--work forward,full,head --blocks 3 --minutes 0").succeeded();

@@ -1,17 +1,24 @@
 //! `unfreeze bench cache`: epochs of a head on cached activations.
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use serde_json::json;
 use unfreeze::{Error, Precision, Result};
 
 use super::{
-    cell::{Cell, Work},
-    network::{Calls, Measured, Options},
+    cell::{CLASSES, Cell, Work},
+    network::{Calls, Options},
     task::{CACHED, Task},
 };
+use crate::cli::options::count;
 
 #[derive(Args)]
 pub struct Cache {
+    /// The head: linear, or fastai's with a hidden layer of 512 units
+    #[arg(long, value_enum, default_value_t = Head::Linear)]
+    head: Head,
+    /// Classes of the head
+    #[arg(long, default_value_t = CLASSES, value_name = "N", value_parser = count)]
+    classes: usize,
     /// Samples of the data set
     #[arg(long, default_value_t = CACHED, value_name = "N", value_parser = samples)]
     samples: usize,
@@ -22,6 +29,12 @@ pub struct Cache {
     /// Print a JSON object: seconds of an epoch, samples, and what `forward` prints
     #[arg(long)]
     json: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Head {
+    Linear,
+    Fastai,
 }
 
 fn samples(text: &str) -> Result<usize, String> {
@@ -40,9 +53,13 @@ impl Cache {
         }
         // Features are f32 whatever the backbone computes in.
         let (size, dtype) = (arch.published_size(), Precision::F32);
-        let cell = Cell { arch, size, batch_size, work: Work::Cached, dtype };
+        let work = match self.head {
+            Head::Linear => Work::Cached,
+            Head::Fastai => Work::CachedFastai,
+        };
+        let cell = Cell { arch, size, batch_size, work, dtype, classes: self.classes };
         let task = Task::cached(cell, self.samples, self.calls.graphs(), compute.seed, &compute.open()?)?;
-        let measured = Measured::of(task, &self.options)?;
+        let measured = self.options.measure(task)?;
         let seconds = self.samples as f64 / measured.rate();
         if self.json {
             let mut object = measured.object();

@@ -7,13 +7,16 @@ use serde::{Deserialize, Serialize};
 use unfreeze::{
     Error, Precision, Result,
     nn::{
-        Arch,
+        Arch, HeadSpec,
         cost::{Kernel, Network},
     },
 };
 
 /// Classes of the networks measured, as ImageNet has.
 pub const CLASSES: usize = 1000;
+
+/// Units of the hidden layer of fastai's head.
+const HIDDEN: usize = 512;
 
 /// What is done with a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, ValueEnum, Serialize, Deserialize)]
@@ -29,8 +32,11 @@ pub enum Work {
     Layer3,
     /// A step of the head on the frozen network
     Head,
-    /// A step of the head on cached activations
+    /// A step of a linear head on cached activations
     Cached,
+    /// A step of fastai's head on cached activations
+    #[serde(rename = "cached-fastai")]
+    CachedFastai,
 }
 
 impl Work {
@@ -43,6 +49,7 @@ impl Work {
             Work::Layer3 => "layer3",
             Work::Head => "head",
             Work::Cached => "cached",
+            Work::CachedFastai => "cached-fastai",
         }
     }
 
@@ -51,12 +58,26 @@ impl Work {
         self == Work::Forward
     }
 
+    /// Whether a head is trained on cached activations.
+    pub fn is_cached(self) -> bool {
+        self.head_on_cache().is_some()
+    }
+
+    /// The head that is trained on cached activations; `None` where they are not cached.
+    pub fn head_on_cache(self) -> Option<HeadSpec> {
+        match self {
+            Work::Cached => Some(HeadSpec::Linear),
+            Work::CachedFastai => Some(HeadSpec::fastai(vec![HIDDEN])),
+            Work::Forward | Work::Full | Work::Layer4 | Work::Layer3 | Work::Head => None,
+        }
+    }
+
     /// The first stage that is trained; `None` where all or none is.
     pub fn first_stage(self) -> Option<usize> {
         match self {
             Work::Layer3 => Some(3),
             Work::Layer4 => Some(4),
-            Work::Forward | Work::Full | Work::Head | Work::Cached => None,
+            Work::Forward | Work::Full | Work::Head | Work::Cached | Work::CachedFastai => None,
         }
     }
 }
@@ -75,6 +96,17 @@ pub struct Cell {
     /// What it computes in.
     #[serde(with = "precision")]
     pub dtype: Precision,
+    /// Classes of its head.
+    #[serde(default = "usual", skip_serializing_if = "is_usual")]
+    pub classes: usize,
+}
+
+fn usual() -> usize {
+    CLASSES
+}
+
+fn is_usual(classes: &usize) -> bool {
+    *classes == CLASSES
 }
 
 impl Cell {
@@ -97,8 +129,8 @@ impl Cell {
 
     /// The model of its cost.
     pub fn network(&self) -> Network {
-        let Cell { arch, size, batch_size: batch, dtype: precision, .. } = *self;
-        Network { arch, size, batch, classes: CLASSES, precision }
+        let Cell { arch, size, batch_size: batch, dtype: precision, classes, .. } = *self;
+        Network { arch, size, batch, classes, precision }
     }
 
     /// Units that are not trained: the stem and blocks before the first that is.
@@ -107,7 +139,7 @@ impl Cell {
         match self.work {
             Work::Forward => units,
             Work::Full => 0,
-            Work::Head | Work::Cached => units - 1,
+            Work::Head | Work::Cached | Work::CachedFastai => units - 1,
             Work::Layer3 | Work::Layer4 => {
                 let first = format!("layer{}.0.", self.work.first_stage().unwrap_or_default());
                 let names = self.arch.convolutions();
@@ -126,6 +158,7 @@ impl Cell {
         match self.work {
             Work::Forward => network.forward(false),
             Work::Cached => network.cached_step(),
+            Work::CachedFastai => network.cached_fastai_step(HIDDEN),
             Work::Full | Work::Layer4 | Work::Layer3 | Work::Head => network.training_step(self.frozen_units()),
         }
     }
@@ -141,8 +174,9 @@ fn unit(convolution: &str) -> &str {
 
 impl fmt::Display for Cell {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Cell { arch, size, batch_size, work, dtype } = self;
-        write!(f, "{} {arch} {size} px, batch {batch_size}, {dtype}", work.name())
+        let Cell { arch, size, batch_size, work, dtype, classes } = self;
+        write!(f, "{} {arch} {size} px, batch {batch_size}, {dtype}", work.name())?;
+        if is_usual(classes) { Ok(()) } else { write!(f, ", {classes} classes") }
     }
 }
 
@@ -166,7 +200,7 @@ mod tests {
 
     #[test]
     fn frozen_units_end_where_the_stage_begins() {
-        let cell = |arch, work| Cell { arch, size: 224, batch_size: 2, work, dtype: Precision::F32 };
+        let cell = |arch, work| Cell { arch, size: 224, batch_size: 2, work, dtype: Precision::F32, classes: CLASSES };
         for (arch, layer3, layer4, head) in
             [(Arch::ResNet18, 5, 7, 9), (Arch::ResNet50, 8, 14, 17), (Arch::ResNet20, 7, 10, 10)]
         {
@@ -180,10 +214,15 @@ mod tests {
 
     #[test]
     fn a_cell_is_read_as_it_is_written() {
-        let cell = Cell { arch: Arch::ResNet34, size: 96, batch_size: 7, work: Work::Layer4, dtype: Precision::Bf16 };
+        let (arch, work, dtype) = (Arch::ResNet34, Work::Layer4, Precision::Bf16);
+        let cell = Cell { arch, size: 96, batch_size: 7, work, dtype, classes: CLASSES };
         let text = serde_json::to_string(&cell).unwrap();
         assert_eq!(text, r#"{"arch":"resnet34","size":96,"batch_size":7,"work":"layer4","dtype":"bf16"}"#);
         assert_eq!(serde_json::from_str::<Cell>(&text).unwrap(), cell);
         assert!(serde_json::from_str::<Cell>(&text.replace("bf16", "f8")).is_err());
+        let head = Cell { work: Work::CachedFastai, classes: 10, ..cell };
+        let text = serde_json::to_string(&head).unwrap();
+        assert!(text.contains(r#""work":"cached-fastai","dtype":"bf16","classes":10"#), "{text}");
+        assert_eq!(serde_json::from_str::<Cell>(&text).unwrap(), head);
     }
 }

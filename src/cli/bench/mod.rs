@@ -3,6 +3,7 @@
 mod cache;
 mod cell;
 mod compare;
+mod data;
 #[cfg(test)]
 #[path = "../../../tests/common/emulator.rs"]
 #[allow(dead_code)] // other tests use more of it
@@ -13,7 +14,9 @@ mod measure;
 mod network;
 mod ops;
 mod protocol;
+mod resident;
 mod roof;
+mod scaling;
 mod serve;
 mod task;
 mod views;
@@ -36,10 +39,14 @@ enum What {
     Train(network::Train),
     /// Epochs of a linear head on cached activations
     Cache(cache::Cache),
+    /// From image files to batches: decoding, resizing, augmentation
+    Data(Box<data::Data>),
     /// How good a head is after equal wall time, with and without cached views
     Views(Box<views::Views>),
     /// Layers frozen one after the other (FreezeOut), beside all trained to the end
     FreezeOut(freeze_out::Frozen),
+    /// The frozen network with more threads, larger batches and larger images
+    Scaling(scaling::Scaling),
     /// Each operation alone, at the shapes of a network
     Ops(ops::Ops),
     /// This engine beside PyTorch, every network and setting in turn
@@ -55,8 +62,10 @@ impl Bench {
             What::Forward(command) => command.run(),
             What::Train(command) => command.run(),
             What::Cache(command) => command.run(),
+            What::Data(command) => command.run(),
             What::Views(command) => command.run(),
             What::FreezeOut(command) => command.run(),
+            What::Scaling(command) => command.run(),
             What::Ops(command) => command.run(),
             What::Compare(command) => command.run(),
             What::Serve(command) => command.run(),

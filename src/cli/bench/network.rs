@@ -5,9 +5,10 @@ use serde_json::{Value, json};
 use unfreeze::{Device, Precision, Result, nn::Arch, nn::cost::Roof};
 
 use super::{
-    cell::{Cell, Work},
+    cell::{CLASSES, Cell, Work},
     explain,
     measure::{Sorted, Timer, size},
+    resident,
     roof::{self, RoofFlags},
     task::Task,
 };
@@ -84,9 +85,9 @@ pub struct Forward {
     images: Images,
     #[command(flatten)]
     options: Options,
-    /// Print a JSON object: images_per_second (the median), low and high (the 5th and 95th percentile), peak_memory in
-    /// bytes, roof (flops and bytes per second, null if unknown), floor (images per second at the roof), share of it,
-    /// and the settings
+    /// Print a JSON object: images_per_second (the median), low and high (the 5th and 95th percentile), peak_memory
+    /// (bytes of tensors) and peak_resident (of the whole process; null if unknown), roof (flops and bytes per second,
+    /// null if unknown), floor (images per second at the roof), share of it, and the settings
     #[arg(long)]
     json: bool,
 }
@@ -127,7 +128,7 @@ impl Forward {
     pub fn run(self) -> Result<()> {
         let device = self.options.compute.open()?;
         let task = self.options.task(&self.images, Work::Forward, false, &device)?;
-        Measured::of(task, &self.options)?.print(self.json);
+        self.options.measure(task)?.print(self.json);
         Ok(())
     }
 }
@@ -145,15 +146,25 @@ impl Train {
         if self.explain {
             return explain::run(task, self.json);
         }
-        Measured::of(task, &self.options)?.print(self.json);
+        self.options.measure(task)?.print(self.json);
         Ok(())
     }
 }
 
 impl Options {
+    /// Measures `task` beside the roof of its device.
+    ///
+    /// # Errors
+    /// As of [`Measured::of`].
+    pub fn measure(&self, task: Task) -> Result<Measured> {
+        let roof = self.roof.roof(task.device(), task.cell().dtype)?;
+        Measured::of(task, self.timing, roof)
+    }
+
     fn task(&self, images: &Images, work: Work, graphs: bool, device: &Device) -> Result<Task> {
         let size = images.size.unwrap_or(self.arch.published_size());
-        let cell = Cell { arch: self.arch, size, batch_size: self.batch_size, work, dtype: images.dtype };
+        let cell =
+            Cell { arch: self.arch, size, batch_size: self.batch_size, work, dtype: images.dtype, classes: CLASSES };
         Task::new(cell, graphs, self.compute.seed, device)
     }
 }
@@ -167,19 +178,20 @@ pub struct Measured {
     rounds: usize,
     steps: usize,
     peak: usize,
+    resident: Option<u64>,
     roof: Option<Roof>,
 }
 
 impl Measured {
-    /// Measures `task`.
+    /// Measures `task`, and where that stands to `roof`.
     ///
     /// # Errors
     /// [`Error::OutOfMemory`](unfreeze::Error::OutOfMemory); [`Error::Device`](unfreeze::Error::Device).
-    pub fn of(mut task: Task, options: &Options) -> Result<Self> {
+    pub fn of(mut task: Task, timing: Timing, roof: Option<Roof>) -> Result<Self> {
         let (cell, device) = (*task.cell(), task.device().clone());
-        let roof = options.roof.roof(&device, cell.dtype)?;
-        let Timing { rounds, seconds, warm_up } = options.timing;
+        let Timing { rounds, seconds, warm_up } = timing;
         device.reset_peak();
+        resident::reset();
         let mut timer = Timer::new(&device, warm_up, |most| task.step(most))?;
         let (mut rates, mut steps) = (Vec::with_capacity(rounds), 0);
         for _ in 0..rounds {
@@ -188,13 +200,28 @@ impl Measured {
             rates.push((cell.batch_size * block.steps) as f64 / block.seconds);
         }
         drop(timer);
-        let peak = device.memory().peak;
-        Ok(Self { cell, device, rates: Sorted::new(rates), rounds, steps, peak, roof })
+        let (peak, resident) = (device.memory().peak, resident::peak());
+        Ok(Self { cell, device, rates: Sorted::new(rates), rounds, steps, peak, resident, roof })
     }
 
     /// Images per second, the median.
     pub fn rate(&self) -> f64 {
         self.rates.median()
+    }
+
+    /// Images per second that 5 % of the rounds lie below, and that 5 % lie above.
+    pub fn spread(&self) -> [f64; 2] {
+        [0.05, 0.95].map(|at| self.rates.quantile(at))
+    }
+
+    /// Most bytes of tensors at a time.
+    pub fn peak(&self) -> usize {
+        self.peak
+    }
+
+    /// Images per second as a share of those at the roof, where that is known.
+    pub fn share(&self) -> Option<f64> {
+        self.floor().map(|floor| self.rate() / floor)
     }
 
     /// Images per second at the roof.
@@ -204,15 +231,15 @@ impl Measured {
 
     /// The measurement as an object.
     pub fn object(&self) -> Value {
-        let Cell { arch, size, batch_size, work, dtype } = self.cell;
-        let floor = self.floor();
+        let Cell { arch, size, batch_size, work, dtype, classes } = self.cell;
+        let [low, high] = self.spread();
         json!({
             "bench": work.name(), "arch": arch.name(), "size": size, "batch_size": batch_size,
-            "dtype": dtype.to_string(), "device": self.device.to_string(),
+            "dtype": dtype.to_string(), "classes": classes, "device": self.device.to_string(),
             "product": roof::product_name(&self.device), "threads": self.device.threads(), "rounds": self.rounds,
-            "steps_per_round": self.steps, "images_per_second": self.rate(), "low": self.rates.quantile(0.05),
-            "high": self.rates.quantile(0.95), "peak_memory": self.peak, "roof": roof::object(self.roof.as_ref()),
-            "floor": floor, "share": floor.map(|floor| self.rate() / floor),
+            "steps_per_round": self.steps, "images_per_second": self.rate(), "low": low, "high": high,
+            "peak_memory": self.peak, "peak_resident": self.resident, "roof": roof::object(self.roof.as_ref()),
+            "floor": self.floor(), "share": self.share(),
         })
     }
 
@@ -221,7 +248,7 @@ impl Measured {
         if json {
             return outln!("{}", self.object());
         }
-        let (low, high) = (self.rates.quantile(0.05), self.rates.quantile(0.95));
+        let [low, high] = self.spread();
         outln!(
             "{}, {}: {:.1} images/s (median of {}; 5 % below {low:.1}, 5 % above {high:.1})",
             self.cell,
@@ -229,7 +256,8 @@ impl Measured {
             self.rate(),
             self.rounds,
         );
-        outln!("  tensors at the peak: {}", size(self.peak as f64));
+        let resident = self.resident.map(|bytes| format!("; the whole process: {}", size(bytes as f64)));
+        outln!("  tensors at the peak: {}{}", size(self.peak as f64), resident.unwrap_or_default());
         match (self.roof, self.floor()) {
             (Some(roof), Some(floor)) => {
                 let share = self.rate() / floor;

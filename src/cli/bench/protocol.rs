@@ -80,6 +80,10 @@ pub struct Done {
 pub struct Peak {
     /// Most bytes of tensors at a time since the cell was got ready; nothing where nobody counts them.
     pub peak_memory: Option<u64>,
+    /// Most bytes of the process, its libraries included, that were resident at a time since then; nothing where the
+    /// system does not tell.
+    #[serde(default)]
+    pub peak_resident: Option<u64>,
 }
 
 /// A request that failed.

@@ -9,6 +9,7 @@ use unfreeze::{Device, Error, Result, Tensor, checkpoint::Checkpoint};
 use super::{
     measure::Timer,
     protocol::{Done, Failed, Hello, Logits, Peak, Ready, Request},
+    resident,
     roof::product_name,
     task::{self, Task},
 };
@@ -31,6 +32,7 @@ impl Serve {
             match request {
                 Request::Prepare { cell, variant, warm_up } if variant == VARIANT => {
                     device.reset_peak();
+                    resident::reset();
                     let outcome = Task::new(cell, true, self.compute.seed, &device)
                         .and_then(|mut task| measure(&device, warm_up, &mut lines, |most| task.step(most)));
                     if let Err(error) = outcome {
@@ -74,7 +76,8 @@ fn measure(device: &Device, warm_up: f64, lines: &mut Lines, step: impl FnMut(us
                 answer(&json!(Done { steps: block.steps, seconds: block.seconds }));
             }
             Request::Finish => {
-                answer(&json!(Peak { peak_memory: Some(device.memory().peak as u64) }));
+                let peak_memory = Some(device.memory().peak as u64);
+                answer(&json!(Peak { peak_memory, peak_resident: resident::peak() }));
                 return Ok(());
             }
             other => {

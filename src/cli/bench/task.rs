@@ -65,11 +65,11 @@ impl Task {
             (Work::Full, _) => state.unfreeze(),
             // Groups are the stem, the stages counted from 1, and the head.
             (_, Some(stage)) => state.freeze_to(stage as isize)?,
-            (Work::Forward | Work::Head | Work::Cached | Work::Layer3 | Work::Layer4, None) => {}
+            (_, None) => {}
         }
         model.apply(&state, false);
-        let data = if cell.work == Work::Cached {
-            cached(&cell, cell.batch_size.max(CACHED), seed, device)?
+        let data = if cell.work.is_cached() {
+            cached(&cell, model.head.inputs(), cell.batch_size.max(CACHED), seed, device)?
         } else {
             Data::Images(batches(&cell, seed, device)?)
         };
@@ -87,13 +87,13 @@ impl Task {
         })
     }
 
-    /// As [`Task::new`], of a cell of [`Work::Cached`] over so many samples, at least a batch.
+    /// As [`Task::new`], of a head on cached activations of so many samples, at least a batch.
     ///
     /// # Errors
     /// As of [`Task::new`].
     pub fn cached(cell: Cell, samples: usize, graphs: bool, seed: u64, device: &Device) -> Result<Self> {
         let mut task = Self::new(cell, graphs, seed, device)?;
-        task.data = cached(&cell, samples, seed, device)?;
+        task.data = cached(&cell, task.model.head.inputs(), samples, seed, device)?;
         Ok(task)
     }
 
@@ -174,9 +174,10 @@ impl Task {
     }
 }
 
-/// The network of `cell` with random weights and a linear head.
+/// The network of `cell` with random weights and its head, linear but where another is trained.
 fn model(cell: &Cell, seed: u64, device: &Device) -> Result<Model> {
-    let mut model = Model::new(cell.arch, HeadSpec::Linear, CLASSES, seed, device)?;
+    let head = cell.work.head_on_cache().unwrap_or(HeadSpec::Linear);
+    let mut model = Model::new(cell.arch, head, cell.classes, seed, device)?;
     model.set_precision(cell.dtype)?;
     Ok(model)
 }
@@ -208,7 +209,7 @@ fn batches(cell: &Cell, seed: u64, device: &Device) -> Result<Vec<(Input, Vec<u3
         for index in 0..batch_size {
             let mut picture = RgbImage::new(size as u32, size as u32);
             picture.iter_mut().for_each(|byte| *byte = random.uniform(0.0, 256.0) as u8);
-            batch.push(transforms.prepare(&picture, View::Clean)?, label(&mut random), index as u32);
+            batch.push(transforms.prepare(&picture, View::Clean)?, label(&mut random, cell), index as u32);
         }
         let images = batch.upload(&transforms, device, dtype)?;
         Ok((Input::Images(images), batch.labels))
@@ -216,12 +217,11 @@ fn batches(cell: &Cell, seed: u64, device: &Device) -> Result<Vec<(Input, Vec<u3
     (0..BATCHES).map(batch).collect()
 }
 
-/// Random activations of so many samples, as the cache of a fit keeps them.
-fn cached(cell: &Cell, samples: usize, seed: u64, device: &Device) -> Result<Data> {
-    let width = cell.arch.features();
+/// Random features of `samples` samples, `width` of each, as the cache of a fit keeps them.
+fn cached(cell: &Cell, width: usize, samples: usize, seed: u64, device: &Device) -> Result<Data> {
     let mut random = Random::stream(seed, "bench features", &[]);
     let features: Vec<f32> = (0..samples * width).map(|_| random.uniform(0.0, 2.0)).collect();
-    let labels: Vec<u32> = (0..samples).map(|_| label(&mut random)).collect();
+    let labels: Vec<u32> = (0..samples).map(|_| label(&mut random, cell)).collect();
     let indices: Vec<u32> = (0..samples as u32).collect();
     let mut activations = Activations::default();
     activations.push(&Tensor::new(features, [samples, width], &Device::cpu(1)?)?, &labels, &indices)?;
@@ -229,8 +229,8 @@ fn cached(cell: &Cell, samples: usize, seed: u64, device: &Device) -> Result<Dat
     Ok(Data::Cached { activations: Box::new(activations), order: shuffled(samples as u32, seed, 0) })
 }
 
-fn label(random: &mut Random) -> u32 {
-    random.uniform(0.0, CLASSES as f32) as u32
+fn label(random: &mut Random, cell: &Cell) -> u32 {
+    random.uniform(0.0, cell.classes as f32) as u32
 }
 
 #[cfg(test)]
@@ -246,7 +246,7 @@ mod tests {
             [(Precision::F32, 3, DType::F32), (Precision::Tf32, 4, DType::F32), (Precision::Bf16, 4, DType::BF16)]
         {
             let Some((device, driver)) = emulated(Settings::default()) else { return Ok(()) };
-            let cell = Cell { arch: Arch::ResNet20, size: 8, batch_size: 2, work: Work::Full, dtype };
+            let cell = Cell { arch: Arch::ResNet20, size: 8, batch_size: 2, work: Work::Full, dtype, classes: 5 };
             let mut task = Task::new(cell, true, 0, &device)?;
             let Data::Images(batches) = &task.data else { unreachable!("images are trained on") };
             for (input, _) in batches {
@@ -265,7 +265,8 @@ mod tests {
     #[test]
     fn steps_are_those_of_a_fit() -> Result<()> {
         let Some((device, driver)) = emulated(Settings::default()) else { return Ok(()) };
-        let cell = |work| Cell { arch: Arch::ResNet20, size: 8, batch_size: 2, work, dtype: Precision::F32 };
+        let dtype = Precision::F32;
+        let cell = |work| Cell { arch: Arch::ResNet20, size: 8, batch_size: 2, work, dtype, classes: 5 };
         for graphs in [true, false] {
             let mut task = Task::new(cell(Work::Layer3), graphs, 0, &device)?;
             for _ in 0..4 {

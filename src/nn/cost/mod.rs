@@ -221,9 +221,14 @@ impl Network {
 
     /// One product of the linear layer: the output, or the gradient of the input or of the weight.
     fn linear(&self) -> Work {
-        let (batch, channels, classes) = (self.batch as f64, self.arch.features() as f64, self.classes as f64);
-        let elements = batch * channels + channels * classes + batch * classes;
-        Work { flops: 2.0 * batch * channels * classes, bytes: elements * F32 }
+        self.product(self.arch.features(), self.classes)
+    }
+
+    /// As [`linear`](Self::linear), of a layer of so many inputs and outputs.
+    fn product(&self, inputs: usize, outputs: usize) -> Work {
+        let (batch, inputs, outputs) = (self.batch as f64, inputs as f64, outputs as f64);
+        let elements = batch * inputs + inputs * outputs + batch * outputs;
+        Work { flops: 2.0 * batch * inputs * outputs, bytes: elements * F32 }
     }
 
     /// Bytes of an activation's element.

@@ -123,3 +123,15 @@ fn extents_are_those_of_the_network() -> Result<()> {
     }
     Ok(())
 }
+
+/// Three products to each of the two layers, and the parameters five times: read, their gradients, momentum.
+#[test]
+fn a_step_of_fastais_head_is_its_products() {
+    let network = Network { classes: 10, ..network(Arch::ResNet18, 64, Precision::F32) };
+    let kernels = network.cached_fastai_step(512);
+    let flops: f64 = kernels.iter().map(|kernel| kernel.work.flops).sum();
+    assert_eq!(flops, 3.0 * 2.0 * 64.0 * (1024.0 * 512.0 + 512.0 * 10.0));
+    let sgd = kernels.iter().find(|kernel| kernel.family == Family::Optimizer).unwrap();
+    let parameters = 2 * 1024 + 1024 * 512 + 512 + 2 * 512 + 512 * 10 + 10;
+    assert_eq!(sgd.work.bytes, 20.0 * f64::from(parameters));
+}

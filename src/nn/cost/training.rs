@@ -45,6 +45,28 @@ impl Network {
         kernels
     }
 
+    /// As [`Network::cached_step`], of fastai's head with one hidden layer of so many units, on the maxima and the averages
+    /// of the features. Batchnorm and dropout are one pass.
+    pub fn cached_fastai_step(&self, hidden: usize) -> Vec<Kernel> {
+        let (batch, inputs) = (self.batch as f64, 2 * self.arch.features());
+        let head = |name: &str, work: Work| kernel(name, Family::Head, work);
+        let mut kernels = vec![head("gather", moved(2.0 * batch * inputs as f64 * F32))];
+        let mut parameters = 0.0;
+        for (layer, (inputs, outputs)) in [(inputs, hidden), (hidden, self.classes)].into_iter().enumerate() {
+            let (product, elements) = (self.product(inputs, outputs), batch * inputs as f64);
+            kernels.push(kernel("batchnorm, dropout", Family::Norm, moved(2.0 * elements * F32)));
+            kernels
+                .extend(["linear", "linear weight gradient", "linear input gradient"].map(|name| head(name, product)));
+            // The features themselves have no gradient.
+            let tensors = if layer == 0 { 2.0 } else { 3.0 };
+            kernels.push(kernel("batchnorm gradient", Family::NormGrad, moved(tensors * elements * F32)));
+            parameters += (inputs * outputs + outputs + 2 * inputs) as f64;
+        }
+        kernels.push(head("cross entropy", moved(2.0 * (self.batch * self.classes) as f64 * F32)));
+        kernels.push(kernel("sgd", Family::Optimizer, moved(parameters * 5.0 * F32)));
+        kernels
+    }
+
     /// Bytes that the forward pass of [`Network::training_step`] keeps for the backward pass: of every trained
     /// convolution its input and its output, a bit per element where a block ends, and the places of maxima. The images
     /// do not count.

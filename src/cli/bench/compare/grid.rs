@@ -4,7 +4,7 @@ use clap::Args;
 use unfreeze::{Precision, nn::Arch};
 
 use crate::cli::{
-    bench::cell::{Cell, Work},
+    bench::cell::{CLASSES, Cell, Work},
     options::{count, side},
 };
 
@@ -27,6 +27,9 @@ pub struct Grid {
     /// Side of the images in pixels
     #[arg(long, default_value_t = 224, value_name = "N", value_parser = side)]
     size: usize,
+    /// Classes of the heads on cached activations; networks have 1000
+    #[arg(long, default_value_t = CLASSES, value_name = "N", value_parser = count)]
+    classes: usize,
 }
 
 impl Grid {
@@ -38,8 +41,9 @@ impl Grid {
                 for &work in &self.work {
                     for &arch in &self.arch {
                         // Cached features are f32 whatever made them.
-                        let dtype = if work == Work::Cached { Precision::F32 } else { dtype };
-                        let cell = Cell { arch, size: self.size, batch_size, work, dtype };
+                        let dtype = if work.is_cached() { Precision::F32 } else { dtype };
+                        let classes = if work.is_cached() { self.classes } else { CLASSES };
+                        let cell = Cell { arch, size: self.size, batch_size, work, dtype, classes };
                         if !cells.contains(&cell) {
                             cells.push(cell);
                         }
@@ -68,8 +72,8 @@ mod tests {
         let cells = Flags::parse_from(["grid"]).grid.cells();
         // Two precisions, but for the cached head.
         assert_eq!(cells.len(), 2 * 2 * 5 * 3 + 2 * 3);
-        let first =
-            Cell { arch: Arch::ResNet50, size: 224, batch_size: 256, work: Work::Forward, dtype: Precision::Bf16 };
+        let (work, dtype) = (Work::Forward, Precision::Bf16);
+        let first = Cell { arch: Arch::ResNet50, size: 224, batch_size: 256, work, dtype, classes: CLASSES };
         assert_eq!(cells[0], first);
         let distinct: std::collections::HashSet<_> = cells.iter().collect();
         assert_eq!(distinct.len(), cells.len());

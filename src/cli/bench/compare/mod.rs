@@ -122,10 +122,11 @@ impl Compare {
     fn start(&self) -> Result<Sides> {
         let patience = Duration::from_secs_f64(self.patience);
         let program = std::env::current_exe().map_err(|error| Error::io("unfreeze", error))?;
-        let mut ours = Command::new(program);
+        let mut ours = Command::new(&program);
         ours.args(["bench", "serve", "--seed", &self.compute.seed.to_string()]);
         let mut theirs = Command::new(&self.python);
-        theirs.arg(&self.script);
+        // It may want something of this program, such as an ONNX file.
+        theirs.arg(&self.script).env("UNFREEZE", &program);
         for command in [&mut ours, &mut theirs] {
             command.args(["--device", &self.compute.device.to_string()]);
             command.args(["--threads", &self.compute.threads.to_string()]);
@@ -174,7 +175,11 @@ impl Compare {
 
     /// The other side's ways to be tried for a cell, of those that it has.
     fn tried(&self, cell: &Cell, hello: &Hello) -> Vec<String> {
-        let known = hello.variants.iter().filter(|name| cell.work.is_forward() || !name.contains("folded"));
+        let suits = |name: &&String| match name.as_str() {
+            "dataloader" => cell.work.is_cached(),
+            name => cell.work.is_forward() || !name.contains("folded"),
+        };
+        let known = hello.variants.iter().filter(suits);
         let wanted = |name: &&String| match &self.variants {
             None => DEFAULT.contains(&name.as_str()),
             Some(asked) => asked.iter().any(|asked| asked == "all" || asked == *name),
@@ -236,8 +241,8 @@ fn block(worker: &mut Worker, cell: &Cell, seconds: f64) -> Result<f64, String> 
 fn side(worker: &mut Worker, chosen: Result<Chosen, String>, rates: Result<Vec<f64>, String>) -> Option<Outcome> {
     let outcome = chosen.and_then(|Chosen { variant, tried }| {
         let images_per_second = rates?;
-        let Peak { peak_memory } = worker.ask(&Request::Finish)?;
-        Ok(Side { variant, tried, images_per_second, peak_memory })
+        let Peak { peak_memory, peak_resident } = worker.ask(&Request::Finish)?;
+        Ok(Side { variant, tried, images_per_second, peak_memory, peak_resident })
     });
     Some(outcome.map_or_else(|message| Outcome::Failed { message }, Outcome::Measured))
 }

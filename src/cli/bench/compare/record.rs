@@ -53,6 +53,9 @@ pub struct Side {
     pub images_per_second: Vec<f64>,
     /// Most bytes of tensors at a time, if known.
     pub peak_memory: Option<u64>,
+    /// Most bytes of the whole process that were resident at a time, if known.
+    #[serde(default)]
+    pub peak_resident: Option<u64>,
 }
 
 /// A ratio of images per second, this engine's to the other side's.
@@ -157,12 +160,17 @@ mod tests {
     use unfreeze::{Precision, nn::Arch};
 
     fn record(ours: &[f64], theirs: &[f64]) -> Record {
-        let cell = Cell { arch: Arch::ResNet20, size: 32, batch_size: 2, work: Work::Full, dtype: Precision::F32 };
+        let (arch, work, dtype) = (Arch::ResNet20, Work::Full, Precision::F32);
+        let cell = Cell { arch, size: 32, batch_size: 2, work, dtype, classes: 10 };
         let who = Hello { device: "d".into(), software: "s".into(), variants: vec![] };
         let side = |rates: &[f64]| {
-            let side =
-                Side { variant: "v".into(), tried: vec![], images_per_second: rates.to_vec(), peak_memory: None };
-            Some(Outcome::Measured(side))
+            Some(Outcome::Measured(Side {
+                variant: "v".into(),
+                tried: vec![],
+                images_per_second: rates.to_vec(),
+                peak_memory: None,
+                peak_resident: None,
+            }))
         };
         let roof = Some(Roof { flops: 1e12, bytes: 1e9 });
         let record = Record::new(cell, &[who.clone(), who], roof);

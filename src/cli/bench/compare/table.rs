@@ -1,7 +1,10 @@
 //! Measurements as a table for people to read.
 
 use super::record::{Log, Outcome, Ratio, Record, Side};
-use crate::cli::bench::{cell::Cell, measure::size};
+use crate::cli::bench::{
+    cell::{CLASSES, Cell},
+    measure::size,
+};
 
 /// A ratio above this, with what is likely of it, is a win.
 const WIN: f64 = 1.02;
@@ -21,10 +24,10 @@ pub fn markdown(cells: &[Cell], log: &Log) -> String {
     }
     lines.push(
         "| work | network | batch | dtype | unfreeze, img/s | other, img/s | mode | ratio (95 %) | share of roof | \
-         memory | other |"
+         tensors | other | process | other |"
             .into(),
     );
-    lines.push("|---|---|---|---|---|---|---|---|---|---|---|".into());
+    lines.push("|---|---|---|---|---|---|---|---|---|---|---|---|---|".into());
     for cell in cells {
         lines.push(row(cell, log.last(cell)));
     }
@@ -53,11 +56,12 @@ pub fn line(record: &Record) -> String {
 }
 
 fn row(cell: &Cell, record: Option<&Record>) -> String {
-    let Cell { arch, batch_size, work, dtype, .. } = cell;
-    let start = format!("| {} | {arch} | {batch_size} | {dtype} |", work.name());
-    let Some(record) = record else { return format!("{start} not measured | | | | | | |") };
+    let Cell { arch, batch_size, work, dtype, classes, .. } = cell;
+    let classes = if *classes == CLASSES { String::new() } else { format!(", {classes} classes") };
+    let start = format!("| {}{classes} | {arch} | {batch_size} | {dtype} |", work.name());
+    let Some(record) = record else { return format!("{start} not measured | | | | | | | | |") };
     if let Some(message) = &record.mismatch {
-        return format!("{start} {} | | | | | | |", escaped(message));
+        return format!("{start} {} | | | | | | | | |", escaped(message));
     }
     let [ours, theirs] = record.measured();
     let rate = |outcome: &Option<Outcome>| match outcome {
@@ -65,20 +69,21 @@ fn row(cell: &Cell, record: Option<&Record>) -> String {
         Some(Outcome::Failed { message }) => format!("failed: {}", escaped(message)),
         None => String::new(),
     };
-    let memory =
-        |side: Option<&Side>| side.and_then(|side| side.peak_memory).map_or("-".into(), |bytes| size(bytes as f64));
+    let memory = |bytes: fn(&Side) -> Option<u64>| {
+        [ours, theirs].map(|side| side.and_then(bytes).map_or("-".into(), |bytes| size(bytes as f64)))
+    };
+    let ([tensors, their_tensors], [process, their_process]) =
+        (memory(|side| side.peak_memory), memory(|side| side.peak_resident));
     let share = match (record.floor, ours) {
         (Some(floor), Some(side)) => format!("{:.2}", side.rate() / floor),
         _ => "-".into(),
     };
     format!(
-        "{start} {} | {} | {} | {} | {share} | {} | {} |",
+        "{start} {} | {} | {} | {} | {share} | {tensors} | {their_tensors} | {process} | {their_process} |",
         rate(&record.ours),
         rate(&record.theirs),
         theirs.map_or("", |side| &side.variant),
         record.ratio().map_or("-".into(), |ratio| ratio_text(&ratio)),
-        memory(ours),
-        memory(theirs),
     )
 }
 
