@@ -8,7 +8,8 @@
 #
 # Settings: UNFREEZE (the program; without it a release build is made), PYTHON (python3; one with torch, torchvision and
 # opencv-python-headless), ONNX_PYTHON (PYTHON; one with onnxruntime and numpy), DATA (folder of JPEG files; without it
-# pictures are drawn), THREADS (all cores), MACHINE (name of the file; the processor's), RESULTS (benches/results).
+# pictures are drawn), THREADS (all cores), MACHINE (name of the file; the processor's), RESULTS (benches/results), ARCHS
+# (resnet18,resnet34,resnet50), SIZES (224 128), BATCHES (16,64,1; trainings take the first).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -16,7 +17,7 @@ quick=0
 case ${1:-} in
     --quick) quick=1 ;;
     '') ;;
-    *) sed -n '2,12p' "$0"; exit 2 ;;
+    *) sed -n '2,13p' "$0"; exit 2 ;;
 esac
 python=${PYTHON:-python3} onnx_python=${ONNX_PYTHON:-${PYTHON:-python3}} threads=${THREADS:-$(nproc)}
 results=${RESULTS:-benches/results}
@@ -31,10 +32,14 @@ name=$results/$(date -u +%F)-${MACHINE:-$(nproc)x-$processor}
 mkdir -p "$results"
 
 # Shorter and fewer where only trouble is looked for.
-archs=resnet18,resnet34,resnet50 sizes=(224 128) batches=16,64,1 blocks=(--blocks 6 --seconds 2 --warm-up 4)
+archs=${ARCHS:-resnet18,resnet34,resnet50} batches=${BATCHES:-16,64,1} blocks=(--blocks 6 --seconds 2 --warm-up 4)
+read -ra sizes <<<"${SIZES:-224 128}"
+# A step of a head takes milliseconds; the features of ResNet-34 are as wide as those of ResNet-18.
+heads=(--arch resnet18,resnet50 --batch-size 64 --blocks 10 --seconds 0.5 --warm-up 1)
 timing=(--rounds 5 --seconds 1) data=(--rounds 5 --seconds 1) minutes=600
 if [ $quick = 1 ]; then
     archs=resnet18 sizes=(64) batches=2 blocks=(--blocks 2 --seconds 0.05 --warm-up 0 --quick)
+    heads=(--arch resnet18 --batch-size 64 "${blocks[@]}")
     timing=(--rounds 1 --seconds 0.05 --warm-up 0) data=(--rounds 1 --seconds 0.1 --images 4) minutes=5
 fi
 
@@ -46,7 +51,7 @@ compare() {
     local python=$1 script=$2 out=$name.$3.jsonl size=$4
     shift 4
     "$unfreeze" bench compare --python "$python" --script "benches/$script" --out "$out" --device cpu \
-        --threads "$threads" --dtype f32 --size "$size" --minutes "$minutes" "${blocks[@]}" "$@"
+        --threads "$threads" --dtype f32 --size "$size" --minutes "$minutes" "$@"
 }
 
 machine() {
@@ -71,19 +76,19 @@ all() {
         for size in "${sizes[@]}"; do
             title "Frozen forward at $size pixels, beside PyTorch"
             compare "$python" torch_baseline.py pytorch "$size" --work forward --arch "$archs" --batch-size "$batches" \
-                --variants eager,folded-eager
+                --variants eager,folded-eager "${blocks[@]}"
             title "Training steps at $size pixels, beside PyTorch"
             compare "$python" torch_baseline.py pytorch "$size" --work full,layer4 --arch "$archs" \
-                --batch-size "${batches%%,*}" --variants eager
+                --batch-size "${batches%%,*}" --variants eager "${blocks[@]}"
         done
         local classes
         for classes in 10 1000; do
             title "Heads of $classes classes on cached features, beside PyTorch's loop over one tensor"
-            compare "$python" torch_baseline.py pytorch 224 --work cached,cached-fastai --arch "$archs" --batch-size 64 \
-                --classes "$classes" --variants eager
+            compare "$python" torch_baseline.py pytorch 224 --work cached,cached-fastai --classes "$classes" \
+                --variants eager "${heads[@]}"
             title "Heads of $classes classes on cached features, beside PyTorch's DataLoader"
-            compare "$python" torch_baseline.py dataloader 224 --work cached,cached-fastai --arch "$archs" \
-                --batch-size 64 --classes "$classes" --variants dataloader
+            compare "$python" torch_baseline.py dataloader 224 --work cached,cached-fastai --classes "$classes" \
+                --variants dataloader "${heads[@]}"
         done
     else
         title "PyTorch: not compared, $python has no torch and torchvision"
@@ -92,7 +97,7 @@ all() {
         for size in "${sizes[@]}"; do
             title "Frozen forward at $size pixels, beside onnxruntime"
             compare "$onnx_python" onnxruntime_baseline.py onnxruntime "$size" --work forward --arch "$archs" \
-                --batch-size "$batches" --variants folded
+                --batch-size "$batches" --variants folded "${blocks[@]}"
         done
     else
         title "onnxruntime: not compared, $onnx_python has none"

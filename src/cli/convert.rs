@@ -241,7 +241,8 @@ impl Convert {
             errln!("note: {} tensors are left out; --dry-run lists them", conversion.dropped.len());
         }
         let mut wrappers = conversion.dropped.iter().filter_map(|(name, _)| name.split_once('.'));
-        if let Some((averaged, _)) = wrappers.find(|(key, _)| *key == "ema" || key.ends_with("_ema")) {
+        let averaged = wrappers.find(|(key, _)| *key == "ema" || key.ends_with("_ema"));
+        if let (Some((averaged, _)), None) = (averaged, &self.key) {
             errln!(
                 "note: these are the plain weights; the averaged ones beside them are left out, and --key {} takes those",
                 short_name(averaged)
