@@ -44,7 +44,7 @@ class Server(baseline.Server):
 
     def logits(self, cell, weights, images):
         expect_f32(cell)
-        command = [os.environ.get("UNFREEZE", "unfreeze"), "convert", weights, self.file(cell)]
+        command = [os.environ.get("UNFREEZE", "unfreeze"), "convert", weights, self.file(cell), "--size", str(cell["size"])]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode != 0:
             raise ValueError(f"no ONNX file: {done.stderr.strip()}")
@@ -61,7 +61,7 @@ class Server(baseline.Server):
         return Task(self.session(cell), cell)
 
     def file(self, cell):
-        return os.path.join(self.folder, f"{cell['arch']}.onnx")
+        return os.path.join(self.folder, f"{cell['arch']}-{cell['size']}.onnx")
 
     def session(self, cell):
         options = onnxruntime.SessionOptions()
