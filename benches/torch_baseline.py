@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """PyTorch's side of `unfreeze bench compare`: torchvision's ResNets, doing what they are asked on standard input.
 
-Everything is as fast as PyTorch's
-users know how to have it: channels_last, bf16 autocast or TF32, cuDNN's benchmark mode, fused SGD, gradients set to
-none, torch.compile in its modes with CUDA graphs where they have them; forward also with batchnorm folded into the
-convolutions; a head on cached features takes its batches by indexing one tensor. Data are random and lie on the device; four batches take turns.
+Everything is as fast as PyTorch's users know how to have it: channels_last, bf16 autocast or TF32, cuDNN's benchmark
+mode, fused SGD, gradients set to none, torch.compile in its modes with CUDA graphs where they have them; forward also
+with batchnorm folded into the convolutions; a head on cached features takes its batches by indexing one tensor. Data are
+random and lie on the device; four batches take turns.
 
 Variants: eager; graph (eager, the whole step with its optimizer captured as a CUDA graph); compile, reduce-overhead,
 max-autotune (torch.compile's modes); of forward alone, folded-… (batchnorm folded, weights in the data type itself,

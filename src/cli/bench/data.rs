@@ -51,8 +51,7 @@ pub struct Data {
     #[arg(long, default_value_t = 0, value_name = "N")]
     seed: u64,
     /// Print a JSON object per stage: stage, threads, images_per_second (the median), low and high (the 5th and 95th
-    /// percentile), seconds (of an image, on all threads together), images, pixels and bytes (means of the files),
-    /// rounds
+    /// percentile), images, pixels and bytes (means of the files), rounds
     #[arg(long)]
     json: bool,
 }

@@ -11,6 +11,7 @@ use std::borrow::Cow;
 use rayon::prelude::*;
 
 use finish::Finish;
+use winograd::Method;
 
 use super::{Epilogue, Extents};
 use crate::{
@@ -43,8 +44,8 @@ pub fn forward(
     let finish = Finish { scale_shift, residual, relu: epilogue.relu };
     let mut output = cpu.buffer(extents.output().elements());
     let method = match epilogue.norm {
-        Some(_) => winograd::Method::of_fixed(extents),
-        None => winograd::Method::of_trained(extents),
+        Some(_) => Method::of_fixed(extents),
+        None => Method::of_trained(extents),
     };
     let pack = |weight: &[f32]| {
         let mut packed = cpu.buffer(method.map_or(weight.len(), |method| method.packed_elements(extents)));
@@ -262,12 +263,12 @@ fn input_grad_as_forward(cpu: &CpuDevice, output_grad: &Tensor, weight: &Tensor,
     let geometry = super::Geometry { stride: 1, padding: extents.r - 1 - extents.padding, groups: extents.groups };
     let turned_shape = [extents.c, extents.r, extents.s, group_k];
     let extents = Extents::new(output_grad.shape(), turned_shape.into(), geometry)?;
-    if let Some(method) = winograd::Method::of_trained(&extents) {
+    if let Some(method @ Method::Two) = Method::of_trained(&extents) {
         let mut packed = cpu.buffer(method.packed_elements(&extents));
         let mut input_grad = cpu.buffer(extents.output().elements());
         let output_grad = output_grad.as_slice::<f32>()?;
         cpu.install(|| {
-            method.pack_turned(from, &extents, &mut packed);
+            Method::pack_turned(from, &extents, &mut packed);
             method.forward(output_grad, &packed, &extents, Finish::default(), &mut input_grad);
         });
         cpu.recycle(packed);
@@ -293,8 +294,8 @@ fn input_grad_as_forward(cpu: &CpuDevice, output_grad: &Tensor, weight: &Tensor,
 /// in order, so that the result depends on the shape alone.
 pub fn weight_grad(cpu: &CpuDevice, output_grad: &Tensor, input: &Tensor, extents: &Extents) -> Result<Tensor> {
     let (grad, input_slice) = (output_grad.as_slice::<f32>()?, input.as_slice::<f32>()?);
-    if let Some(method) = winograd::Method::of_weight_grad(extents) {
-        let weight_grad = cpu.install(|| method.weight_grad(cpu, grad, input_slice, extents));
+    if winograd::has_weight_grad(extents) {
+        let weight_grad = cpu.install(|| winograd::weight_grad(cpu, grad, input_slice, extents));
         return Tensor::new(weight_grad, [extents.k, extents.r, extents.s, extents.c], input.device());
     }
     let (window, group_c, group_k) = (extents.window(), extents.group_c(), extents.group_k());

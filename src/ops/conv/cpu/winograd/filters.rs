@@ -43,29 +43,26 @@ impl Method {
         let c = extents.c;
         let panels = packed.par_chunks_mut(self.positions() * c * columns).zip(weight.par_chunks(columns * 9 * c));
         panels.for_each(|(packed, filters)| {
-            Arch::new().dispatch(Panel { method: self, filters, c, turned: None, packed });
+            Arch::new().dispatch(Panel { method: self, filters, c, packed });
         });
     }
 
-    /// As [`Method::pack`], for the gradient of the input, a convolution of `extents` with filters turned by 180°, whose
-    /// channels are the filters `[C, 3, 3, K]` of `weight` and whose filters are the channels.
-    pub fn pack_turned(self, weight: &[f32], extents: &Extents, packed: &mut [f32]) {
+    /// As [`Method::pack`] for F(2×2), for the gradient of the input: a convolution of `extents` with filters turned by
+    /// 180°, whose channels are the filters `[C, 3, 3, K]` of `weight` and whose filters are the channels.
+    pub fn pack_turned(weight: &[f32], extents: &Extents, packed: &mut [f32]) {
         let (columns, _) = tile::columns();
-        let panels = packed.par_chunks_mut(self.positions() * extents.c * columns).enumerate();
+        let panels = packed.par_chunks_mut(Method::Two.positions() * extents.c * columns).enumerate();
         panels.for_each(|(panel, packed)| {
-            let turned = Some(panel * columns);
-            Arch::new().dispatch(Panel { method: self, filters: weight, c: extents.k, turned, packed });
+            Arch::new().dispatch(Turned { filters: weight, channels: extents.k, first: panel * columns, packed });
         });
     }
 }
 
-/// A panel of filters `[K, 3, 3, C]`, and what becomes of it.
+/// The filters of a panel, `[columns, 3, 3, C]`, and what becomes of them.
 struct Panel<'a> {
     method: Method,
     filters: &'a [f32],
     c: usize,
-    /// Turned by 180°, filters and channels exchanged: the panel's columns are channels, from this one on.
-    turned: Option<usize>,
     packed: &'a mut [f32],
 }
 
@@ -74,20 +71,18 @@ impl WithSimd for Panel<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        match (self.method, self.turned) {
-            (Method::Two, None) => self.straight::<S, 4>(simd),
-            (Method::Four, None) => self.straight::<S, 6>(simd),
-            (Method::Two, Some(first)) => self.turned::<S, 4>(simd, first),
-            (Method::Four, Some(first)) => self.turned::<S, 6>(simd, first),
+        match self.method {
+            Method::Two => self.compute::<S, 4>(simd),
+            Method::Four => self.compute::<S, 6>(simd),
         }
     }
 }
 
-/// For windows of `A`×`A`.
 impl Panel<'_> {
+    /// For windows of `A`×`A`.
     #[inline(always)]
-    fn straight<S: Simd, const A: usize>(self, simd: S) {
-        let Self { method, filters, c, packed, .. } = self;
+    fn compute<S: Simd, const A: usize>(self, simd: S) {
+        let Self { method, filters, c, packed } = self;
         let (columns, lanes) = (filters.len() / (9 * c), S::F32_LANES);
         let transform = method.filter_transform();
         // [A·A, columns, lanes]: written to where they belong at once, the values would fall into few sets of the cache.
@@ -111,15 +106,28 @@ impl Panel<'_> {
             }
         }
     }
+}
+
+/// All filters `[K, 3, 3, channels]`, and the panel of the channels from `first` on that becomes of them when turned.
+struct Turned<'a> {
+    filters: &'a [f32],
+    channels: usize,
+    first: usize,
+    packed: &'a mut [f32],
+}
+
+impl WithSimd for Turned<'_> {
+    type Output = ();
 
     #[inline(always)]
-    fn turned<S: Simd, const A: usize>(self, simd: S, first: usize) {
-        let Self { method, filters, c, packed, .. } = self;
-        let count = filters.len() / (9 * c);
-        let (columns, transform) = (packed.len() / (A * A * count), method.filter_transform());
-        for (index, filter) in filters.chunks_exact(9 * c).enumerate() {
+    fn with_simd<S: Simd>(self, simd: S) {
+        const A: usize = Method::Two.window();
+        let Self { filters, channels, first, packed } = self;
+        let count = filters.len() / (9 * channels);
+        let (columns, transform) = (packed.len() / (A * A * count), Method::Two.filter_transform());
+        for (index, filter) in filters.chunks_exact(9 * channels).enumerate() {
             for column in (0..columns).step_by(S::F32_LANES) {
-                let tap = |r: usize, s: usize| load::<S>(filter, (8 - r * 3 - s) * c + first + column);
+                let tap = |r: usize, s: usize| load::<S>(filter, (8 - r * 3 - s) * channels + first + column);
                 for (i, row) in transformed::<S, A>(simd, transform, tap).into_iter().enumerate() {
                     for (j, value) in row.into_iter().enumerate() {
                         store::<S>(packed, ((i * A + j) * count + index) * columns + column, value);

@@ -11,6 +11,8 @@ mod filters;
 mod transform;
 mod weight_grad;
 
+pub use weight_grad::{has_weight_grad, weight_grad};
+
 use std::{cell::RefCell, ops::Range};
 
 use pulp::{Arch, Simd, WithSimd};
@@ -49,7 +51,7 @@ impl Method {
         (fits && c.is_multiple_of(lanes) && k.is_multiple_of(columns)).then_some(Method::Two)
     }
 
-    fn outputs(self) -> usize {
+    const fn outputs(self) -> usize {
         match self {
             Method::Two => 2,
             Method::Four => 4,
@@ -57,7 +59,7 @@ impl Method {
     }
 
     /// Side of a window.
-    fn window(self) -> usize {
+    const fn window(self) -> usize {
         self.outputs() + 2
     }
 

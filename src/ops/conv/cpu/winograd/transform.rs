@@ -22,8 +22,6 @@ pub trait Transform<const M: usize, const A: usize> {
     fn window<S: Simd>(simd: S, d: [S::f32s; A]) -> [S::f32s; A];
     /// Of a product: Aᵀ m.
     fn product<S: Simd>(simd: S, m: [S::f32s; A]) -> [S::f32s; M];
-    /// Of the gradient of outputs, to that of a product: A y.
-    fn gradient<S: Simd>(simd: S, y: [S::f32s; M]) -> [S::f32s; A];
 }
 
 /// Transforms the windows of some rows of tiles; `place` says where in `windows` a position of a tile has a channel and
@@ -82,9 +80,12 @@ impl Transform<2, 4> for Two {
     fn product<S: Simd>(simd: S, [m0, m1, m2, m3]: [S::f32s; 4]) -> [S::f32s; 2] {
         [simd.add_f32s(simd.add_f32s(m0, m1), m2), simd.sub_f32s(simd.sub_f32s(m1, m2), m3)]
     }
+}
 
+impl Two {
+    /// Of the gradient of outputs, to that of a product: A y.
     #[inline(always)]
-    fn gradient<S: Simd>(simd: S, [y0, y1]: [S::f32s; 2]) -> [S::f32s; 4] {
+    pub fn gradient<S: Simd>(simd: S, [y0, y1]: [S::f32s; 2]) -> [S::f32s; 4] {
         [y0, simd.add_f32s(y0, y1), simd.sub_f32s(y0, y1), simd.neg_f32s(y1)]
     }
 }
@@ -118,22 +119,6 @@ impl Transform<4, 6> for Four {
             simd.mul_add_f32s(two, far_odd, near_odd),
             simd.mul_add_f32s(four, far, near),
             simd.add_f32s(simd.mul_add_f32s(eight, far_odd, near_odd), m5),
-        ]
-    }
-
-    #[inline(always)]
-    fn gradient<S: Simd>(simd: S, [y0, y1, y2, y3]: [S::f32s; 4]) -> [S::f32s; 6] {
-        let [two, four, eight] = [2.0, 4.0, 8.0].map(|factor| simd.splat_f32s(factor));
-        let (even, odd) = (simd.add_f32s(y0, y2), simd.add_f32s(y1, y3));
-        let even_far = simd.mul_add_f32s(four, y2, y0);
-        let odd_far = simd.mul_add_f32s(eight, y3, simd.mul_f32s(two, y1));
-        [
-            y0,
-            simd.add_f32s(even, odd),
-            simd.sub_f32s(even, odd),
-            simd.add_f32s(even_far, odd_far),
-            simd.sub_f32s(even_far, odd_far),
-            y3,
         ]
     }
 }

@@ -1,4 +1,4 @@
-//! The gradient of the filters by Winograd's method: windows and output gradients are transformed, multiplied at each
+//! The gradient of the filters by Winograd's method, F(2×2): windows and output gradients are transformed, multiplied at each
 //! position and summed over the tiles; the sums are the gradient of the transformed filters.
 
 use std::ops::Range;
@@ -8,7 +8,7 @@ use rayon::prelude::*;
 
 use super::{
     Method,
-    transform::{Four, Transform, Two, load, store, windows},
+    transform::{Two, load, store, windows},
 };
 use crate::{
     device::CpuDevice,
@@ -23,69 +23,70 @@ const TILES: usize = 96;
 /// Bands that are transformed before they are multiplied: few enough for the outer cache.
 const BANDS: usize = 6;
 
-impl Method {
-    /// As [`Method::of_trained`], for the gradient of the filters.
-    pub fn of_weight_grad(extents: &Extents) -> Option<Self> {
-        Self::of_trained(extents).filter(|_| extents.c.is_multiple_of(tile::columns().0))
-    }
+/// Sides of a tile and of its window.
+const M: usize = Method::Two.outputs();
+const A: usize = Method::Two.window();
 
-    /// The gradient of the filters, `[K, 3, 3, C]`, from those of the outputs, `[N, P, Q, K]`.
-    pub fn weight_grad(self, cpu: &CpuDevice, grad: &[f32], input: &[f32], extents: &Extents) -> Vec<f32> {
-        let &Extents { n, p, q, c, k, .. } = extents;
-        let (columns, _) = tile::columns();
-        let (positions, panels) = (self.positions(), c / columns);
-        let (down, across) = (p.div_ceil(self.outputs()), q.div_ceil(self.outputs()));
-        let (rows, height) = (n * down, TILES.div_ceil(across));
-        let slots = height * across;
-        let filters = k.next_multiple_of(tile::ROWS);
-        let grad_position = slots * filters.next_multiple_of(tile::GROUP);
-        let (window_band, grad_band) = (positions * slots * c, positions * grad_position);
-        let at_once = BANDS.min(rows.div_ceil(height));
-        let [mut windows, mut grads] = [window_band, grad_band].map(|band| cpu.buffer(at_once * band));
-        // [positions, panels, filters, columns].
-        let mut sums = cpu.zeros(positions * filters * c);
-        for first in (0..rows).step_by(at_once * height) {
-            let start = |band: usize| (first + band * height).min(rows);
-            let bands = windows.par_chunks_mut(window_band).zip(grads.par_chunks_mut(grad_band)).enumerate();
-            bands.for_each(|(band, (windows, grads))| {
-                let rows = start(band)..start(band + 1);
-                Arch::new().dispatch(Band { method: self, grad, input, extents, rows, slots, windows, grads });
-            });
-            sums.par_chunks_mut(filters * columns).enumerate().for_each(|(block, sums)| {
-                for band in 0..at_once {
-                    let tiles = (start(band + 1) - start(band)) * across;
-                    let panel = &windows[band * window_band + block * slots * columns..][..tiles * columns];
-                    let rows = &grads[band * grad_band + block / panels * grad_position..];
-                    Arch::new().dispatch(tile::Outer { rows, width: filters, slots, panel, out: sums });
-                }
-            });
-        }
-        let mut weight_grad = cpu.zeros(k * 9 * c);
-        weight_grad.par_chunks_mut(9 * c).enumerate().for_each(|(filter, weight_grad)| {
-            vectorised(|| {
-                for panel in 0..panels {
-                    let sum = |position: usize| {
-                        &sums[((position * panels + panel) * filters + filter) * columns..][..columns]
-                    };
-                    self.transform_back(sum, &mut weight_grad[panel * columns..], c);
-                }
-            });
+/// Whether [`weight_grad`] serves.
+pub fn has_weight_grad(extents: &Extents) -> bool {
+    Method::of_trained(extents) == Some(Method::Two) && extents.c.is_multiple_of(tile::columns().0)
+}
+
+/// The gradient of the filters, `[K, 3, 3, C]`, from those of the outputs, `[N, P, Q, K]`.
+pub fn weight_grad(cpu: &CpuDevice, grad: &[f32], input: &[f32], extents: &Extents) -> Vec<f32> {
+    let &Extents { n, p, q, c, k, .. } = extents;
+    let (columns, _) = tile::columns();
+    let (positions, panels) = (A * A, c / columns);
+    let (down, across) = (p.div_ceil(M), q.div_ceil(M));
+    let (rows, height) = (n * down, TILES.div_ceil(across));
+    let slots = height * across;
+    let filters = k.next_multiple_of(tile::ROWS);
+    let grad_position = slots * filters.next_multiple_of(tile::GROUP);
+    let (window_band, grad_band) = (positions * slots * c, positions * grad_position);
+    let at_once = BANDS.min(rows.div_ceil(height));
+    let [mut windows, mut grads] = [window_band, grad_band].map(|band| cpu.buffer(at_once * band));
+    // [positions, panels, filters, columns].
+    let mut sums = cpu.zeros(positions * filters * c);
+    for first in (0..rows).step_by(at_once * height) {
+        let start = |band: usize| (first + band * height).min(rows);
+        let bands = windows.par_chunks_mut(window_band).zip(grads.par_chunks_mut(grad_band)).enumerate();
+        bands.for_each(|(band, (windows, grads))| {
+            let rows = start(band)..start(band + 1);
+            Arch::new().dispatch(Band { grad, input, extents, rows, slots, windows, grads });
         });
-        [windows, grads, sums].into_iter().for_each(|buffer| cpu.recycle(buffer));
-        weight_grad
+        sums.par_chunks_mut(filters * columns).enumerate().for_each(|(block, sums)| {
+            for band in 0..at_once {
+                let tiles = (start(band + 1) - start(band)) * across;
+                let panel = &windows[band * window_band + block * slots * columns..][..tiles * columns];
+                let rows = &grads[band * grad_band + block / panels * grad_position..];
+                Arch::new().dispatch(tile::Outer { rows, width: filters, slots, panel, out: sums });
+            }
+        });
     }
+    let mut weight_grad = cpu.zeros(k * 9 * c);
+    weight_grad.par_chunks_mut(9 * c).enumerate().for_each(|(filter, weight_grad)| {
+        vectorised(|| {
+            for panel in 0..panels {
+                let sum =
+                    |position: usize| &sums[((position * panels + panel) * filters + filter) * columns..][..columns];
+                transform_back(sum, &mut weight_grad[panel * columns..], c);
+            }
+        });
+    });
+    [windows, grads, sums].into_iter().for_each(|buffer| cpu.recycle(buffer));
+    weight_grad
+}
 
-    /// The gradient of a filter `[3, 3, C]`, for some channels from its first on, from that of the transformed one, of
-    /// which `sum` has these channels at a position.
-    #[inline(always)]
-    fn transform_back<'a>(self, sum: impl Fn(usize) -> &'a [f32], filter_grad: &mut [f32], c: usize) {
-        let (window, transform) = (self.window(), self.filter_transform());
-        for (at, to) in filter_grad.chunks_mut(c).enumerate() {
-            for position in 0..self.positions() {
-                let factor = transform[position / window][at / 3] * transform[position % window][at % 3];
-                if factor != 0.0 {
-                    to.iter_mut().zip(sum(position)).for_each(|(to, sum)| *to += factor * sum);
-                }
+/// The gradient of a filter `[3, 3, C]`, for some channels from its first on, from that of the transformed one, of
+/// which `sum` has these channels at a position.
+#[inline(always)]
+fn transform_back<'a>(sum: impl Fn(usize) -> &'a [f32], filter_grad: &mut [f32], c: usize) {
+    let transform = Method::Two.filter_transform();
+    for (at, to) in filter_grad.chunks_mut(c).enumerate() {
+        for position in 0..A * A {
+            let factor = transform[position / A][at / 3] * transform[position % A][at % 3];
+            if factor != 0.0 {
+                to.iter_mut().zip(sum(position)).for_each(|(to, sum)| *to += factor * sum);
             }
         }
     }
@@ -93,7 +94,6 @@ impl Method {
 
 /// The transformed windows and output gradients of some rows of tiles.
 struct Band<'a> {
-    method: Method,
     grad: &'a [f32],
     input: &'a [f32],
     extents: &'a Extents,
@@ -108,16 +108,6 @@ impl WithSimd for Band<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        match self.method {
-            Method::Two => self.compute::<S, Two, 2, 4>(simd),
-            Method::Four => self.compute::<S, Four, 4, 6>(simd),
-        }
-    }
-}
-
-impl Band<'_> {
-    #[inline(always)]
-    fn compute<S: Simd, T: Transform<M, A>, const M: usize, const A: usize>(self, simd: S) {
         let Self { grad, input, extents, rows, slots, grads, .. } = self;
         let &Extents { c, p, q, k, .. } = extents;
         // [A·A, panels, slots, columns].
@@ -125,7 +115,7 @@ impl Band<'_> {
         let place = |position: usize, index: usize, channel: usize| {
             ((position * (c / columns) + channel / columns) * slots + index) * columns + channel % columns
         };
-        windows::<S, T, M, A>(simd, input, extents, rows.clone(), self.windows, place);
+        windows::<S, Two, M, A>(simd, input, extents, rows.clone(), self.windows, place);
         let (down, across) = (p.div_ceil(M), q.div_ceil(M));
         let (lanes, zero) = (S::F32_LANES, simd.splat_f32s(0.0));
         let filters = k.next_multiple_of(tile::ROWS);
@@ -146,14 +136,14 @@ impl Band<'_> {
                             *value = load::<S>(grad, (corner + i * q + j) * k + filter);
                         }
                     }
-                    *half = T::gradient(simd, column);
+                    *half = Two::gradient(simd, column);
                 }
                 for i in 0..A {
                     let mut row = [zero; M];
                     for (value, half) in row.iter_mut().zip(&half) {
                         *value = half[i];
                     }
-                    for (j, value) in T::gradient(simd, row).into_iter().enumerate() {
+                    for (j, value) in Two::gradient(simd, row).into_iter().enumerate() {
                         store::<S>(grads, place(i * A + j, index, filter), value);
                     }
                 }
