@@ -6,6 +6,7 @@
 use std::convert::Infallible;
 
 /// One splitmix64 output for the counter `x`.
+#[inline]
 pub(crate) fn splitmix64(x: u64) -> u64 {
     let z = x.wrapping_add(0x9E37_79B9_7F4A_7C15);
     let z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
@@ -46,6 +47,7 @@ impl Random {
     }
 
     /// The value at position `index`, whatever was drawn before, in `[0, 1)` with 24 bits.
+    #[inline]
     pub fn at(&self, index: u64) -> f32 {
         unit_f32(splitmix64(self.key.wrapping_add(index)))
     }
@@ -80,6 +82,7 @@ impl Random {
     }
 }
 
+#[inline]
 fn unit_f32(bits: u64) -> f32 {
     (bits >> 40) as f32 / (1u32 << 24) as f32
 }

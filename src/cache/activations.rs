@@ -142,6 +142,17 @@ impl Activations {
         Ok((batch, labels))
     }
 
+    /// Whether [`Activations::slice`] has the rows.
+    pub(crate) fn are_slices(&self) -> bool {
+        self.rows() > 0 && self.dtype() == DType::F32 && !self.chunks.iter().any(|chunk| chunk.is_mapped())
+    }
+
+    /// The values of a row where they are f32 in host memory, else none.
+    pub(crate) fn slice(&self, row: u32) -> &[f32] {
+        let (chunk, row) = self.places[row as usize];
+        self.chunks[chunk as usize].f32_row(row as usize).unwrap_or_default()
+    }
+
     fn dtype(&self) -> DType {
         self.chunks.first().map_or(DType::F32, |chunk| chunk.dtype())
     }

@@ -91,6 +91,14 @@ impl Chunk {
         bytes as u64
     }
 
+    /// The values of a row, if they are f32 in memory.
+    pub fn f32_row(&self, row: usize) -> Option<&[f32]> {
+        match &self.values {
+            Values::F32(values) => Some(self.row_of(values, row)),
+            Values::BF16(_) | Values::Mapped(_) => None,
+        }
+    }
+
     /// Adds the values of a row to `batch`, if they are of this type.
     pub fn copy_f32(&self, row: usize, batch: &mut Vec<f32>) {
         match &self.values {

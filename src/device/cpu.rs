@@ -112,6 +112,21 @@ impl CpuDevice {
         self.peak.store(self.live.load(Ordering::Relaxed), Ordering::Relaxed);
     }
 
+    /// Does `work` to each `len` of `values`, and to what is left at the end, with its number; what it returns of each. A
+    /// task that is alone runs on the calling thread: to wake another takes longer than what is small.
+    pub(crate) fn each_chunk<T: Send, R: Send>(
+        &self,
+        values: &mut [T],
+        len: usize,
+        work: impl Fn(usize, &mut [T]) -> R + Sync,
+    ) -> Vec<R> {
+        match values.len() {
+            0 => Vec::new(),
+            all if all <= len => vec![work(0, values)],
+            _ => self.install(|| values.par_chunks_mut(len).enumerate().map(|(at, part)| work(at, part)).collect()),
+        }
+    }
+
     /// Runs `work` in the pool.
     pub fn install<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
         self.pool.install(work)

@@ -240,10 +240,10 @@ impl Learner {
         self
     }
 
-    /// Whether a GPU is told of its work in few calls: steps are captured and replayed as CUDA graphs, and those of a
-    /// linear head on cached activations go many to a launch, so that callbacks hear of up to [`HeadSteps::MOST`] at
-    /// once, and the fit ends after them if one says so. Otherwise the same bits. A graph keeps the memory of its step
-    /// until the fit is over, or others need it. Default true.
+    /// Whether the device is told of its work in few calls: a GPU's steps are captured and replayed as CUDA graphs, and
+    /// on any device those of a linear head on cached activations are made many at once, so that callbacks hear of up to
+    /// [`HeadSteps::MOST`] together, and the fit ends after them if one says so. Otherwise the same bits. A graph keeps
+    /// the memory of its step until the fit is over, or others need it. Default true.
     pub fn graphs(mut self, on: bool) -> Self {
         self.stepper = Stepper::new(on);
         self

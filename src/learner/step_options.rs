@@ -75,7 +75,7 @@ impl StepOptions {
         self.validate_mixing()
     }
 
-    /// Whether its steps may go many to a launch.
+    /// Whether many of its steps may be made at once.
     pub(super) fn are_plain(&self) -> bool {
         self.clip_grad.is_none() && self.accumulate == 1 && self.mixup.or(self.cutmix).or(self.ema).is_none()
     }

@@ -263,8 +263,7 @@ impl Learner {
         Ok((record, stop))
     }
 
-    /// Makes step `number` of a fit, or as many from there on as go into one launch; `None` for a batch that is of no
-    /// use.
+    /// Makes step `number` of a fit, or as many from there on as are made at once; `None` for a batch that is of no use.
     pub(super) fn make(
         &mut self,
         source: &mut Source,
@@ -288,21 +287,22 @@ impl Learner {
         Ok([Some(Made { loss, samples, moves, cause })].into())
     }
 
-    /// As [`Learner::make`], where steps go into one launch.
+    /// As [`Learner::make`], where many steps are made at once.
     fn make_many(
         &mut self,
         source: &mut Source,
         state: &mut State,
         number: usize,
     ) -> Result<Option<VecDeque<Option<Made>>>> {
-        let Source::Cache { activations, batches, .. } = source else { return Ok(None) };
+        let Source::Cache { activations, boundary, batches } = source else { return Ok(None) };
         let plain = self.stepper.graphs() && state.options.are_plain() && self.pointwise.is_none();
-        if !plain || !HeadSteps::are_possible(&self.model, activations, self.data.batch_size) {
+        let most = if plain { HeadSteps::possible(&self.model, activations, self.data.batch_size) } else { 0 };
+        if most == 0 {
             return Ok(None);
         }
         self.place_class_weights()?;
         let taken: Vec<(Vec<u32>, Moves)> =
-            batches.take(HeadSteps::MOST).zip(number..).map(|(rows, number)| (rows, state.moves(number))).collect();
+            batches.take(most).zip(number..).map(|(rows, number)| (rows, state.moves(number))).collect();
         let of_use = |rows: &[u32]| rows.len() > 1;
         let (mut batches, mut lrs, mut momenta) = (Vec::new(), Vec::new(), Vec::new());
         for (rows, Moves { lrs: own, momentum }) in taken.iter().filter(|(rows, _)| of_use(rows)) {
@@ -313,11 +313,24 @@ impl Learner {
         let weight_decay = state.weight_decays.last().copied().unwrap_or_default();
         let (model, optimizer, loss) = (&mut self.model, &mut state.optimizer, &self.loss);
         let head = HeadSteps { model, optimizer, loss, activations, weight_decay };
-        let mut losses = head.run(&batches, &lrs, &momenta)?.into_iter();
-        self.steps += batches.len() as u64;
+        let losses = head.run(&batches, &lrs, &momenta)?;
+        self.steps += losses.len() as u64;
+        // A processor ends with a loss that is not finite.
+        let diverged = losses.last().is_some_and(|loss| !loss.is_finite()).then(|| &batches[losses.len() - 1]);
+        let mut cause = match diverged {
+            Some(rows) => {
+                let (batch, _) = activations.gather(rows, &self.device)?;
+                self.cause(&boundary.input(batch), self.steps - 1)?
+            }
+            None => None,
+        };
+        let mut losses = losses.into_iter();
         let made = taken.into_iter().map(|(rows, moves)| {
             let loss = if of_use(&rows) { losses.next() } else { None };
-            loss.map(|loss| Made { loss, samples: rows.len(), moves, cause: None })
+            loss.map(|loss| {
+                let cause = if loss.is_finite() { None } else { cause.take() };
+                Made { loss, samples: rows.len(), moves, cause }
+            })
         });
         Ok(Some(made.collect()))
     }

@@ -21,6 +21,7 @@ pub mod shortcut;
 pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
+mod tile;
 
 use crate::{Error, Result, Shape, Tensor, device::CudaDevice, tensor::Element};
 

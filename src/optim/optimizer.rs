@@ -8,13 +8,12 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Error, Result, Tensor,
+    Device, Error, Result, Tensor,
     autograd::{Parameter, ParameterGradients, Parameters},
     device::CudaDevice,
     nn::{Linear, Model},
     ops::{
-        head_trainer::{self, Head, Samples, Steps},
-        loss::CrossEntropy,
+        head_trainer::Head,
         optimizer::{self, Item, Rate, Rates, Rule, Scaling, Table},
     },
 };
@@ -222,33 +221,32 @@ impl Optimizer {
         self.kind.with_momentum(momentum).rule(self.steps.saturating_add(ahead as u32 + 1))
     }
 
-    /// Makes `steps` of `head` on `samples` in one launch; the loss of each.
+    /// Lets `train` make steps of `head` with its buffers; the losses that it returns, one of each step. One that is not
+    /// finite, which moves nothing on a processor, does not count there.
     ///
     /// # Errors
-    /// As of [`head_trainer::train`]; then nothing has moved.
+    /// Those of `train`; then nothing counts.
     pub(crate) fn head_steps(
         &mut self,
         head: &mut Linear,
-        samples: Samples,
-        steps: Steps,
-        loss: &CrossEntropy,
-    ) -> Result<Tensor> {
+        train: impl FnOnce(&mut Head) -> Result<Vec<f32>>,
+    ) -> Result<Vec<f32>> {
         let [weight, bias] = head.parameters_mut();
         fill(&mut self.state, self.kind, weight)?;
         fill(&mut self.state, self.kind, bias)?;
         // Both at once, which a map does not lend.
         let mut take = |parameter: &Parameter| self.state.remove(parameter.name()).unwrap_or_default();
         let (mut weight_buffers, mut bias_buffers) = (take(weight), take(bias));
-        let mut head = Head {
+        let losses = train(&mut Head {
             weight: &mut weight.value,
             bias: &mut bias.value,
             weight_buffers: &mut weight_buffers,
             bias_buffers: &mut bias_buffers,
-        };
-        let losses = head_trainer::train(&mut head, samples, steps, loss);
+        });
         self.state.insert(weight.name().clone(), weight_buffers);
         self.state.insert(bias.name().clone(), bias_buffers);
-        self.steps += losses.as_ref().map_or(0, |_| steps.batches.len() as u32);
+        let counts = |loss: &&f32| loss.is_finite() || matches!(weight.value.device(), Device::Cuda(_));
+        self.steps += losses.as_ref().map_or(0, |losses| losses.iter().filter(counts).count() as u32);
         losses
     }
 

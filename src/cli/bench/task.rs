@@ -52,7 +52,7 @@ enum Data {
 
 impl Task {
     /// The network of `cell` with random weights, and its data, made from `seed`. Steps are made as a fit makes them;
-    /// with `graphs` on a GPU as graphs, and those of cached activations many to a launch.
+    /// with `graphs` on a GPU as graphs, and those of a linear head on cached activations many at once.
     ///
     /// # Errors
     /// [`Error::Setting`] for a cell that makes no sense; [`Error::OutOfMemory`].
@@ -138,8 +138,9 @@ impl Task {
                     let start = number % (order.len() / size) * size;
                     order[start..start + size].to_vec()
                 };
-                if together && HeadSteps::are_possible(model, activations, size) {
-                    let batches: Vec<_> = (number..number + most.min(HeadSteps::MOST)).map(batch).collect();
+                let possible = if together { HeadSteps::possible(model, activations, size) } else { 0 };
+                if possible > 0 {
+                    let batches: Vec<_> = (number..number + most.min(possible)).map(batch).collect();
                     let (lrs, momenta) = (vec![LR; batches.len()], vec![optimizer.kind().momentum(); batches.len()]);
                     HeadSteps { model, optimizer, loss, activations, weight_decay: WD }
                         .run(&batches, &lrs, &momenta)?;
@@ -261,7 +262,7 @@ mod tests {
         Ok(())
     }
 
-    /// Steps are made as a fit makes them: replayed, or many to a launch.
+    /// Steps are made as a fit makes them: replayed, or many at once.
     #[test]
     fn steps_are_those_of_a_fit() -> Result<()> {
         let Some((device, driver)) = emulated(Settings::default()) else { return Ok(()) };

@@ -6,9 +6,13 @@ use super::{
     FixedNorm,
     grad::{Backward, Saved},
 };
-use crate::{Result, Tensor, device::CpuDevice, ops::vectorised};
+use crate::{
+    Result, Tensor,
+    device::CpuDevice,
+    ops::{CHUNK, vectorised},
+};
 
-/// Rows per task.
+/// Rows whose sums are taken together, in a task.
 const ROWS: usize = 256;
 
 /// Centred sums of a block of rows, and of blocks merged.
@@ -105,12 +109,10 @@ pub fn apply(
     let channels = factor.len();
     let floor = if relu { 0.0 } else { f32::NEG_INFINITY };
     let mut output = cpu.buffer(x.len());
-    let rows = ROWS * channels;
-    cpu.install(|| {
-        output.par_chunks_mut(rows).zip(x.par_chunks(rows)).enumerate().for_each(|(block, (output, x))| {
-            let residual = residual.map(|residual| &residual[block * rows..][..x.len()]);
-            vectorised(|| apply_block(x, factor, offset, residual, floor, output));
-        });
+    let rows = CHUNK.div_ceil(channels) * channels;
+    cpu.each_chunk(&mut output, rows, |block, output| {
+        let (x, residual) = (&x[block * rows..], residual.map(|residual| &residual[block * rows..]));
+        vectorised(|| apply_block(x, factor, offset, residual, floor, output));
     });
     Tensor::new(output, input.shape(), input.device())
 }
@@ -228,12 +230,10 @@ fn combine(cpu: &CpuDevice, grad: &Tensor, input: &Tensor, coefficients: &[[f32;
     let channels = coefficients.len();
     let [a, b, c] = [0, 1, 2].map(|i| coefficients.iter().map(|row| row[i]).collect::<Vec<f32>>());
     let mut result = cpu.buffer(x.len());
-    let rows = ROWS * channels;
-    cpu.install(|| {
-        let blocks = grad.par_chunks(rows).zip(x.par_chunks(rows));
-        result.par_chunks_mut(rows).zip(blocks).for_each(|(result, (grad, x))| {
-            vectorised(|| combine_block(grad, x, [&a, &b, &c], result));
-        });
+    let rows = CHUNK.div_ceil(channels) * channels;
+    cpu.each_chunk(&mut result, rows, |block, result| {
+        let (grad, x) = (&grad[block * rows..], &x[block * rows..]);
+        vectorised(|| combine_block(grad, x, [&a, &b, &c], result));
     });
     Tensor::new(result, input.shape(), input.device())
 }

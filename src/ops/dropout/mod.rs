@@ -3,9 +3,7 @@
 
 pub(super) mod cuda;
 
-use rayon::prelude::*;
-
-use super::CHUNK;
+use super::{CHUNK, vectorised};
 use crate::{
     Device, Error, Result, Tensor,
     autograd::{Tape, Var},
@@ -66,13 +64,13 @@ fn apply_mask(input: &Tensor, p: f32, stream: &Stream) -> Result<Tensor> {
         Device::Cuda(device) => cuda::apply_mask(device, input, p, stream),
         Device::Cpu(cpu) => {
             let (x, random) = (input.as_slice::<f32>()?, stream.resolve()?);
-            let mut output = vec![0.0; x.len()];
+            let mut output = cpu.buffer(x.len());
             let factor = 1.0 / (1.0 - p);
-            cpu.install(|| {
-                output.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).enumerate().for_each(|(chunk, (to, x))| {
-                    for (index, (to, x)) in to.iter_mut().zip(x).enumerate() {
-                        let kept = random.at((chunk * CHUNK + index) as u64) >= p;
-                        *to = if kept { x * factor } else { 0.0 };
+            cpu.each_chunk(&mut output, CHUNK, |chunk, output| {
+                let first = chunk * CHUNK;
+                vectorised(|| {
+                    for ((to, x), index) in output.iter_mut().zip(&x[first..]).zip(first as u64..) {
+                        *to = if random.at(index) >= p { x * factor } else { 0.0 };
                     }
                 });
             });

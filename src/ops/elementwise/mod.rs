@@ -3,8 +3,6 @@
 
 pub(super) mod cuda;
 
-use rayon::prelude::*;
-
 use super::{CHUNK, expect_shape, vectorised};
 use crate::{
     Device, Result, Tensor,
@@ -67,11 +65,9 @@ pub fn scale(input: &Tensor, factor: &Tensor) -> Result<Tensor> {
 fn zip(cpu: &CpuDevice, left: &Tensor, right: &Tensor, f: impl Fn(f32, f32) -> f32 + Sync) -> Result<Tensor> {
     let (a, b) = (left.as_slice::<f32>()?, right.as_slice::<f32>()?);
     let mut output = cpu.buffer(a.len());
-    cpu.install(|| {
-        let inputs = a.par_chunks(CHUNK).zip(b.par_chunks(CHUNK));
-        output.par_chunks_mut(CHUNK).zip(inputs).for_each(|(to, (a, b))| {
-            vectorised(|| to.iter_mut().zip(a.iter().zip(b)).for_each(|(to, (a, b))| *to = f(*a, *b)));
-        });
+    cpu.each_chunk(&mut output, CHUNK, |chunk, to| {
+        let inputs = a[chunk * CHUNK..].iter().zip(&b[chunk * CHUNK..]);
+        vectorised(|| to.iter_mut().zip(inputs).for_each(|(to, (a, b))| *to = f(*a, *b)));
     });
     Tensor::new(output, left.shape(), left.device())
 }

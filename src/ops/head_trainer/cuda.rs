@@ -4,14 +4,13 @@ use std::sync::Arc;
 
 use super::{Head, Samples, Steps};
 use crate::{
-    Error, Result, Tensor,
+    Result, Tensor,
     device::{
         CudaDevice,
         cuda::{F32_ARCHS, Kernel, Launch, Params, Source, kernel_params},
     },
     ops::{
         conv::plan::SEGMENT,
-        expect_shape,
         loss::CrossEntropy,
         matrix,
         optimizer::Rule,
@@ -68,6 +67,7 @@ pub static SOURCE: Source = Source {
 static KERNELS: [Kernel<HeadTrainerParams>; 2] =
     [Kernel::new(&SOURCE, "head_trainer_few", 64), Kernel::new(&SOURCE, "head_trainer_many", 256)];
 
+/// Makes the steps, which [fit](super::fit).
 pub fn train(
     cuda: &Arc<CudaDevice>,
     head: &mut Head,
@@ -77,20 +77,7 @@ pub fn train(
 ) -> Result<Tensor> {
     let [count, width] = matrix("head trainer", samples.features)?;
     let [classes, _] = matrix("head trainer", head.weight)?;
-    expect_shape("head trainer", "weight", head.weight, [classes, width])?;
-    expect_shape("head trainer", "bias", head.bias, [classes])?;
-    expect_shape("head trainer", "labels", samples.labels, [count])?;
-    if let Some(weights) = &options.class_weights {
-        expect_shape("head trainer", "class weights", weights, [classes])?;
-    }
     let Steps { batches, lrs, weight_decays: [weight_decay, bias_decay], rules } = steps;
-    if lrs.len() != batches.len() || rules.len() != batches.len() {
-        let message = format!("{} rates and {} rules for {} steps", lrs.len(), rules.len(), batches.len());
-        return Err(Error::shape("head trainer", message));
-    }
-    if batches.iter().any(|batch| batch.is_empty() || batch.iter().any(|row| *row as usize >= count)) {
-        return Err(Error::shape("head trainer", format!("a batch is empty or beyond the {count} samples")));
-    }
     let losses = Tensor::uninit::<f32>([batches.len()], cuda)?;
     let most = batches.iter().map(Vec::len).max().unwrap_or(0);
     let Some(&rule) = rules.first().filter(|_| most > 0) else { return Ok(losses) };
@@ -118,8 +105,8 @@ pub fn train(
     let grads = Tensor::uninit::<f32>([most, classes], cuda)?;
     let row_losses = Tensor::uninit::<f32>([most], cuda)?;
     let barrier = upload(vec![0])?;
-    let [weight_first, weight_second] = buffers(cuda, rule, head.weight_buffers, head.weight)?;
-    let [bias_first, bias_second] = buffers(cuda, rule, head.bias_buffers, head.bias)?;
+    let [weight_first, weight_second] = buffers(cuda, head.weight_buffers)?;
+    let [bias_first, bias_second] = buffers(cuda, head.bias_buffers)?;
     let params = HeadTrainerParams {
         features: samples.features.pointer::<f32>(cuda)?,
         labels: samples.labels.pointer::<u32>(cuda)?,
@@ -164,14 +151,10 @@ pub fn train(
     Ok(losses)
 }
 
-/// The addresses of the buffers that `rule` keeps for `parameter`, 0 for one that it does not.
-fn buffers(cuda: &CudaDevice, rule: Rule, buffers: &mut [Tensor], parameter: &Tensor) -> Result<[u64; 2]> {
-    if buffers.len() != rule.buffers() {
-        return Err(Error::shape("head trainer", format!("{} buffers, not {}", buffers.len(), rule.buffers())));
-    }
+/// The addresses of a parameter's buffers, 0 for one that its rule does not keep.
+fn buffers(cuda: &CudaDevice, buffers: &mut [Tensor]) -> Result<[u64; 2]> {
     let mut addresses = [0; 2];
     for (address, buffer) in addresses.iter_mut().zip(buffers) {
-        expect_shape("head trainer", "buffer", buffer, parameter.shape())?;
         *address = buffer.pointer_mut::<f32>(cuda)?;
     }
     Ok(addresses)

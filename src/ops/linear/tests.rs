@@ -26,13 +26,42 @@ proptest! {
     #![proptest_config(cases(32))]
 
     #[test]
-    fn ragged_shapes_match_the_reference(n in 1..200usize, inputs in 1..700usize, outputs in 1..140usize) {
+    fn ragged_shapes_match_the_reference(
+        n in 1..200usize,
+        inputs in prop_oneof![1..700usize, 1020..1030usize],
+        outputs in 1..140usize,
+    ) {
         for device in devices() {
             let [input, weight, bias] = tensors(n, inputs, outputs, &device);
             let expected = reference(&wide(&input), &wide(&weight), &wide(&bias));
             // What the products of normal values amount to: a few outputs may cancel.
             let scale = ((n * outputs * (inputs + 1)) as f64).sqrt();
             assert_close_to("linear", &forward(&input, &weight, &bias)?, &expected, scale, F32);
+        }
+    }
+
+    #[test]
+    fn gradients_match_the_reference(n in 1..150usize, inputs in 1..150usize, outputs in 1..150usize) {
+        for device in devices() {
+            let [input, weight, bias] = tensors(n, inputs, outputs, &device);
+            let seed = normal(1, "seed", [n, outputs], &device);
+            let (x, w, g) = (wide(&input), wide(&weight), wide(&seed));
+            let sum = |count: usize, term: &dyn Fn(usize) -> f64| (0..count).map(term).sum::<f64>();
+            let of_input = (0..n * inputs).map(|at| {
+                sum(outputs, &|output| g[at / inputs * outputs + output] * w[output * inputs + at % inputs])
+            });
+            let of_weight = (0..outputs * inputs)
+                .map(|at| sum(n, &|row| g[row * outputs + at / inputs] * x[row * inputs + at % inputs]));
+            let of_bias = (0..outputs).map(|output| sum(n, &|row| g[row * outputs + output]));
+            let expected = [of_input.collect(), of_weight.collect(), of_bias.collect::<Vec<f64>>()];
+            let mut tape = Tape::new();
+            let [x, w, b] = [("x", input), ("w", weight), ("b", bias)].map(|(name, value)| tape.leaf(name, value));
+            let output = linear(&mut tape, &x, &w, &b)?;
+            let grads = tape.backward_from(&output, seed)?;
+            for ((name, expected), terms) in ["x", "w", "b"].into_iter().zip(expected).zip([outputs, n, n]) {
+                let scale = ((expected.len() * (terms + 1)) as f64).sqrt();
+                assert_close_to(name, &grads[name], &expected, scale, F32);
+            }
         }
     }
 

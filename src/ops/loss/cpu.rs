@@ -1,7 +1,11 @@
-//! Cross entropy on the processor. Rows are short (classes), so one thread is enough; sums are taken in f64.
+//! Cross entropy on the processor; sums are taken in f64.
 
 use super::{CrossEntropy, Target, check_labels};
-use crate::{Result, Tensor};
+use crate::{
+    Result, Tensor,
+    device::CpuDevice,
+    ops::{CHUNK, vectorised},
+};
 
 pub fn log_softmax(logits: &Tensor) -> Result<Tensor> {
     let mut result = logits.to_vec::<f32>()?;
@@ -30,50 +34,153 @@ pub fn log_softmax_grad(grad: &Tensor, output: &Tensor) -> Result<Tensor> {
     Tensor::new(result, grad.shape(), grad.device())
 }
 
-/// With `t` the smoothed and class-weighted target of a row, `loss = −Σ t · log p / norm` and
-/// `d logits = (p · Σ t − t) / norm`; `norm` is the batch size, or the summed weights of the labels.
-pub fn cross_entropy(logits: &Tensor, target: &Target, options: &CrossEntropy) -> Result<(Tensor, Tensor)> {
-    let classes = logits.shape().last();
-    let log_p = log_softmax(logits)?;
-    let weights = options.class_weights.as_ref().map(|weights| weights.as_slice::<f32>()).transpose()?;
-    let weight = |class: usize| weights.map_or(1.0, |weights| f64::from(weights[class]));
-    let smooth = f64::from(options.label_smoothing);
-    let rows = logits.shape().rows();
+/// The target of each row: what [`Target`] and [`CrossEntropy`] say, on the processor.
+pub struct Targets<'a> {
+    rows: Rows<'a>,
+    weights: Option<&'a [f32]>,
+    smoothing: f64,
+}
 
-    let mut targets = vec![0f64; logits.shape().elements()];
-    let mut norm = rows as f64;
-    match target {
+enum Rows<'a> {
+    Labels(&'a [u32]),
+    Soft(&'a [f32]),
+}
+
+impl<'a> Targets<'a> {
+    /// Those of rows whose labels, each a class, are these.
+    pub fn of_labels(labels: &'a [u32], options: &'a CrossEntropy) -> Result<Self> {
+        Self::new(Rows::Labels(labels), options)
+    }
+
+    fn new(rows: Rows<'a>, options: &'a CrossEntropy) -> Result<Self> {
+        let weights = options.class_weights.as_ref().map(|weights| weights.as_slice::<f32>()).transpose()?;
+        Ok(Self { rows, weights, smoothing: f64::from(options.label_smoothing) })
+    }
+
+    fn weight(&self, class: usize) -> f64 {
+        self.weights.map_or(1.0, |weights| f64::from(weights[class]))
+    }
+
+    /// What the losses of so many rows are divided by: their number, or the summed weights of the labels.
+    fn norm(&self, rows: usize) -> f64 {
+        match self.rows {
+            Rows::Labels(labels) if self.weights.is_some() => {
+                labels.iter().map(|label| self.weight(*label as usize)).sum()
+            }
+            _ => rows as f64,
+        }
+    }
+
+    /// Writes the smoothed and weighted target of a row.
+    #[inline(always)]
+    fn write(&self, row: usize, target: &mut [f64]) {
+        let (kept, spread) = (1.0 - self.smoothing, self.smoothing / target.len() as f64);
+        match self.rows {
+            Rows::Labels(labels) => {
+                target.fill(spread);
+                target[labels[row] as usize] += kept;
+            }
+            Rows::Soft(soft) => {
+                let soft = &soft[row * target.len()..];
+                target.iter_mut().zip(soft).for_each(|(to, from)| *to = f64::from(*from) * kept + spread);
+            }
+        }
+        if let Some(weights) = self.weights {
+            target.iter_mut().zip(weights).for_each(|(target, weight)| *target *= f64::from(*weight));
+        }
+    }
+}
+
+pub fn cross_entropy(
+    cpu: &CpuDevice,
+    logits: &Tensor,
+    target: &Target,
+    options: &CrossEntropy,
+) -> Result<(Tensor, Tensor)> {
+    let classes = logits.shape().last();
+    let rows = match target {
         Target::Labels(labels) => {
             let labels = labels.as_slice::<u32>()?;
             check_labels(labels, classes)?;
-            labels.iter().enumerate().for_each(|(row, label)| targets[row * classes + *label as usize] = 1.0);
-            if weights.is_some() {
-                norm = labels.iter().map(|label| weight(*label as usize)).sum();
-            }
+            Rows::Labels(labels)
         }
-        Target::Soft(soft) => {
-            targets.iter_mut().zip(soft.as_slice::<f32>()?).for_each(|(to, from)| *to = f64::from(*from));
-        }
-    }
-    for (index, target) in targets.iter_mut().enumerate() {
-        *target = (*target * (1.0 - smooth) + smooth / classes as f64) * weight(index % classes);
-    }
+        Target::Soft(soft) => Rows::Soft(soft.as_slice()?),
+    };
+    let (loss, grad) = loss_and_grad(cpu, logits.as_slice()?, classes, &Targets::new(rows, options)?);
+    Ok((Tensor::new(vec![loss], [], logits.device())?, Tensor::new(grad, logits.shape(), logits.device())?))
+}
 
-    let mut loss = 0f64;
-    let mut grad = Vec::with_capacity(targets.len());
-    for (targets, log_p) in targets.chunks_exact(classes).zip(log_p.as_slice::<f32>()?.chunks_exact(classes)) {
-        let total: f64 = targets.iter().sum();
-        for (target, log_p) in targets.iter().zip(log_p) {
-            let log_p = f64::from(*log_p);
-            // A target of zero contributes nothing, even where log p is −∞.
-            if *target != 0.0 {
-                loss -= target * log_p;
-            }
-            grad.push(((log_p.exp() * total - target) / norm) as f32);
+/// With `t` the target of a row, `loss = −Σ t · log p / norm` and `d logits = (p · Σ t − t) / norm`.
+pub fn loss_and_grad(cpu: &CpuDevice, logits: &[f32], classes: usize, targets: &Targets) -> (f32, Vec<f32>) {
+    let norm = targets.norm(logits.len() / classes);
+    let rows = CHUNK.div_ceil(classes);
+    let mut grad = cpu.buffer(logits.len());
+    let losses = cpu.each_chunk(&mut grad, rows * classes, |chunk, grad| {
+        let first = chunk * rows;
+        let mut target = vec![0.0; classes];
+        vectorised(|| {
+            let rows = grad.chunks_exact_mut(classes).zip(logits[first * classes..].chunks_exact(classes));
+            let losses = rows.enumerate().map(|(row, (grad, logits))| {
+                targets.write(first + row, &mut target);
+                loss_and_grad_of_row(logits, &target, norm, grad)
+            });
+            losses.sum::<f64>()
+        })
+    });
+    ((losses.iter().sum::<f64>() / norm) as f32, grad)
+}
+
+#[inline(always)]
+fn loss_and_grad_of_row(logits: &[f32], target: &[f64], norm: f64, grad: &mut [f32]) -> f64 {
+    let max = across(logits.len(), f32::NEG_INFINITY, |class| logits[class], |max, x| if x > max { x } else { max });
+    grad.iter_mut().zip(logits).for_each(|(power, logit)| *power = exp_not_positive(logit - max));
+    let add = |sum: f64, term: f64| sum + term;
+    let sum = across(grad.len(), 0.0, |class| f64::from(grad[class]), add);
+    let total = across(target.len(), 0.0, |class| target[class], add);
+    let log_sum = f64::from(max) + sum.ln();
+    // A target of zero contributes nothing, even where log p is −∞.
+    let term = |class: usize| {
+        let product = target[class] * (log_sum - f64::from(logits[class]));
+        if target[class] == 0.0 { 0.0 } else { product }
+    };
+    let loss = across(target.len(), 0.0, term, add);
+    let (scale, share) = (total / sum / norm, 1.0 / norm);
+    grad.iter_mut().zip(target).for_each(|(grad, target)| *grad = (f64::from(*grad) * scale - target * share) as f32);
+    loss
+}
+
+/// The terms of a row joined by `join`, which may be done in any order; in this one vectors can do it.
+#[inline(always)]
+fn across<T: Copy>(count: usize, start: T, term: impl Fn(usize) -> T, join: impl Fn(T, T) -> T) -> T {
+    const LANES: usize = 16;
+    let (mut joined, whole) = ([start; LANES], count - count % LANES);
+    for first in (0..whole).step_by(LANES) {
+        for (lane, joined) in joined.iter_mut().enumerate() {
+            *joined = join(*joined, term(first + lane));
         }
     }
-    let loss = Tensor::new(vec![(loss / norm) as f32], [], logits.device())?;
-    Ok((loss, Tensor::new(grad, logits.shape(), logits.device())?))
+    let rest = (whole..count).map(term).fold(start, &join);
+    joined.into_iter().fold(rest, join)
+}
+
+/// `exp` of a number that is not positive, within 3e-7 of it: a power of two times the series of the rest, in steps that
+/// vectors can take. What is smaller than any normal number is zero; NaN stays.
+#[inline(always)]
+fn exp_not_positive(x: f32) -> f32 {
+    // Added, it leaves the nearest whole number in the lowest bits.
+    const ROUND: f32 = 12_582_912.0;
+    // ln 2, the first part with so few bits that its multiples are exact.
+    const LN_2: [f32; 2] = [0.693_359_4, -2.121_944_4e-4];
+    let rounded = x * std::f32::consts::LOG2_E + ROUND;
+    let power = rounded - ROUND;
+    let rest = x - power * LN_2[0] - power * LN_2[1];
+    let mut series = 1.0;
+    for k in (1..8u8).rev() {
+        series = series * rest * (1.0 / f32::from(k)) + 1.0;
+    }
+    // The exponent's bits.
+    let scale = f32::from_bits(rounded.to_bits().wrapping_sub(ROUND.to_bits()).wrapping_add(127) << 23);
+    if x < -87.0 { 0.0 } else { series * scale }
 }
 
 pub fn correct(logits: &Tensor, labels: &Tensor) -> Result<Tensor> {
@@ -85,4 +192,24 @@ pub fn correct(logits: &Tensor, labels: &Tensor) -> Result<Tensor> {
         })
     };
     Tensor::new(vec![rows.filter(right).count() as u32], [], logits.device())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::exp_not_positive;
+
+    #[test]
+    fn powers_are_as_near_as_stated() {
+        for step in 0..=1_000_000 {
+            let x = -87.0 * step as f32 / 1e6;
+            let exact = f64::from(x).exp();
+            let error = (f64::from(exp_not_positive(x)) / exact - 1.0).abs();
+            assert!(error < 3e-7, "exp({x}) is off by {error}");
+        }
+        assert_eq!(
+            (exp_not_positive(0.0), exp_not_positive(-87.1), exp_not_positive(f32::NEG_INFINITY)),
+            (1.0, 0.0, 0.0)
+        );
+        assert!(exp_not_positive(f32::NAN).is_nan());
+    }
 }

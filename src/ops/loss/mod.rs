@@ -6,6 +6,7 @@ mod grad;
 #[cfg(test)]
 mod tests;
 
+pub(super) use cpu::{Targets, loss_and_grad};
 pub use grad::{cross_entropy, log_softmax};
 
 use super::{expect_shape, matrix};
@@ -98,7 +99,7 @@ fn forward(logits: &Tensor, target: &Target, options: &CrossEntropy) -> Result<(
     }
     match logits.device() {
         Device::Cuda(device) => cuda::cross_entropy(device, logits, target, options),
-        Device::Cpu(_) => cpu::cross_entropy(logits, target, options),
+        Device::Cpu(cpu) => cpu::cross_entropy(cpu, logits, target, options),
     }
 }
 

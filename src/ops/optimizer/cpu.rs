@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use super::{Item, Rate, Rule, Scaling};
 use crate::{
-    Error, Result,
+    Result, Tensor,
     device::CpuDevice,
     ops::{CHUNK, vectorised},
 };
@@ -24,48 +24,97 @@ pub fn scale(cpu: &CpuDevice, scaling: Scaling, items: &[Item]) -> Result<f32> {
     Ok((factor * (f64::from(most) / (factor * squares.sqrt() + 1e-6)).min(1.0)) as f32)
 }
 
-pub fn step(cpu: &CpuDevice, rule: Rule, rate: Rate, scale: f32, item: &mut Item) -> Result<()> {
-    let Rate { lr, weight_decay } = rate;
-    let Item { parameter, grad, buffers, .. } = item;
-    let (p, g) = (parameter.as_slice_mut::<f32>()?, grad.as_slice::<f32>()?);
-    match (rule, &mut **buffers) {
-        (Rule::Sgd { momentum, nesterov, decoupled }, [buffer]) => {
-            let b = buffer.as_slice_mut::<f32>()?;
-            cpu.install(|| {
-                let chunks = p.par_chunks_mut(CHUNK).zip(b.par_chunks_mut(CHUNK)).zip(g.par_chunks(CHUNK));
-                let sgd = |((p, b), g): ((&mut [f32], &mut [f32]), &[f32])| {
-                    for ((p, b), g) in p.iter_mut().zip(b).zip(g) {
-                        let g = scale * g;
-                        let g = if decoupled {
-                            *p -= lr * weight_decay * *p;
-                            g
-                        } else {
-                            g + weight_decay * *p
-                        };
-                        *b = momentum * *b + g;
-                        *p -= lr * if nesterov { g + momentum * *b } else { *b };
-                    }
-                };
-                chunks.for_each(|chunk| vectorised(|| sgd(chunk)));
-            });
-        }
-        (Rule::AdamW { beta1, beta2, eps, step }, [mean, square]) => {
-            let [correction1, correction2] = Rule::corrections(beta1, beta2, step);
-            let (m, v) = (mean.as_slice_mut::<f32>()?, square.as_slice_mut::<f32>()?);
-            cpu.install(|| {
-                let state = m.par_chunks_mut(CHUNK).zip(v.par_chunks_mut(CHUNK));
-                p.par_chunks_mut(CHUNK).zip(state).zip(g.par_chunks(CHUNK)).for_each(|((p, (m, v)), g)| {
-                    for ((p, (m, v)), g) in p.iter_mut().zip(m.iter_mut().zip(v)).zip(g) {
-                        let g = scale * g;
-                        *p -= lr * weight_decay * *p;
-                        *m = beta1 * *m + (1.0 - beta1) * g;
-                        *v = beta2 * *v + (1.0 - beta2) * g * g;
-                        *p -= lr / correction1 * *m / (v.sqrt() / correction2 + eps);
-                    }
-                });
-            });
-        }
-        (_, buffers) => return Err(Error::shape("optimizer", format!("{} buffers for {rule:?}", buffers.len()))),
+/// Elements of a parameter with their buffers, of which the second is empty where the rule has but one.
+pub struct Part<'a> {
+    pub values: &'a mut [f32],
+    pub buffers: [&'a mut [f32]; 2],
+}
+
+/// How elements move in a step.
+#[derive(Clone, Copy)]
+pub struct Moves {
+    rule: Rule,
+    rate: Rate,
+    scale: f32,
+    corrections: [f32; 2],
+}
+
+impl Part<'_> {
+    /// So many elements from `first` on.
+    #[inline(always)]
+    pub fn range(&mut self, first: usize, len: usize) -> Part<'_> {
+        let buffers = self.buffers.each_mut().map(|buffer| match buffer.is_empty() {
+            true => &mut [],
+            false => &mut buffer[first..first + len],
+        });
+        Part { values: &mut self.values[first..first + len], buffers }
     }
+}
+
+impl Moves {
+    /// By `rule`, where gradients count times `scale`.
+    pub fn new(rule: Rule, rate: Rate, scale: f32) -> Self {
+        let corrections = match rule {
+            Rule::Sgd { .. } => [1.0; 2],
+            Rule::AdamW { beta1, beta2, step, .. } => Rule::corrections(beta1, beta2, step),
+        };
+        Self { rule, rate, scale, corrections }
+    }
+
+    /// Moves `part` by the gradient `grad`.
+    #[inline(always)]
+    pub fn update(self, part: Part, grad: &[f32]) {
+        let Self { rule, rate: Rate { lr, weight_decay }, scale, corrections: [correction1, correction2] } = self;
+        let Part { values, buffers: [first, second] } = part;
+        match rule {
+            Rule::Sgd { momentum, nesterov, decoupled } => {
+                for ((p, b), g) in values.iter_mut().zip(first).zip(grad) {
+                    let g = scale * g;
+                    let g = if decoupled {
+                        *p -= lr * weight_decay * *p;
+                        g
+                    } else {
+                        g + weight_decay * *p
+                    };
+                    *b = momentum * *b + g;
+                    *p -= lr * if nesterov { g + momentum * *b } else { *b };
+                }
+            }
+            Rule::AdamW { beta1, beta2, eps, .. } => {
+                for ((p, (m, v)), g) in values.iter_mut().zip(first.iter_mut().zip(second)).zip(grad) {
+                    let g = scale * g;
+                    *p -= lr * weight_decay * *p;
+                    *m = beta1 * *m + (1.0 - beta1) * g;
+                    *v = beta2 * *v + (1.0 - beta2) * g * g;
+                    *p -= lr / correction1 * *m / (v.sqrt() / correction2 + eps);
+                }
+            }
+        }
+    }
+}
+
+/// The buffers of a parameter, of which there are one or two.
+pub fn slices(buffers: &mut [Tensor]) -> Result<[&mut [f32]; 2]> {
+    let mut slices = [&mut [][..], &mut []];
+    for (slice, buffer) in slices.iter_mut().zip(buffers) {
+        *slice = buffer.as_slice_mut::<f32>()?;
+    }
+    Ok(slices)
+}
+
+/// `values` with their buffers, `len` at a time.
+pub fn parts<'a>(values: &'a mut [f32], [first, second]: [&'a mut [f32]; 2], len: usize) -> Vec<Part<'a>> {
+    let mut seconds = second.chunks_mut(len);
+    let parts = values.chunks_mut(len).zip(first.chunks_mut(len));
+    parts.map(|(values, first)| Part { values, buffers: [first, seconds.next().unwrap_or_default()] }).collect()
+}
+
+pub fn step(cpu: &CpuDevice, moves: Moves, item: &mut Item) -> Result<()> {
+    let (values, grad) = (item.parameter.as_slice_mut::<f32>()?, item.grad.as_slice::<f32>()?);
+    cpu.each_chunk(&mut parts(values, slices(item.buffers)?, CHUNK), 1, |chunk, parts| {
+        for part in parts {
+            vectorised(|| moves.update(part.range(0, part.values.len()), &grad[chunk * CHUNK..]));
+        }
+    });
     Ok(())
 }

@@ -9,6 +9,7 @@ mod tests;
 use super::expect_shape;
 pub use crate::device::cuda::Table;
 use crate::{Device, Error, Result, Tensor, autograd::Packed};
+pub(super) use cpu::{Moves, parts, slices};
 
 /// How parameters move.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -195,8 +196,10 @@ pub fn step(rates: &Rates, items: &mut [Item], table: &mut Table) -> Result<()> 
         Some(Device::Cuda(device)) => cuda::step(&device, rates, items, table),
         Some(Device::Cpu(device)) => {
             let scale = cpu::scale(&device, rates.scaling, items)?;
-            let step = |item: &mut Item| cpu::step(&device, rates.rule, rates.groups[item.group], scale, item);
-            items.iter_mut().try_for_each(step)
+            items.iter_mut().try_for_each(|item| {
+                let moves = Moves::new(rates.rule, rates.groups[item.group], scale);
+                cpu::step(&device, moves, item)
+            })
         }
     }
 }

@@ -3,7 +3,6 @@
 //! it with the weights. 1×1 windows are read in place.
 
 mod finish;
-mod tile;
 mod winograd;
 
 use std::borrow::Cow;

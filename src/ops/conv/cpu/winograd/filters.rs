@@ -7,7 +7,7 @@ use super::{
     Method,
     transform::{load, store},
 };
-use crate::ops::conv::{Extents, cpu::tile};
+use crate::ops::{conv::Extents, tile};
 
 impl Method {
     /// The matrix that transforms a filter from both sides.

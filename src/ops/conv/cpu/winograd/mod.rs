@@ -18,8 +18,8 @@ use std::{cell::RefCell, ops::Range};
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
-use super::{finish::Finish, tile};
-use crate::ops::conv::Extents;
+use super::finish::Finish;
+use crate::ops::{conv::Extents, tile};
 use transform::{Four, Transform, Two, load, store};
 
 /// Channels that a product sums before it stores: its panel of the filters stays in the nearest cache.

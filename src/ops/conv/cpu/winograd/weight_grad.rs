@@ -12,10 +12,7 @@ use super::{
 };
 use crate::{
     device::CpuDevice,
-    ops::{
-        conv::{Extents, cpu::tile},
-        vectorised,
-    },
+    ops::{conv::Extents, tile, vectorised},
 };
 
 /// Tiles of a band, about: few enough that a panel of their windows stays in the nearest cache.

@@ -1,5 +1,5 @@
-//! The register tile of the processor's convolutions: six rows of one matrix times a panel of another, as wide as the
-//! vector registers hold the sums.
+//! The register tiles of the processor's matrix products: six rows of one matrix times a panel of another, as wide as the
+//! vector registers hold the sums; and rows times rows, whose sums run across the vectors.
 
 use pulp::{Arch, Simd, WithSimd};
 
@@ -57,6 +57,40 @@ pub fn multiply<S: Simd, const V: usize>(
             *to = if accumulate { simd.add_f32s(*to, sum) } else { sum };
         }
     }
+}
+
+/// The products of each row of `a` with each of `b`, all of one length. A sum's terms are dealt to the places of a
+/// vector, and their sums added up at the end, whatever lies beside it.
+#[inline(always)]
+pub fn dots<S: Simd, const A: usize, const B: usize>(simd: S, a: [&[f32]; A], b: [&[f32]; B]) -> [[f32; B]; A] {
+    let length = a[0].len();
+    let (a, b) = (a.map(|row| S::as_simd_f32s(&row[..length])), b.map(|row| S::as_simd_f32s(&row[..length])));
+    let (full, tail) = (a[0].0.len(), a[0].1.len());
+    let (wide_a, wide_b) = (a.map(|row| &row.0[..full]), b.map(|row| &row.0[..full]));
+    let mut sums = [[simd.splat_f32s(0.0); B]; A];
+    for k in 0..full {
+        for j in 0..B {
+            let factor = wide_b[j][k];
+            for i in 0..A {
+                sums[i][j] = simd.mul_add_f32s(wide_a[i][k], factor, sums[i][j]);
+            }
+        }
+    }
+    if tail > 0 {
+        for j in 0..B {
+            let factor = simd.partial_load_f32s(b[j].1);
+            for i in 0..A {
+                sums[i][j] = simd.mul_add_f32s(simd.partial_load_f32s(a[i].1), factor, sums[i][j]);
+            }
+        }
+    }
+    let mut products = [[0.0; B]; A];
+    for (products, sums) in products.iter_mut().zip(sums) {
+        for (product, sum) in products.iter_mut().zip(sums) {
+            *product = simd.reduce_sum_f32s(sum);
+        }
+    }
+    products
 }
 
 /// Asks the processor to have values that are read soon in its cache; no more than a hint.
