@@ -15,6 +15,7 @@ pub mod mix;
 pub mod optimizer;
 pub mod pointwise_loss;
 pub mod pool;
+mod products;
 pub mod reduce;
 pub mod shortcut;
 #[cfg(test)]

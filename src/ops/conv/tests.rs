@@ -184,6 +184,8 @@ fn large() -> Vec<Case> {
         [1, 12, 9, 16, 128, 3, 3, 1, 0, 1], // filters shared out among threads
         [2, 7, 5, 320, 64, 3, 3, 1, 1, 1],  // channels in more than one go
         [13, 3, 2, 64, 64, 3, 3, 1, 2, 1],
+        [21, 7, 8, 9, 80, 1, 1, 1, 0, 1], // gradients of 1×1 on small maps: pixels of two sums, …
+        [3, 13, 15, 130, 20, 1, 1, 2, 0, 1], // … and more channels than a panel
     ]
     .map(case)
     .to_vec()

@@ -6,9 +6,10 @@ use crate::{
     Result,
     device::CpuDevice,
     ops::{
-        linear::{add_bias, column_sums, outputs, rows_per_task, take_weight_grad, transposed},
+        linear::{add_bias, column_sums},
         loss::{CrossEntropy, Targets, check_labels, loss_and_grad},
         optimizer::{Moves, Rate, parts, slices},
+        products::{outputs, rows_per_task, take_weight_grad, transposed},
     },
 };
 

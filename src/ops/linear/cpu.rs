@@ -1,7 +1,13 @@
 //! The fully connected layer on the processor.
 
-use super::products::{self, transposed};
-use crate::{Result, Tensor, device::CpuDevice, ops::matrix};
+use crate::{
+    Result, Tensor,
+    device::CpuDevice,
+    ops::{
+        matrix,
+        products::{self, TERMS, transposed, whole_product},
+    },
+};
 
 pub fn forward(cpu: &CpuDevice, input: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
     let ([n, inputs], [outputs, _]) = (matrix("linear", input)?, matrix("linear", weight)?);
@@ -21,7 +27,10 @@ pub fn add_bias(output: &mut [f32], bias: &[f32]) {
 /// `grad · weight`, `[N, in]`.
 pub fn input_grad(cpu: &CpuDevice, grad: &Tensor, weight: &Tensor) -> Result<Tensor> {
     let ([n, outputs], [_, inputs]) = (matrix("linear", grad)?, matrix("linear", weight)?);
-    let result = products::input_grad(cpu, grad.as_slice()?, weight.as_slice()?, [n, inputs, outputs]);
+    let (g, w) = (grad.as_slice::<f32>()?, weight.as_slice::<f32>()?);
+    let of_sample = |sample: usize| &g[sample * outputs..][..outputs];
+    // Few terms at once: the weight is then read as it lies.
+    let result = whole_product(cpu, n, of_sample, [outputs, TERMS], inputs, |output| &w[output * inputs..][..inputs]);
     Tensor::new(result, [n, inputs], grad.device())
 }
 
@@ -31,9 +40,10 @@ pub fn weight_grad(cpu: &CpuDevice, grad: &Tensor, input: &Tensor) -> Result<Ten
     if n == 0 {
         return Tensor::zeros([outputs, inputs], grad.device());
     }
-    let g = grad.as_slice::<f32>()?;
+    let (g, x) = (grad.as_slice::<f32>()?, input.as_slice::<f32>()?);
     let turned = transposed(cpu, n, outputs, |sample| &g[sample * outputs..][..outputs]);
-    let result = products::weight_grad(cpu, &turned, input.as_slice()?, [n, inputs, outputs]);
+    let of_output = |output: usize| &turned[output * n..][..n];
+    let result = whole_product(cpu, outputs, of_output, [n, n], inputs, |sample| &x[sample * inputs..][..inputs]);
     Tensor::new(result, [outputs, inputs], grad.device())
 }
 

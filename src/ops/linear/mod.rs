@@ -3,13 +3,11 @@
 mod cpu;
 pub(super) mod cuda;
 mod grad;
-mod products;
 #[cfg(test)]
 mod tests;
 
 pub(super) use cpu::{add_bias, column_sums};
 pub use grad::linear;
-pub(super) use products::{outputs, rows_per_task, take_weight_grad, transposed};
 
 use super::{expect_shape, matrix};
 use crate::{Device, Error, Result, Tensor};

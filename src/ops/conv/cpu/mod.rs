@@ -3,6 +3,7 @@
 //! it with the weights. 1×1 windows are read in place.
 
 mod finish;
+mod pointwise;
 mod winograd;
 
 use std::borrow::Cow;
@@ -16,11 +17,13 @@ use super::{Epilogue, Extents};
 use crate::{
     Result, Tensor,
     device::{CpuDevice, Matrix, gemm},
-    ops::vectorised,
+    ops::{products::transpose, vectorised},
 };
 
 /// Output pixels per task.
 const TILE: usize = 128;
+/// Elements of a weight that a core's cache holds, beside what it is multiplied with.
+const LARGE: usize = 1 << 18;
 /// Columns of the weight gradient per task …
 const COLUMNS: usize = 288;
 /// … and at least so many tasks, by splitting the batch where the weight is small.
@@ -50,7 +53,7 @@ pub fn forward(
         let mut packed = cpu.buffer(method.map_or(weight.len(), |method| method.packed_elements(extents)));
         cpu.install(|| match method {
             Some(method) => method.pack(weight, extents, &mut packed),
-            None => transpose_weight(weight, extents, &mut packed),
+            None => transpose_weight(cpu, weight, extents, &mut packed),
         });
         packed
     };
@@ -76,8 +79,9 @@ pub fn forward(
 /// Implicit GEMM with weights as [`transpose_weight`] leaves them.
 fn multiply(input: &[f32], weight: &[f32], extents: &Extents, finish: Finish, output: &mut [f32]) {
     let k = extents.k;
-    // Fewer where there are not enough for all threads.
-    let pixels = TILE.min((output.len() / k).div_ceil(rayon::current_num_threads())).max(1);
+    // Fewer where there are not enough for all threads; more where the weight, which each task reads, is large.
+    let tile = TILE * (weight.len() / LARGE).clamp(1, 4);
+    let pixels = tile.min((output.len() / k).div_ceil(rayon::current_num_threads())).max(1);
     output.par_chunks_mut(pixels * k).enumerate().for_each_init(Vec::new, |scratch, (index, tile)| {
         let first = index * pixels;
         multiply_tile(input, weight, extents, first, tile, scratch);
@@ -168,29 +172,19 @@ fn gather_window(input: &[f32], extents: &Extents, group: usize, pixel: usize, w
 }
 
 /// Weights as `[groups, R·S·C, K / groups]`, the order in which a product reads them without packing.
-fn transpose_weight(weight: &[f32], extents: &Extents, transposed: &mut [f32]) {
+fn transpose_weight(cpu: &CpuDevice, weight: &[f32], extents: &Extents, to: &mut [f32]) {
     let (window, group_k) = (extents.window(), extents.group_k());
-    for (from, to) in weight.chunks_exact(window * group_k).zip(transposed.chunks_exact_mut(window * group_k)) {
-        transpose(from, group_k, window, to);
+    for (from, to) in weight.chunks_exact(window * group_k).zip(to.chunks_exact_mut(window * group_k)) {
+        transpose(cpu, group_k, window, |row| &from[row * window..][..window], to);
     }
-}
-
-/// Transposes a dense `[rows, cols]` matrix, in blocks that stay in cache.
-fn transpose(from: &[f32], rows: usize, cols: usize, to: &mut [f32]) {
-    const BLOCK: usize = 16;
-    to.par_chunks_mut(BLOCK * rows).enumerate().for_each(|(block, to)| {
-        let first = block * BLOCK;
-        let width = BLOCK.min(cols - first);
-        for row in 0..rows {
-            for (col, value) in from[row * cols + first..][..width].iter().enumerate() {
-                to[col * rows + row] = *value;
-            }
-        }
-    });
 }
 
 /// `[N, H, W, C]`: each task owns one image and scatters the windows' gradients into it.
 pub fn input_grad(cpu: &CpuDevice, output_grad: &Tensor, weight: &Tensor, extents: &Extents) -> Result<Tensor> {
+    if pointwise::serves(extents) && extents.stride == 1 {
+        let input_grad = pointwise::input_grad(cpu, output_grad.as_slice()?, weight.as_slice()?, extents);
+        return Tensor::new(input_grad, [extents.n, extents.h, extents.w, extents.c], weight.device());
+    }
     if extents.stride == 1 && extents.padding < extents.r && extents.padding < extents.s && extents.r == extents.s {
         return input_grad_as_forward(cpu, output_grad, weight, extents);
     }
@@ -293,6 +287,10 @@ fn input_grad_as_forward(cpu: &CpuDevice, output_grad: &Tensor, weight: &Tensor,
 /// in order, so that the result depends on the shape alone.
 pub fn weight_grad(cpu: &CpuDevice, output_grad: &Tensor, input: &Tensor, extents: &Extents) -> Result<Tensor> {
     let (grad, input_slice) = (output_grad.as_slice::<f32>()?, input.as_slice::<f32>()?);
+    if pointwise::serves(extents) {
+        let weight_grad = pointwise::weight_grad(cpu, grad, input_slice, extents);
+        return Tensor::new(weight_grad, [extents.k, 1, 1, extents.c], input.device());
+    }
     if winograd::has_weight_grad(extents) {
         let weight_grad = cpu.install(|| winograd::weight_grad(cpu, grad, input_slice, extents));
         return Tensor::new(weight_grad, [extents.k, extents.r, extents.s, extents.c], input.device());

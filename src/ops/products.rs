@@ -1,4 +1,4 @@
-//! The fully connected layer's matrix products on the processor. A sample's results depend neither on its batch nor on
+//! Matrix products on the processor, of the fully connected layer and of 1×1 convolutions. A sample's results depend neither on its batch nor on
 //! the number of threads: every element is summed in an order that its own extents decide.
 
 use std::{array, ops::Range};
@@ -11,9 +11,9 @@ use crate::{
 };
 
 /// Multiplications that are worth a task of their own.
-const TASK: usize = 1 << 20;
+const TASK: usize = 1 << 19;
 /// Terms of a sum that are added up before they are added to the others: a panel of so many stays in the nearest cache.
-const TERMS: usize = 64;
+pub const TERMS: usize = 64;
 /// Outputs that are few: to turn the samples for a [`Product`] would take longer than rows times rows.
 const FEW: usize = 64;
 
@@ -93,7 +93,7 @@ impl<'a, F: Fn(usize) -> &'a [f32]> Dots<'_, F> {
 
 /// The product of a matrix `[m, terms]`, whose rows `row` gives, and one `[terms, columns]`, whose rows `term` gives; see
 /// [`Product`] of `at_once`.
-fn whole_product<'a, 'b>(
+pub fn whole_product<'a, 'b>(
     cpu: &CpuDevice,
     m: usize,
     row: impl Fn(usize) -> &'a [f32] + Sync,
@@ -123,21 +123,9 @@ fn whole_product<'a, 'b>(
     result
 }
 
-/// `grad · weight`, `[n, inputs]`, of `grad` `[n, outputs]` and `weight` `[outputs, inputs]`.
-pub fn input_grad(cpu: &CpuDevice, grad: &[f32], weight: &[f32], [n, inputs, outputs]: [usize; 3]) -> Vec<f32> {
-    let of_sample = |sample: usize| &grad[sample * outputs..][..outputs];
-    // The weight is read as it lies.
-    whole_product(cpu, n, of_sample, [outputs, TERMS], inputs, |output| &weight[output * inputs..][..inputs])
-}
-
-/// `gradᵀ · input`, `[outputs, inputs]`, of `turned` `[outputs, n]`, the gradient turned, and `input` `[n, inputs]`.
-pub fn weight_grad(cpu: &CpuDevice, turned: &[f32], input: &[f32], [n, inputs, outputs]: [usize; 3]) -> Vec<f32> {
-    let of_output = |output: usize| &turned[output * n..][..n];
-    whole_product(cpu, outputs, of_output, [n, n], inputs, |sample| &input[sample * inputs..][..inputs])
-}
-
-/// The same for the outputs of a range and the samples that `sample` gives: what is done is to be handed to `take`,
-/// some elements of a row at a time, each once, with the numbers of their row and of the first's column.
+/// `turned · input`, of some rows of `turned` `[outputs, n]`, a gradient, and `n` samples of `inputs` values that `sample`
+/// gives. Elements are handed to `take` some of a row at a time, each once and of all terms, with the numbers of their row
+/// and of the first's column.
 pub fn take_weight_grad<'a>(
     turned: &[f32],
     rows: Range<usize>,
@@ -228,17 +216,28 @@ pub fn transposed<'a>(
     columns: usize,
     row: impl Fn(usize) -> &'a [f32] + Sync,
 ) -> Vec<f32> {
+    let mut result = cpu.buffer(rows * columns);
+    transpose(cpu, rows, columns, row, &mut result);
+    result
+}
+
+/// The same, written to `to`.
+pub fn transpose<'a>(
+    cpu: &CpuDevice,
+    rows: usize,
+    columns: usize,
+    row: impl Fn(usize) -> &'a [f32] + Sync,
+    to: &mut [f32],
+) {
     /// Columns at a time: their lines are still in the cache when the next row comes.
     const BLOCK: usize = 16;
-    let mut result = cpu.buffer(rows * columns);
-    let own = CHUNK.div_ceil(rows).next_multiple_of(BLOCK);
-    cpu.each_chunk(&mut result, own * rows, |task, result| {
-        for (block, result) in result.chunks_mut(BLOCK * rows).enumerate() {
+    let own = CHUNK.div_ceil(rows.max(1)).next_multiple_of(BLOCK).min(columns.next_multiple_of(BLOCK));
+    cpu.each_chunk(to, own * rows, |task, to| {
+        for (block, to) in to.chunks_mut(BLOCK * rows).enumerate() {
             for index in 0..rows {
                 let values = &row(index)[task * own + block * BLOCK..];
-                result[index..].iter_mut().step_by(rows).zip(values).for_each(|(to, value)| *to = *value);
+                to[index..].iter_mut().step_by(rows).zip(values).for_each(|(to, value)| *to = *value);
             }
         }
     });
-    result
 }
