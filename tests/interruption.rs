@@ -18,7 +18,9 @@ use common::{
 use tempfile::TempDir;
 use unfreeze::{
     Device, Error,
+    checkpoint::{self, FileTensor},
     learner::{Classifier, EpochRecord, Event, Fit, Flow, Learner, Recipe, RunFolder},
+    nn::{Arch, HeadSpec, Model},
     optim::{OptimizerKind, PerGroup},
     random::Random,
 };
@@ -193,6 +195,38 @@ fn signals_end_a_run_in_good_order() {
         unfreeze("predict {} {}", &[&run, &images.path().join("valid")]).succeeded();
         unfreeze("train --resume --out {}", &[&run]).succeeded();
         assert!(outcome(&run) == whole, "{signal}");
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn signals_end_a_conversion_that_leaves_nothing_behind() {
+    // Halfway through the names comes a classifier that takes a good while: a signal that finds the copy begun comes
+    // before its end.
+    const CLASSES: usize = 1_000_000;
+    let (source, out) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let model = Model::new(Arch::ResNet8, HeadSpec::Linear, 1, 0, &Device::cpu(1).unwrap()).unwrap();
+    let mut tensors = checkpoint::collect(&model).unwrap();
+    for (name, shape) in [("fc.weight", vec![CLASSES, Arch::ResNet8.features()]), ("fc.bias", vec![CLASSES])] {
+        let zeros = vec![0.0; shape.iter().product()];
+        tensors.insert(name.into(), FileTensor::from_f32(shape, zeros).unwrap());
+    }
+    let original = source.path().join("large.safetensors");
+    checkpoint::write_safetensors(&original, &tensors, &Default::default()).unwrap();
+    drop(tensors);
+    for signal in ["INT", "TERM"] {
+        let mut copying = command("convert {} {} --dtype f16", &[&original, &out.path().join("copy.safetensors")]);
+        let mut child = copying.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        while names(out.path()).is_empty() && child.try_wait().unwrap().is_none() {
+            thread::sleep(Duration::from_millis(1));
+        }
+        let begun = names(out.path());
+        let sent = std::process::Command::new("kill").args(["-s", signal, &child.id().to_string()]).status().unwrap();
+        let ended = ran(child.wait_with_output().unwrap());
+        assert!(sent.success() && begun[0].starts_with(".unfreeze-"), "{begun:?} {}", ended.err);
+        assert_eq!(ended.code, 1, "{}", ended.err);
+        assert!(ended.err.contains("interrupted") && ended.err.contains("cancelled"), "{}", ended.err);
+        assert!(names(out.path()).is_empty(), "{:?}", names(out.path()));
     }
 }
 

@@ -136,7 +136,7 @@ impl CheckpointFile {
     /// over.
     ///
     /// A file may come from anywhere. It is refused if two of its tensors have one name, if its tensors take more than
-    /// a few times its size (in NumPy's compressed archives 64 times and a gigabyte), or if its pickle has more than 16
+    /// a few times its size (in NumPy's compressed archives 64 times and 64 MiB), or if its pickle has more than 16
     /// MiB or names a function that runs code. The last only tells what the file is: what a pickle asks to call is
     /// never called.
     ///

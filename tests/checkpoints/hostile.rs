@@ -192,7 +192,7 @@ proptest! {
         }
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("damaged.pth");
-        let limit = 64 * bytes.len() + (1 << 30);
+        let limit = 64 * bytes.len() + (64 << 20);
         std::fs::write(&path, bytes).expect("writes");
         if let Ok(file) = CheckpointFile::open(&path) {
             // Damage to a value or a name goes unnoticed; what was read must still be sound.

@@ -13,8 +13,8 @@ use crate::checkpoint::catalog::is_sha256;
 
 /// Redirects that are followed.
 const REDIRECTS: usize = 10;
-/// How long a server may keep silent.
-const SILENCE: Duration = Duration::from_secs(60);
+/// How long a server may keep silent before the connection counts as cut.
+pub(super) const SILENCE: Duration = Duration::from_secs(60);
 /// How long a connection may take.
 const CONNECT: Duration = Duration::from_secs(20);
 
@@ -31,8 +31,8 @@ pub(super) struct Client {
 
 impl Client {
     /// For the file at `url`, by way of the proxy that the environment names, which has no way to this machine itself.
-    /// It trusts Mozilla's certificates, or those in the file `SSL_CERT_FILE`.
-    pub(super) fn new(url: &str) -> Result<Self, Failure> {
+    /// It trusts Mozilla's certificates, or those in the file `SSL_CERT_FILE`. A server may keep silent for `silence`.
+    pub(super) fn new(url: &str, silence: Duration) -> Result<Self, Failure> {
         let tls =
             TlsConfig::builder().unversioned_rustls_crypto_provider(Arc::new(rustls_graviola::default_provider()));
         let tls = match env::var_os(CERTIFICATES).filter(|file| !file.is_empty()) {
@@ -49,8 +49,8 @@ impl Client {
             .http_status_as_error(false)
             .max_redirects(0)
             .timeout_connect(Some(CONNECT))
-            .timeout_recv_response(Some(SILENCE))
-            .timeout_per_read(Some(SILENCE))
+            .timeout_recv_response(Some(silence))
+            .timeout_per_read(Some(silence))
             .proxy(proxy);
         Ok(Self { agent: config.build().into(), proxy: named_by })
     }
@@ -199,6 +199,12 @@ fn can_encrypt() -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        io::{BufRead, BufReader, Read, Write},
+        net::TcpListener,
+        thread,
+    };
+
     use super::*;
 
     fn proxy_in(variables: &[(&str, &str)]) -> Result<Option<(&'static str, Proxy)>, String> {
@@ -244,6 +250,36 @@ mod tests {
             ("huggingface.co", false),
         ] {
             assert_eq!(proxy.is_no_proxy(&format!("https://{host}/x").parse().unwrap()), direct, "{host}");
+        }
+    }
+
+    #[test]
+    fn a_server_that_falls_silent_is_not_waited_for() {
+        // Before its answer, and halfway through the file.
+        for sent in ["", "HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf"] {
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            let url = format!("http://{}/file", listener.local_addr().unwrap());
+            let server = thread::spawn(move || {
+                let (mut stream, _) = listener.accept().unwrap();
+                let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
+                assert!(lines.any(|line| line.is_ok_and(|line| line.is_empty())), "the end of a request");
+                stream.write_all(sent.as_bytes()).unwrap();
+                // Silent until the client goes away.
+                lines.next()
+            });
+            let answer = Client::new(&url, Duration::from_millis(100)).ok().unwrap().get(&url, &[]);
+            match answer {
+                Ok((mut response, _)) => {
+                    let mut body = Vec::new();
+                    let error = response.body_mut().as_reader().read_to_end(&mut body).unwrap_err();
+                    assert!(body == b"half" && error.to_string().contains("timeout"), "{body:?} {error}");
+                }
+                Err(Ended::Cut(reason, Cause::Connection)) => {
+                    assert!(sent.is_empty() && reason.contains("timeout"), "{reason}");
+                }
+                Err(_) => panic!("a silent server is a connection that was cut"),
+            }
+            server.join().unwrap();
         }
     }
 }

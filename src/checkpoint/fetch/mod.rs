@@ -78,7 +78,7 @@ pub(super) fn fetch(entry: &Entry, path: &Path, tell: &mut dyn FnMut(Fetching)) 
     // Goes away before the lock does.
     let part = Part::of(path, lock.is_some());
     let url = entry.address();
-    let client = Client::new(&url)?;
+    let client = Client::new(&url, client::SILENCE)?;
     tell(Fetching::Begun { url: &url, path });
     let (mut retries, mut afresh) = (Retries::default(), false);
     loop {
