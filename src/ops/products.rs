@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// Multiplications that are worth a task of their own.
-const TASK: usize = 1 << 19;
+const TASK: usize = 1 << 20;
 /// Terms of a sum that are added up before they are added to the others: a panel of so many stays in the nearest cache.
 pub const TERMS: usize = 64;
 /// Outputs that are few: to turn the samples for a [`Product`] would take longer than rows times rows.

@@ -18,7 +18,7 @@ use crate::{
 pub fn train<'a>(
     cpu: &CpuDevice,
     head: &mut Head,
-    sample: impl Fn(u32) -> (&'a [f32], u32) + Sync,
+    sample: impl Fn(u32) -> (&'a [f32], u32),
     steps: &Steps,
     options: &CrossEntropy,
 ) -> Result<Vec<f32>> {

@@ -76,14 +76,13 @@ pub fn train(head: &mut Head, samples: Samples, steps: Steps, options: &CrossEnt
 pub(crate) fn train_rows<'a>(
     head: &mut Head,
     [count, width]: [usize; 2],
-    sample: impl Fn(u32) -> (&'a [f32], u32) + Sync + Send,
+    sample: impl Fn(u32) -> (&'a [f32], u32),
     steps: Steps,
     options: &CrossEntropy,
 ) -> Result<Vec<f32>> {
     fit(head, [count, width], &steps, options)?;
     match head.weight.device().clone() {
-        // In the pool from the first step on: between steps its threads are awake.
-        Device::Cpu(cpu) => cpu.install(|| cpu::train(&cpu, head, sample, &steps, options)),
+        Device::Cpu(cpu) => cpu::train(&cpu, head, sample, &steps, options),
         device => {
             let message = "samples in host memory train no head there".into();
             Err(Error::Device { device: device.to_string(), message })
