@@ -22,6 +22,8 @@ mod models;
 mod onnx;
 #[path = "checkpoints/onnx_graphs.rs"]
 mod onnx_graphs;
+#[path = "checkpoints/onnx_input.rs"]
+mod onnx_input;
 #[path = "checkpoints/originals.rs"]
 mod originals;
 #[path = "checkpoints/pickles.rs"]

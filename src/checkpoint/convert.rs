@@ -12,6 +12,7 @@ use super::{
     architecture::{self, Shapes},
     catalog::Entry,
     names::{LISTED, Names, nearest, short_name},
+    onnx::Input,
     write_onnx, write_pth, write_safetensors,
 };
 use crate::{
@@ -48,15 +49,16 @@ pub struct ConvertOptions {
     pub arch: Option<Arch>,
     /// Names of the classes of a [`Target::Model`], by position; their numbers by default.
     pub classes: Option<Vec<String>>,
-    /// Side of the square that a [`Target::Model`] sees, in pixels. Default: as the weights were published if the
-    /// catalogue knows them, else 224, or 32 for CIFAR networks.
+    /// Side of the square that a [`Target::Model`] sees, in pixels. Default: that of an ONNX file's input, or as the
+    /// weights were published if the catalogue knows them, else 224, or 32 for CIFAR networks.
     pub size: Option<usize>,
     /// Short side of its images before the crop, in pixels. Default: in proportion to the size as the weights were
     /// published, else 256 for 224, as torchvision evaluates, and the size itself for fastai's heads and CIFAR
     /// networks.
     pub resize: Option<usize>,
-    /// Mean per channel (red, green, blue) of its images in units of 1. Default: the file's metadata, as the weights
-    /// were published, or ImageNet's.
+    /// Mean per channel (red, green, blue) of its images in units of 1. Default: what an ONNX file normalises by, the
+    /// file's metadata, as the weights were published, or ImageNet's. To be given, as `std`, where an ONNX file does
+    /// something to images that is not understood.
     pub mean: Option<[f32; 3]>,
     /// Standard deviation per channel. Default: as for the mean.
     pub std: Option<[f32; 3]>,
@@ -99,6 +101,8 @@ pub struct Conversion {
     pub published: Option<&'static Entry>,
     /// What images of a model go through.
     pub transforms: Option<Transforms>,
+    /// What the source does to images before its network.
+    pub(super) input: Input,
     pub(super) source: PathBuf,
     /// The files of a source in several.
     parts: Vec<PathBuf>,
@@ -112,7 +116,7 @@ impl Conversion {
     ///
     /// # Errors
     /// [`Error::Checkpoint`] if two tensors would get the same name, if the file is not of the architecture asked for,
-    /// or not of any where a model is to be written; [`Error::Setting`] if the type is no floating-point type or the
+    /// or where a model is to be written not of any, or of one that takes other images than a model can; [`Error::Setting`] if the type is no floating-point type or the
     /// classes do not fit.
     pub fn plan(source: CheckpointFile, options: &ConvertOptions) -> Result<Self> {
         if let Some(dtype) = options.dtype.filter(|dtype| !dtype.is_float()) {
@@ -131,6 +135,7 @@ impl Conversion {
             dropped: Vec::new(),
             unknown: Vec::new(),
             notes: source.notes,
+            input: source.input,
             published: None,
             transforms: None,
             source: source.path,
@@ -266,6 +271,7 @@ impl From<Conversion> for CheckpointFile {
             metadata: plan.metadata,
             left_out: Vec::new(),
             notes: Vec::new(),
+            input: plan.input,
             partial: false,
         }
     }

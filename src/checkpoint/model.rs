@@ -7,6 +7,7 @@ use serde::de::DeserializeOwned;
 use super::{
     Conversion, ConvertOptions, ConvertedTensor, FileDtype, FileTensor, StoredTensor,
     architecture::{self, COUNTER, Shapes},
+    onnx::Effect,
     published,
 };
 use crate::{
@@ -35,6 +36,7 @@ impl Conversion {
         let path = self.source.clone();
         let fail = |message: String| Error::checkpoint(&path, message);
         let arch = self.arch.ok_or_else(|| fail(architecture::describe(&shapes)))?;
+        self.check_input(options).map_err(fail)?;
         let (head, classes) = architecture::head_of(&shapes).ok_or_else(|| {
             fail("has no classifier (fc.weight, or fastai's head), which a model file needs: it is a backbone".into())
         })?;
@@ -71,6 +73,22 @@ impl Conversion {
         Ok(())
     }
 
+    /// Whether what the source does to images before its network can be said of a model, or is.
+    fn check_input(&self, options: &ConvertOptions) -> Result<(), String> {
+        let steps = &self.input.steps;
+        match self.input.effect {
+            Effect::Flips => Err(format!(
+                "takes images with blue first (it computes {steps} before its network): a model and ONNX from here would \
+                 take red first, and be wrong; export it without that, or convert the weights alone, to safetensors or .pth"
+            )),
+            Effect::Unknown if options.mean.is_none() || options.std.is_none() => Err(format!(
+                "computes {steps} before its network, which is not understood: give --mean and --std by which images are \
+                 to be normalised instead, or convert the weights alone, to safetensors or .pth"
+            )),
+            _ => Ok(()),
+        }
+    }
+
     /// Adds the biases that may be missing, and takes the counters away.
     fn complete(&mut self, shapes: &Shapes, biases: BTreeMap<String, usize>) {
         for (name, outputs) in biases.into_iter().filter(|(name, _)| !shapes.contains_key(name)) {
@@ -100,8 +118,8 @@ impl Conversion {
         }
     }
 
-    /// What images go through: as asked for, else a model file's own, else as the weights were published, else as
-    /// torchvision evaluates its networks, or fastai those with its head.
+    /// What images go through: as asked for, else a model file's own, else as an ONNX file takes them, else as the weights
+    /// were published, else as torchvision evaluates its networks, or fastai those with its head.
     fn transforms(&self, arch: Arch, head: &HeadSpec, is_model: bool, options: &ConvertOptions) -> Transforms {
         let size = arch.published_size();
         let usual = match (is_model, self.published) {
@@ -117,7 +135,8 @@ impl Conversion {
             (false, None) if size == 224 && *head == HeadSpec::Linear => Transforms::new(size).resize(RESIZE_FOR_224),
             (false, None) => Transforms::new(size),
         };
-        let sized = options.size.map_or(usual.clone(), |size| usual.clone().at_size(size));
+        let size = options.size.or(self.input.size.filter(|_| !is_model));
+        let sized = size.map_or(usual.clone(), |size| usual.clone().at_size(size));
         let resized = options.resize.map_or(sized.clone(), |resize| sized.clone().resize(resize));
         let mean = options.mean.or(stored(&self.metadata, "mean")).unwrap_or(usual.mean);
         let std = options.std.or(stored(&self.metadata, "std")).unwrap_or(usual.std);

@@ -86,6 +86,7 @@ pub(super) fn open(path: &Path, named: &Named, key: Option<&str>) -> Result<Chec
         metadata: Default::default(),
         left_out: Vec::new(),
         notes: Vec::new(),
+        input: Default::default(),
         partial,
     };
     let tensors = reader.into_tensors();

@@ -71,6 +71,8 @@ pub(super) struct Graph {
     pub nodes: Vec<Node>,
     /// Initialisers and constants by name.
     pub tensors: BTreeMap<String, OnnxTensor>,
+    /// Extents of its inputs by name; 0 for one that may be anything.
+    pub inputs: BTreeMap<String, Vec<usize>>,
     /// The model's `metadata_props`.
     pub metadata: BTreeMap<String, String>,
 }
@@ -109,6 +111,11 @@ impl Graph {
                 5 => {
                     let tensor = OnnxTensor::read(reader, field.range)?;
                     self.insert(reader, tensor)?;
+                }
+                11 => {
+                    let (mut name, mut extents) = (String::new(), Vec::new());
+                    input(reader, field.range, &[2, 1, 2, 1], &mut name, &mut extents)?;
+                    self.inputs.insert(name, extents);
                 }
                 _ => {}
             }
@@ -170,6 +177,32 @@ impl Graph {
             false => Ok(()),
         }
     }
+}
+
+/// A `ValueInfoProto`: its name, and the extents at the end of the `path` of field numbers (type, tensor, shape,
+/// dimension).
+fn input(
+    reader: &mut Reader,
+    mut message: Message,
+    path: &[u64],
+    name: &mut String,
+    extents: &mut Vec<usize>,
+) -> Result<()> {
+    if path.is_empty() {
+        extents.push(0);
+    }
+    while let Some(field) = reader.field(&mut message)? {
+        match path.split_first() {
+            Some((number, rest)) if field.number == *number => input(reader, field.range, rest, name, extents)?,
+            Some(_) if path.len() == 4 && field.number == 1 => *name = reader.text(&field.range)?,
+            None if field.number == 1 => {
+                let extent = field.varint.and_then(|extent| usize::try_from(extent).ok());
+                *extents.last_mut().unwrap_or(&mut 0) = extent.unwrap_or(0);
+            }
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 /// An `AttributeProto`: its name, what it is, and the tensor in it.

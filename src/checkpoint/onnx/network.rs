@@ -8,11 +8,12 @@ use super::{
     EPS,
     fold::FOLDED_VARIANCE,
     graph::{Graph, Node},
+    input::Input,
     tensor::OnnxTensor,
 };
 use crate::{
     Error, Result,
-    checkpoint::{FileDtype, FileTensor, StoredTensor, short_name},
+    checkpoint::{FileDtype, FileTensor, StoredTensor},
     nn::{Arch, BlockStructure, ConvLayer, ShortcutLayer, Structure},
     ops::{conv::Geometry, pool::Window},
 };
@@ -70,6 +71,7 @@ impl Origin {
 pub(super) struct Found {
     pub tensors: BTreeMap<String, Origin>,
     pub notes: Vec<String>,
+    pub input: Input,
 }
 
 /// The tensors of `graph`: under torchvision's names if it is a network of this engine, else under its own.
@@ -95,11 +97,11 @@ pub(super) fn tensors(graph: &Graph, path: &std::path::Path) -> Result<Found> {
         }
     }
     let stored = graph.tensors.iter().map(|(name, tensor)| (name.clone(), Origin::Stored(tensor.clone())));
-    Ok(Found { tensors: stored.collect(), notes: Vec::new() })
+    Ok(Found { tensors: stored.collect(), ..Found::default() })
 }
 
 /// A graph that can be walked.
-struct View<'a> {
+pub(super) struct View<'a> {
     graph: &'a Graph,
     /// What values are, of those that are another under a new name.
     aliases: HashMap<&'a str, &'a str>,
@@ -137,7 +139,7 @@ impl<'a> View<'a> {
         self.aliases.get(name).copied().unwrap_or(name)
     }
 
-    fn input(&self, node: &'a Node, position: usize) -> Option<&'a str> {
+    pub fn input(&self, node: &'a Node, position: usize) -> Option<&'a str> {
         node.inputs.get(position).filter(|name| !name.is_empty()).map(|name| self.resolve(name))
     }
 
@@ -170,7 +172,8 @@ impl<'a> View<'a> {
         for block in &structure.blocks {
             x = walk.block(x, block)?;
         }
-        let mut notes: Vec<String> = self.before(images).into_iter().collect();
+        let input = Input::of(self, images);
+        let mut notes: Vec<String> = input.note().into_iter().collect();
         match walk.head(x, arch.features()) {
             Ok(logits) => notes.extend(
                 self.users(logits)
@@ -183,29 +186,33 @@ impl<'a> View<'a> {
                 notes.push(format!("what follows the last block is left out: {reason}"));
             }
         }
-        Ok(Found { tensors: walk.tensors, notes })
+        Ok(Found { tensors: walk.tensors, notes, input })
     }
 
-    /// What the graph computes of its input before the first convolution, which takes `images`.
-    fn before(&self, images: &'a str) -> Option<String> {
-        let producer = |value: &str| self.graph.nodes.iter().find(|node| node.outputs.iter().any(|name| name == value));
-        let (mut value, mut steps) = (images, Vec::new());
-        while let Some(node) = producer(value).filter(|_| steps.len() < MAX_LAYERS) {
-            let constants = (0..node.inputs.len()).filter_map(|position| self.tensor(node, position));
-            let numbers = constants.filter_map(few_numbers).map(|numbers| format!(" {numbers:?}"));
-            steps.push(short_name(&node.op).into_owned() + &numbers.collect::<String>());
-            let mut inputs = (0..node.inputs.len()).filter_map(|position| self.input(node, position));
-            let Some(next) = inputs.find(|name| !self.graph.tensors.contains_key(*name)) else { break };
-            value = next;
-        }
-        steps.reverse();
-        (!steps.is_empty()).then(|| {
-            let steps = steps.join(", ");
-            format!(
-                "the file computes {steps} before its first convolution, which is left out: \
-                 images are to be normalised before (--mean and --std say how)"
-            )
-        })
+    /// The node that computes `value`.
+    pub fn producer(&self, value: &str) -> Option<&'a Node> {
+        self.graph.nodes.iter().find(|node| node.outputs.iter().any(|name| name == value))
+    }
+
+    /// The extents of the graph's input `name`; 0 for one that may be anything.
+    pub fn extents(&self, name: &str) -> Option<&'a [usize]> {
+        self.graph.inputs.get(name).map(Vec::as_slice)
+    }
+
+    pub fn is_tensor(&self, name: &str) -> bool {
+        self.graph.tensors.contains_key(name)
+    }
+
+    /// Shape and values of an input of `node` that is a tensor of the size of a mean or standard deviation of images.
+    pub fn small(&self, node: &'a Node, position: usize) -> Option<(&'a [usize], Vec<f32>)> {
+        let tensor = self.tensor(node, position)?;
+        let is_small = tensor.elements() <= 3 && tensor.dtype.is_ok_and(FileDtype::is_float);
+        Some((&tensor.shape, is_small.then(|| tensor.load().ok())??.to_f32()))
+    }
+
+    /// The values of all such inputs.
+    pub fn small_constants(&self, node: &'a Node) -> impl Iterator<Item = Vec<f32>> {
+        (0..node.inputs.len()).filter_map(|position| self.small(node, position)).map(|(_, values)| values)
     }
 
     /// The output of `op` on `value`.
@@ -220,8 +227,9 @@ impl<'a> View<'a> {
         let is_plain = node.int("transA", 0) == 0 && node.float("alpha", 1.0) == 1.0 && node.float("beta", 1.0) == 1.0;
         let name = self.input(node, 1).filter(|_| is_plain && self.input(node, 0) == Some(x));
         let name = name.ok_or("a linear layer is of another form")?;
-        let before = self.graph.nodes.iter().find(|node| node.outputs.iter().any(|output| output == name));
-        let turned = before.filter(|node| node.op == "Transpose" && matches!(node.ints("perm"), None | Some([1, 0])));
+        let turned = self
+            .producer(name)
+            .filter(|node| node.op == "Transpose" && matches!(node.ints("perm"), None | Some([1, 0])));
         let weight = match turned {
             Some(node) => self.tensor(node, 0),
             None => self.graph.tensors.get(name),
@@ -276,7 +284,7 @@ impl<'a> View<'a> {
     }
 
     /// The values of a small input of `node` that is a list of integers.
-    fn ints(&self, node: &'a Node, position: usize) -> Option<Vec<i64>> {
+    pub fn ints(&self, node: &'a Node, position: usize) -> Option<Vec<i64>> {
         let tensor = self.tensor(node, position).filter(|tensor| tensor.dtype == Ok(FileDtype::I64))?;
         let values = (tensor.elements() <= 16).then(|| tensor.load().ok())??;
         Some(bytemuck::pod_collect_to_vec(values.bytes()))
@@ -400,12 +408,6 @@ impl<'a> Walk<'a> {
         }
         Err("there are too many linear layers".into())
     }
-}
-
-/// The values of a tensor of the size of a mean or standard deviation of images.
-fn few_numbers(tensor: &OnnxTensor) -> Option<Vec<f32>> {
-    let is_small = tensor.elements() <= 3 && tensor.dtype.is_ok_and(FileDtype::is_float);
-    Some(is_small.then(|| tensor.load().ok())??.to_f32())
 }
 
 fn output(node: &Node) -> Step<&str> {
