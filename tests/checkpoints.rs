@@ -16,6 +16,8 @@ mod hostile;
 mod loading;
 #[path = "checkpoints/memory.rs"]
 mod memory;
+#[path = "checkpoints/misfits.rs"]
+mod misfits;
 #[path = "checkpoints/models.rs"]
 mod models;
 #[path = "checkpoints/onnx.rs"]

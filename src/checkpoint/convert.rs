@@ -15,12 +15,7 @@ use super::{
     onnx::Input,
     write_onnx, write_pth, write_safetensors,
 };
-use crate::{
-    Error, Result,
-    data::Transforms,
-    learner::CancelToken,
-    nn::{Arch, HeadSpec},
-};
+use crate::{Error, Result, data::Transforms, learner::CancelToken, nn::Arch};
 
 /// What to write.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -186,9 +181,16 @@ impl Conversion {
                 return Err(format!("is a checkpoint of {found}, not of {asked}; use --arch {found}"));
             }
             (Some(asked), None) => {
-                let (head, classes) = head_of_or_published(&shapes, asked);
+                let (head, classes) = architecture::head_or_published(&shapes, asked);
                 let text = architecture::misfit(&shapes, asked, &head, classes);
-                return Err(format!("is not of {asked}{text}\n  {}", architecture::describe(&shapes)));
+                // What is missing of the nearest has been said.
+                let is_nearest = architecture::nearest_arch(&shapes).is_some_and(|(arch, ..)| arch == asked);
+                let else_like = match is_nearest {
+                    true => architecture::unsupported(&shapes),
+                    false => architecture::likeness(&shapes),
+                };
+                let else_like = else_like.map_or(String::new(), |likeness| format!("\n  {likeness}"));
+                return Err(format!("is not of {asked}{text}{else_like}"));
             }
             _ => self.arch = found,
         }
@@ -196,7 +198,7 @@ impl Conversion {
             self.likeness = architecture::likeness(&shapes);
             return Ok(());
         };
-        let (head, classes) = head_of_or_published(&shapes, arch);
+        let (head, classes) = architecture::head_or_published(&shapes, arch);
         if asked.is_some() {
             let text = architecture::misfit(&shapes, arch, &head, classes);
             if !text.is_empty() {
@@ -275,11 +277,6 @@ impl From<Conversion> for CheckpointFile {
             partial: false,
         }
     }
-}
-
-/// The head that the shapes are of; the published classifier of `arch` if there is none.
-fn head_of_or_published(shapes: &Shapes, arch: Arch) -> (HeadSpec, usize) {
-    architecture::head_of(shapes).unwrap_or((HeadSpec::Linear, arch.published_classes()))
 }
 
 /// Whether both are there, and the same file.

@@ -1,0 +1,56 @@
+//! What is told of files that are almost a network.
+
+use unfreeze::{
+    checkpoint::{ConvertOptions, FileTensor, OnnxOptions, Target},
+    nn::{Arch, HeadSpec},
+};
+
+use crate::{
+    Tensors,
+    conversion::{convert, small, to},
+    write,
+};
+
+fn zeros(shape: &[usize]) -> FileTensor {
+    FileTensor::from_f32(shape.to_vec(), vec![0.0; shape.iter().product()]).expect("fits")
+}
+
+/// The error of making a model of `tensors`, or the architecture that was found.
+fn modelled(tensors: &Tensors, options: ConvertOptions) -> Result<unfreeze::checkpoint::Conversion, String> {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (source, output) = (folder.path().join("in.safetensors"), folder.path().join("out"));
+    write(&source, tensors);
+    convert(&source, &output, options)
+}
+
+#[test]
+fn what_is_missing_misshapen_or_more_than_the_nearest_network_is_named() {
+    let whole = small(HeadSpec::Linear);
+    let error = |change: &dyn Fn(&mut Tensors)| {
+        let mut tensors = whole.clone();
+        change(&mut tensors);
+        modelled(&tensors, to(Target::Onnx(OnnxOptions::default()))).expect_err("does not fit")
+    };
+    let missing = error(&|tensors| drop(tensors.remove("layer2.0.conv1.weight")));
+    assert!(missing.contains("\n  1 missing: layer2.0.conv1.weight"), "{missing}");
+    let misshapen = error(&|tensors| drop(tensors.insert("layer2.0.conv1.weight".into(), zeros(&[16, 8, 1, 1]))));
+    assert!(
+        misshapen.contains("1 of another shape: layer2.0.conv1.weight (found [16, 8, 1, 1], expected"),
+        "{misshapen}"
+    );
+    // All of it, and another block.
+    let more = error(&|tensors| {
+        tensors.extend((0..20).map(|block| (format!("layer3.{}.conv1.weight", block + 9), zeros(&[32, 32, 3, 3]))));
+    });
+    assert!(
+        more.contains("the nearest is resnet8: 7 of its 7") && more.contains("20 unknown: layer3.10.conv1"),
+        "{more}"
+    );
+    assert!(more.contains("and 12 more") && !more.contains("missing"), "{more}");
+    // Said once where the architecture was asked for.
+    let mut tensors = whole.clone();
+    tensors.remove("layer2.0.conv1.weight");
+    let options = ConvertOptions { arch: Some(Arch::ResNet8), ..Default::default() };
+    let error = modelled(&tensors, options).expect_err("does not fit");
+    assert_eq!(error.matches("1 missing: layer2.0.conv1.weight").count(), 1, "{error}");
+}
