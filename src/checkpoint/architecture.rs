@@ -127,12 +127,9 @@ pub(super) fn tensors_of(arch: Arch, head: &HeadSpec, classes: usize) -> Shapes 
 }
 
 /// Biases that a head of this kind may lack, and their lengths: fastai 2 has none in its head, since batchnorm comes
-/// before each linear layer.
+/// before each linear layer, and a classifier may be trained without.
 pub(super) fn optional_biases(arch: Arch, head: &HeadSpec, classes: usize) -> BTreeMap<String, usize> {
-    match head {
-        HeadSpec::Linear => BTreeMap::new(),
-        _ => head.plan(arch.features(), classes).into_iter().map(|(name, _, n)| (name + ".bias", n)).collect(),
-    }
+    head.plan(arch.features(), classes).into_iter().map(|(name, _, outputs)| (name + ".bias", outputs)).collect()
 }
 
 /// What of `shapes` is missing, unknown or of another shape for `arch` with such a head, in lines; empty if all fits.

@@ -103,7 +103,7 @@ pub struct Conversion {
     parts: Vec<PathBuf>,
     /// Whether the source has more than is written.
     partial: bool,
-    target: Target,
+    pub(super) target: Target,
 }
 
 impl Conversion {

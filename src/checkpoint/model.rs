@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 use serde::de::DeserializeOwned;
 
 use super::{
-    Conversion, ConvertOptions, ConvertedTensor, FileDtype, FileTensor, StoredTensor,
+    Conversion, ConvertOptions, ConvertedTensor, FileDtype, FileTensor, StoredTensor, Target,
     architecture::{self, COUNTER, Shapes},
+    names::{listed, short_name},
     onnx::Effect,
     published,
 };
@@ -37,13 +38,14 @@ impl Conversion {
         let fail = |message: String| Error::checkpoint(&path, message);
         let arch = self.arch.ok_or_else(|| fail(architecture::describe(&shapes)))?;
         self.check_input(options).map_err(fail)?;
-        let (head, classes) = architecture::head_of(&shapes).ok_or_else(|| {
-            fail("has no classifier (fc.weight, or fastai's head), which a model file needs: it is a backbone".into())
-        })?;
+        let (head, classes) = architecture::head_of(&shapes).ok_or_else(|| fail(self.without_head(&shapes)))?;
         let is_model = model_version(&self.metadata).map_err(fail)?.is_some();
         let text = architecture::misfit(&shapes, arch, &head, classes);
         if !text.is_empty() {
             return Err(fail(format!("does not make a model of {arch}{text}")));
+        }
+        if head == HeadSpec::Linear && !shapes.contains_key("fc.bias") {
+            self.notes.push("there is no fc.bias: zeros are written for it".into());
         }
         self.complete(&shapes, architecture::optional_biases(arch, &head, classes));
 
@@ -71,6 +73,22 @@ impl Conversion {
         self.metadata = made.into_iter().chain(kept).collect();
         self.transforms = Some(transforms);
         Ok(())
+    }
+
+    /// What is said of a network without a head that is known.
+    fn without_head(&self, shapes: &Shapes) -> String {
+        let what = if self.target == Target::Model { "a model file" } else { "an ONNX file from here" };
+        let is_head = |name: &str| ["fc.", "head.", "classifier."].iter().any(|start| name.starts_with(start));
+        let others = shapes.iter().filter(|(name, _)| is_head(name));
+        let others: Vec<String> = others.map(|(name, shape)| format!("{} {shape:?}", short_name(name))).collect();
+        let text = match others.is_empty() {
+            true => format!("has no classifier (fc.weight, or fastai's head), which {what} needs: it is a backbone"),
+            false => format!(
+                "has a classifier that is neither one linear layer, fc, nor fastai's head, of which {what} needs one: {}",
+                listed(&others)
+            ),
+        };
+        self.notes.iter().fold(text, |text, note| text + "\n  " + note)
     }
 
     /// Whether what the source does to images before its network can be said of a model, or is.

@@ -54,3 +54,31 @@ fn what_is_missing_misshapen_or_more_than_the_nearest_network_is_named() {
     let error = modelled(&tensors, options).expect_err("does not fit");
     assert_eq!(error.matches("1 missing: layer2.0.conv1.weight").count(), 1, "{error}");
 }
+
+#[test]
+fn a_classifier_of_one_layer_is_found_in_a_sequence_and_without_a_bias() {
+    let whole = small(HeadSpec::Linear);
+    let renamed = |names: &dyn Fn(&str) -> String| -> Tensors {
+        whole.iter().map(|(name, tensor)| (names(name), tensor.clone())).collect()
+    };
+    let onnx = || to(Target::Onnx(OnnxOptions::default()));
+    for layer in ["fc.0.", "fc.1.", "fc.3."] {
+        let sequence = renamed(&|name| name.replace("fc.", layer));
+        let plan = modelled(&sequence, onnx()).expect("is found");
+        assert_eq!((plan.convention, plan.arch), (Some("a torch.nn.Sequential for fc"), Some(Arch::ResNet8)));
+        assert_eq!(plan.origins["fc.weight"].from.as_deref(), Some(&*format!("{layer}weight")));
+    }
+    let mut two = renamed(&|name| name.replace("fc.", "fc.2."));
+    two.insert("fc.0.weight".into(), zeros(&[32, 32]));
+    for (target, what) in [(Target::Model, "a model file"), (Target::Onnx(OnnxOptions::default()), "an ONNX file")] {
+        let error = modelled(&two, to(target)).expect_err("has two");
+        assert!(error.contains("fc.0.weight [32, 32], fc.2.bias [3], fc.2.weight [3, 32]"), "{error}");
+        assert!(error.contains(what) && !error.contains("backbone"), "{error}");
+    }
+    let mut without = whole.clone();
+    without.remove("fc.bias");
+    let plan = modelled(&without, onnx()).expect("needs none");
+    assert_eq!((plan.tensors["fc.bias"].read().expect("zeros"), plan.notes.len()), (zeros(&[3]), 1));
+    without.remove("fc.weight");
+    assert!(modelled(&without, onnx()).expect_err("is a backbone").contains("an ONNX file from here needs"));
+}
