@@ -190,7 +190,7 @@ impl Conversion {
                     false => architecture::likeness(&shapes),
                 };
                 let else_like = else_like.map_or(String::new(), |likeness| format!("\n  {likeness}"));
-                return Err(format!("is not of {asked}{text}{else_like}"));
+                return Err(self.with_notes(format!("is not of {asked}{text}{else_like}")));
             }
             _ => self.arch = found,
         }

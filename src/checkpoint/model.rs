@@ -36,7 +36,7 @@ impl Conversion {
         let shapes = self.shapes();
         let path = self.source.clone();
         let fail = |message: String| Error::checkpoint(&path, message);
-        let arch = self.arch.ok_or_else(|| fail(architecture::describe(&shapes)))?;
+        let arch = self.arch.ok_or_else(|| fail(self.with_notes(architecture::describe(&shapes))))?;
         self.check_input(options).map_err(fail)?;
         let (head, classes) = architecture::head_of(&shapes).ok_or_else(|| fail(self.without_head(&shapes)))?;
         let is_model = model_version(&self.metadata).map_err(fail)?.is_some();
@@ -88,6 +88,11 @@ impl Conversion {
                 listed(&others)
             ),
         };
+        self.with_notes(text)
+    }
+
+    /// `text`, and what of the source is left out.
+    pub(super) fn with_notes(&self, text: String) -> String {
         self.notes.iter().fold(text, |text, note| text + "\n  " + note)
     }
 

@@ -155,3 +155,39 @@ fn what_no_model_can_do_to_images_is_refused() {
         assert!(Conversion::plan(file, &to(Target::Safetensors)).is_ok());
     }
 }
+
+#[test]
+fn a_graph_in_a_circle_is_refused() {
+    let file = with(&[node("Identity", &["logits"], "ready", &[])], &[1, 3, 40, 40]);
+    let error = planned(&file, &to(Target::Model)).expect_err("is a circle");
+    assert!(error.contains("the operator Identity uses logits before it is computed"), "{error}");
+}
+
+#[test]
+fn the_node_that_no_network_has_is_named() {
+    let replaced = |file: &[u8], from: &[u8], to: &[u8], most: usize| {
+        let (mut file, mut count, mut at) = (file.to_vec(), 0, 0);
+        while let Some(found) =
+            file[at..].windows(from.len()).position(|window| window == from).filter(|_| count < most)
+        {
+            at += found;
+            file[at..at + from.len()].copy_from_slice(to);
+            count += 1;
+        }
+        file
+    };
+    // Under names of its own: those of a network would say what it is meant to be.
+    let foreign = replaced(&small(), b"conv1.weight", b"other.weight", usize::MAX);
+    assert!(planned(&foreign, &to(Target::Model)).is_ok());
+    for (from, into, most, reason) in [
+        (&b"\x22\x04Relu"[..], &b"\x22\x04Tanh"[..], 1, "resnet8, but Relu does not follow conv1, which is"),
+        (b"strides@\x02@\x02", b"strides@\x01@\x01", 1, "layer2.0.conv1 would be, but its strides are [1, 1], not 2"),
+        (b"pads@\x01@\x01", b"pads@\x00@\x01", 1, "conv1 would be, but its pads are [0, 1, 1, 1], not 1"),
+        (b"\x22\x03Add", b"\x22\x03Mul", 1, "Add does not follow layer1.0.conv2"),
+        (b"\x22\x04Conv", b"\x22\x04Tiny", 1, "it has 6 convolutions, resnet8, the nearest, 7, and"),
+        (b"\x22\x04Conv", b"\x22\x04Tiny", usize::MAX, "it has no Conv, only"),
+    ] {
+        let error = planned(&replaced(&foreign, from, into, most), &to(Target::Model)).expect_err("is none");
+        assert!(error.contains("its graph computes none of the known networks") && error.contains(reason), "{error}");
+    }
+}

@@ -11,7 +11,7 @@ use super::{
     tensor::{OnnxTensor, entry},
     wire::{Message, Reader},
 };
-use crate::{Error, Result};
+use crate::{Error, Result, checkpoint::short_name};
 
 /// External files hold tensors once, or shared ones a few times.
 const MAX_SHARING: u64 = 8;
@@ -100,6 +100,7 @@ impl Graph {
         if !found {
             return Err(reader.bad("it has no graph"));
         }
+        graph.check_order().map_err(|message| reader.bad(message))?;
         graph.check_external(path)?;
         Ok(graph)
     }
@@ -157,6 +158,27 @@ impl Graph {
             return self.insert(reader, tensor);
         }
         self.nodes.push(node);
+        Ok(())
+    }
+
+    /// Refuses nodes that use what a later one computes, as in a circle.
+    fn check_order(&self) -> std::result::Result<(), String> {
+        let mut computed = HashMap::new();
+        for (place, node) in self.nodes.iter().enumerate() {
+            for name in &node.outputs {
+                computed.entry(name).or_insert(place);
+            }
+        }
+        for (place, node) in self.nodes.iter().enumerate() {
+            let is_late = |name: &&String| computed.get(name).is_some_and(|computed| *computed >= place);
+            if let Some(name) = node.inputs.iter().filter(|name| !name.is_empty()).find(is_late) {
+                let name = short_name(name);
+                return Err(format!(
+                    "the operator {} uses {name} before it is computed: a circle, or out of order",
+                    node.op
+                ));
+            }
+        }
         Ok(())
     }
 
