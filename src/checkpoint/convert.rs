@@ -159,7 +159,7 @@ impl Conversion {
                 onnx.half = options.dtype == Some(FileDtype::F16)
             }
             (Target::Onnx(_), Some(dtype)) => {
-                let message = format!("an ONNX file is of f32 or f16, not {dtype}: it knows no convolution of bf16");
+                let message = format!("an ONNX file from here is of f32 or f16, not {dtype}; give one of those");
                 return Err(Error::setting("dtype", message));
             }
             (_, Some(dtype)) => plan.cast(dtype),

@@ -41,7 +41,7 @@ const TENSOR: &str = "torch.Tensor";
 /// What to do in Python with a file that holds more than tensors.
 const SAVE: &str = "in Python, `torch.save(model.state_dict(), \"weights.pth\")`";
 
-/// Refuses TorchScript: an archive of code, and of constants that a state dict has not.
+/// Refuses programs: TorchScript, an archive of code, and of constants that a state dict has not, and torch.export's.
 pub(super) fn refuse_script(path: &Path, archive: &Archive) -> Result<()> {
     let is_sign = |name: Cow<str>| name.ends_with("/constants.pkl") || name.contains("/code/__torch__");
     if archive.file_names().flatten().any(is_sign) {
@@ -49,6 +49,13 @@ pub(super) fn refuse_script(path: &Path, archive: &Archive) -> Result<()> {
             "is a TorchScript program (torch.jit.save), not a checkpoint of weights: load it by torch.jit.load and save \
              its weights, {SAVE}"
         );
+        return Err(Error::checkpoint(path, message));
+    }
+    let is_exported =
+        |name: Cow<str>| name.ends_with("/archive_format") || name.ends_with("serialized_exported_program.json");
+    if archive.file_names().flatten().any(is_exported) {
+        let message = "is a program of torch.export, not a checkpoint of weights: load it by torch.export.load and save its \
+                       weights, in Python, `torch.save(program.state_dict, \"weights.pth\")`";
         return Err(Error::checkpoint(path, message));
     }
     Ok(())

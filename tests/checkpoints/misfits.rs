@@ -1,13 +1,15 @@
 //! What is told of files that are almost a network.
 
 use unfreeze::{
-    checkpoint::{ConvertOptions, FileTensor, OnnxOptions, Target},
+    checkpoint::{ConvertOptions, FileDtype, FileTensor, OnnxOptions, Target},
     nn::{Arch, HeadSpec},
 };
 
 use crate::{
     Tensors,
+    containers::zip,
     conversion::{convert, small, to},
+    hostile::refused,
     write,
 };
 
@@ -81,4 +83,14 @@ fn a_classifier_of_one_layer_is_found_in_a_sequence_and_without_a_bias() {
     assert_eq!((plan.tensors["fc.bias"].read().expect("zeros"), plan.notes.len()), (zeros(&[3]), 1));
     without.remove("fc.weight");
     assert!(modelled(&without, onnx()).expect_err("is a backbone").contains("an ONNX file from here needs"));
+}
+
+#[test]
+fn what_was_brought_instead_is_named() {
+    let sign = [("a/archive_format", &b"pt2"[..]), ("a/data/weights/weight_0", &[0; 8])];
+    let error = refused("exported.pt2", &zip(&sign, 0, |n| n as u32));
+    assert!(error.contains("torch.export") && error.contains("program.state_dict"), "{error}");
+    let options = ConvertOptions { dtype: Some(FileDtype::F64), ..to(Target::Onnx(OnnxOptions::default())) };
+    let error = modelled(&small(HeadSpec::Linear), options).expect_err("no such type");
+    assert!(error.contains("f32 or f16, not f64") && !error.contains("bf16"), "{error}");
 }
