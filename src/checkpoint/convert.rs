@@ -111,8 +111,8 @@ impl Conversion {
     ///
     /// # Errors
     /// [`Error::Checkpoint`] if two tensors would get the same name, if the file is not of the architecture asked for,
-    /// or where a model is to be written not of any, or of one that takes other images than a model can; [`Error::Setting`] if the type is no floating-point type or the
-    /// classes do not fit.
+    /// or where a model is to be written not of any, or of one that takes other images than a model can;
+    /// [`Error::Setting`] if the type is no floating-point type or the classes do not fit.
     pub fn plan(source: CheckpointFile, options: &ConvertOptions) -> Result<Self> {
         if let Some(dtype) = options.dtype.filter(|dtype| !dtype.is_float()) {
             return Err(Error::setting("dtype", format!("{dtype} is no float; use f32, f16, bf16 or f64")));

@@ -101,12 +101,13 @@ impl Conversion {
         let steps = &self.input.steps;
         match self.input.effect {
             Effect::Flips => Err(format!(
-                "takes images with blue first (it computes {steps} before its network): a model and ONNX from here would \
-                 take red first, and be wrong; export it without that, or convert the weights alone, to safetensors or .pth"
+                "takes images with blue first (it computes {steps} before its network): a model and ONNX from here \
+                 would take red first, and be wrong; export it without that, or convert the weights alone, to \
+                 safetensors or .pth"
             )),
             Effect::Unknown if options.mean.is_none() || options.std.is_none() => Err(format!(
-                "computes {steps} before its network, which is not understood: give --mean and --std by which images are \
-                 to be normalised instead, or convert the weights alone, to safetensors or .pth"
+                "computes {steps} before its network, which is not understood: give --mean and --std by which images \
+                 are to be normalised instead, or convert the weights alone, to safetensors or .pth"
             )),
             _ => Ok(()),
         }
@@ -141,8 +142,8 @@ impl Conversion {
         }
     }
 
-    /// What images go through: as asked for, else a model file's own, else as an ONNX file takes them, else as the weights
-    /// were published, else as torchvision evaluates its networks, or fastai those with its head.
+    /// What images go through: as asked for, else a model file's own, else as an ONNX file takes them, else as the
+    /// weights were published, else as torchvision evaluates its networks, or fastai those with its head.
     fn transforms(&self, arch: Arch, head: &HeadSpec, is_model: bool, options: &ConvertOptions) -> Transforms {
         let size = arch.published_size();
         let usual = match (is_model, self.published) {

@@ -106,8 +106,8 @@ const CONVENTIONS: [Convention; 6] = [
     Convention { name: "a CIFAR network", sign: "linear.", rules: &[("linear.", "fc.")] },
 ];
 
-/// Where a `torch.nn.Sequential` in the place of `fc` has its one linear layer: after dropout, for example. What its names
-/// begin with stands for `fc.`.
+/// Where a `torch.nn.Sequential` in the place of `fc` has its one linear layer: after dropout, for example. What its
+/// names begin with stands for `fc.`.
 const SEQUENTIAL: [&str; 4] = ["fc.0.", "fc.1.", "fc.2.", "fc.3."];
 
 /// Whose names those are.

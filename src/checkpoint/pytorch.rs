@@ -51,14 +51,17 @@ pub(super) fn refuse_script(path: &Path, archive: &Archive) -> Result<()> {
         );
         return Err(Error::checkpoint(path, message));
     }
-    let is_exported =
-        |name: Cow<str>| name.ends_with("/archive_format") || name.ends_with("serialized_exported_program.json");
-    if archive.file_names().flatten().any(is_exported) {
-        let message = "is a program of torch.export, not a checkpoint of weights: load it by torch.export.load and save its \
-                       weights, in Python, `torch.save(program.state_dict, \"weights.pth\")`";
-        return Err(Error::checkpoint(path, message));
+    if archive.file_names().flatten().any(|name| name.ends_with("/archive_format")) {
+        return Err(exported(path));
     }
     Ok(())
+}
+
+/// That a file is what `torch.export.save` writes; not every one of its archives opens here.
+pub(super) fn exported(path: &Path) -> Error {
+    let message = "is a program of torch.export, not a checkpoint of weights: load it by torch.export.load and save its \
+                   weights, in Python, `torch.save(program.state_dict, \"weights.pth\")`";
+    Error::checkpoint(path, message)
 }
 
 /// Reads the pickle, which names what the [`guard`] found; the file stays open for the values (those of a tar archive

@@ -118,8 +118,8 @@ pub struct CheckpointFile {
     pub format: Format,
     /// The tensors under the file's names.
     pub tensors: BTreeMap<String, StoredTensor>,
-    /// The strings stored beside the tensors of a safetensors or ONNX file; `mean` and `std` also where its graph normalises
-    /// images by them.
+    /// The strings stored beside the tensors of a safetensors or ONNX file; `mean` and `std` also where its graph
+    /// normalises images by them.
     pub metadata: BTreeMap<String, String>,
     /// What the file holds beside these tensors, by its path in the file, and why it is left out: an optimizer's
     /// tensors, arrays of text, …

@@ -88,8 +88,10 @@ fn a_classifier_of_one_layer_is_found_in_a_sequence_and_without_a_bias() {
 #[test]
 fn what_was_brought_instead_is_named() {
     let sign = [("a/archive_format", &b"pt2"[..]), ("a/data/weights/weight_0", &[0; 8])];
-    let error = refused("exported.pt2", &zip(&sign, 0, |n| n as u32));
-    assert!(error.contains("torch.export") && error.contains("program.state_dict"), "{error}");
+    for (name, file) in [("exported.pt", zip(&sign, 0, |n| n as u32)), ("exported.pt2", b"PK\x03\x04".to_vec())] {
+        let error = refused(name, &file);
+        assert!(error.contains("torch.export") && error.contains("program.state_dict"), "{error}");
+    }
     let options = ConvertOptions { dtype: Some(FileDtype::F64), ..to(Target::Onnx(OnnxOptions::default())) };
     let error = modelled(&small(HeadSpec::Linear), options).expect_err("no such type");
     assert!(error.contains("f32 or f16, not f64") && !error.contains("bf16"), "{error}");
