@@ -16,12 +16,16 @@ mod hostile;
 mod loading;
 #[path = "checkpoints/memory.rs"]
 mod memory;
+#[path = "checkpoints/misfits.rs"]
+mod misfits;
 #[path = "checkpoints/models.rs"]
 mod models;
 #[path = "checkpoints/onnx.rs"]
 mod onnx;
 #[path = "checkpoints/onnx_graphs.rs"]
 mod onnx_graphs;
+#[path = "checkpoints/onnx_input.rs"]
+mod onnx_input;
 #[path = "checkpoints/originals.rs"]
 mod originals;
 #[path = "checkpoints/pickles.rs"]

@@ -78,11 +78,20 @@ pub(super) fn unsupported(shapes: &Shapes) -> Option<String> {
     ))
 }
 
-/// What `shapes` of no known architecture are like, if they are like anything.
+/// What `shapes` of no known architecture are like, if they are like anything; where most of a known one is there, what
+/// is missing, unknown or of another shape.
 pub(super) fn likeness(shapes: &Shapes) -> Option<String> {
     if let Some(unsupported) = unsupported(shapes) {
         return Some(unsupported);
     }
+    let (arch, same, of) = nearest_arch(shapes)?;
+    let text = format!("the nearest is {arch}: {same} of its {of} convolutions are there in the same shape");
+    let (head, classes) = head_or_published(shapes, arch);
+    Some(if 2 * same > of { text + &misfit(shapes, arch, &head, classes) } else { text })
+}
+
+/// The architecture with the largest share of its convolutions in `shapes`: how many, and of how many.
+pub(super) fn nearest_arch(shapes: &Shapes) -> Option<(Arch, usize, usize)> {
     let likeness = |arch: &Arch| {
         let expected = arch.convolutions();
         let same = expected.iter().filter(|(name, shape)| shapes.get(name) == Some(shape)).count();
@@ -90,7 +99,7 @@ pub(super) fn likeness(shapes: &Shapes) -> Option<String> {
     };
     let arch = Arch::ALL.into_iter().max_by_key(likeness)?;
     let (_, same, of) = likeness(&arch);
-    (same > 0).then(|| format!("the nearest is {arch}: {same} of its {of} convolutions are there in the same shape"))
+    (same > 0).then_some((arch, same, of))
 }
 
 /// Name and shape of every tensor of `arch` with such a head for `classes`, as torchvision's and this engine's files
@@ -118,12 +127,9 @@ pub(super) fn tensors_of(arch: Arch, head: &HeadSpec, classes: usize) -> Shapes 
 }
 
 /// Biases that a head of this kind may lack, and their lengths: fastai 2 has none in its head, since batchnorm comes
-/// before each linear layer.
+/// before each linear layer, and a classifier may be trained without.
 pub(super) fn optional_biases(arch: Arch, head: &HeadSpec, classes: usize) -> BTreeMap<String, usize> {
-    match head {
-        HeadSpec::Linear => BTreeMap::new(),
-        _ => head.plan(arch.features(), classes).into_iter().map(|(name, _, n)| (name + ".bias", n)).collect(),
-    }
+    head.plan(arch.features(), classes).into_iter().map(|(name, _, outputs)| (name + ".bias", outputs)).collect()
 }
 
 /// What of `shapes` is missing, unknown or of another shape for `arch` with such a head, in lines; empty if all fits.
@@ -171,6 +177,11 @@ pub(super) fn head_of(shapes: &Shapes) -> Option<(HeadSpec, usize)> {
     let mut hidden: Vec<usize> = (0..).map_while(|index| outputs(&format!("head.{}", 4 * index + 3))).collect();
     let classes = hidden.pop()?;
     Some((HeadSpec::fastai(hidden), classes))
+}
+
+/// The head that the shapes are of; the published classifier of `arch` if there is none.
+pub(super) fn head_or_published(shapes: &Shapes, arch: Arch) -> (HeadSpec, usize) {
+    head_of(shapes).unwrap_or((HeadSpec::Linear, arch.published_classes()))
 }
 
 #[cfg(test)]

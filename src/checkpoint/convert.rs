@@ -12,14 +12,10 @@ use super::{
     architecture::{self, Shapes},
     catalog::Entry,
     names::{LISTED, Names, nearest, short_name},
+    onnx::Input,
     write_onnx, write_pth, write_safetensors,
 };
-use crate::{
-    Error, Result,
-    data::Transforms,
-    learner::CancelToken,
-    nn::{Arch, HeadSpec},
-};
+use crate::{Error, Result, data::Transforms, learner::CancelToken, nn::Arch};
 
 /// What to write.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -48,15 +44,16 @@ pub struct ConvertOptions {
     pub arch: Option<Arch>,
     /// Names of the classes of a [`Target::Model`], by position; their numbers by default.
     pub classes: Option<Vec<String>>,
-    /// Side of the square that a [`Target::Model`] sees, in pixels. Default: as the weights were published if the
-    /// catalogue knows them, else 224, or 32 for CIFAR networks.
+    /// Side of the square that a [`Target::Model`] sees, in pixels. Default: that of an ONNX file's input, or as the
+    /// weights were published if the catalogue knows them, else 224, or 32 for CIFAR networks.
     pub size: Option<usize>,
     /// Short side of its images before the crop, in pixels. Default: in proportion to the size as the weights were
     /// published, else 256 for 224, as torchvision evaluates, and the size itself for fastai's heads and CIFAR
     /// networks.
     pub resize: Option<usize>,
-    /// Mean per channel (red, green, blue) of its images in units of 1. Default: the file's metadata, as the weights
-    /// were published, or ImageNet's.
+    /// Mean per channel (red, green, blue) of its images in units of 1. Default: what an ONNX file normalises by, the
+    /// file's metadata, as the weights were published, or ImageNet's. To be given, as `std`, where an ONNX file does
+    /// something to images that is not understood.
     pub mean: Option<[f32; 3]>,
     /// Standard deviation per channel. Default: as for the mean.
     pub std: Option<[f32; 3]>,
@@ -99,12 +96,14 @@ pub struct Conversion {
     pub published: Option<&'static Entry>,
     /// What images of a model go through.
     pub transforms: Option<Transforms>,
+    /// What the source does to images before its network.
+    pub(super) input: Input,
     pub(super) source: PathBuf,
     /// The files of a source in several.
     parts: Vec<PathBuf>,
     /// Whether the source has more than is written.
     partial: bool,
-    target: Target,
+    pub(super) target: Target,
 }
 
 impl Conversion {
@@ -112,8 +111,8 @@ impl Conversion {
     ///
     /// # Errors
     /// [`Error::Checkpoint`] if two tensors would get the same name, if the file is not of the architecture asked for,
-    /// or not of any where a model is to be written; [`Error::Setting`] if the type is no floating-point type or the
-    /// classes do not fit.
+    /// or where a model is to be written not of any, or of one that takes other images than a model can;
+    /// [`Error::Setting`] if the type is no floating-point type or the classes do not fit.
     pub fn plan(source: CheckpointFile, options: &ConvertOptions) -> Result<Self> {
         if let Some(dtype) = options.dtype.filter(|dtype| !dtype.is_float()) {
             return Err(Error::setting("dtype", format!("{dtype} is no float; use f32, f16, bf16 or f64")));
@@ -131,6 +130,7 @@ impl Conversion {
             dropped: Vec::new(),
             unknown: Vec::new(),
             notes: source.notes,
+            input: source.input,
             published: None,
             transforms: None,
             source: source.path,
@@ -159,7 +159,7 @@ impl Conversion {
                 onnx.half = options.dtype == Some(FileDtype::F16)
             }
             (Target::Onnx(_), Some(dtype)) => {
-                let message = format!("an ONNX file is of f32 or f16, not {dtype}: it knows no convolution of bf16");
+                let message = format!("an ONNX file from here is of f32 or f16, not {dtype}; give one of those");
                 return Err(Error::setting("dtype", message));
             }
             (_, Some(dtype)) => plan.cast(dtype),
@@ -181,9 +181,16 @@ impl Conversion {
                 return Err(format!("is a checkpoint of {found}, not of {asked}; use --arch {found}"));
             }
             (Some(asked), None) => {
-                let (head, classes) = head_of_or_published(&shapes, asked);
+                let (head, classes) = architecture::head_or_published(&shapes, asked);
                 let text = architecture::misfit(&shapes, asked, &head, classes);
-                return Err(format!("is not of {asked}{text}\n  {}", architecture::describe(&shapes)));
+                // What is missing of the nearest has been said.
+                let is_nearest = architecture::nearest_arch(&shapes).is_some_and(|(arch, ..)| arch == asked);
+                let else_like = match is_nearest {
+                    true => architecture::unsupported(&shapes),
+                    false => architecture::likeness(&shapes),
+                };
+                let else_like = else_like.map_or(String::new(), |likeness| format!("\n  {likeness}"));
+                return Err(self.with_notes(format!("is not of {asked}{text}{else_like}")));
             }
             _ => self.arch = found,
         }
@@ -191,7 +198,7 @@ impl Conversion {
             self.likeness = architecture::likeness(&shapes);
             return Ok(());
         };
-        let (head, classes) = head_of_or_published(&shapes, arch);
+        let (head, classes) = architecture::head_or_published(&shapes, arch);
         if asked.is_some() {
             let text = architecture::misfit(&shapes, arch, &head, classes);
             if !text.is_empty() {
@@ -266,14 +273,10 @@ impl From<Conversion> for CheckpointFile {
             metadata: plan.metadata,
             left_out: Vec::new(),
             notes: Vec::new(),
+            input: plan.input,
             partial: false,
         }
     }
-}
-
-/// The head that the shapes are of; the published classifier of `arch` if there is none.
-fn head_of_or_published(shapes: &Shapes, arch: Arch) -> (HeadSpec, usize) {
-    architecture::head_of(shapes).unwrap_or((HeadSpec::Linear, arch.published_classes()))
 }
 
 /// Whether both are there, and the same file.

@@ -5,8 +5,10 @@ use std::collections::BTreeMap;
 use serde::de::DeserializeOwned;
 
 use super::{
-    Conversion, ConvertOptions, ConvertedTensor, FileDtype, FileTensor, StoredTensor,
+    Conversion, ConvertOptions, ConvertedTensor, FileDtype, FileTensor, StoredTensor, Target,
     architecture::{self, COUNTER, Shapes},
+    names::{listed, short_name},
+    onnx::Effect,
     published,
 };
 use crate::{
@@ -34,14 +36,16 @@ impl Conversion {
         let shapes = self.shapes();
         let path = self.source.clone();
         let fail = |message: String| Error::checkpoint(&path, message);
-        let arch = self.arch.ok_or_else(|| fail(architecture::describe(&shapes)))?;
-        let (head, classes) = architecture::head_of(&shapes).ok_or_else(|| {
-            fail("has no classifier (fc.weight, or fastai's head), which a model file needs: it is a backbone".into())
-        })?;
+        let arch = self.arch.ok_or_else(|| fail(self.with_notes(architecture::describe(&shapes))))?;
+        self.check_input(options).map_err(fail)?;
+        let (head, classes) = architecture::head_of(&shapes).ok_or_else(|| fail(self.without_head(&shapes)))?;
         let is_model = model_version(&self.metadata).map_err(fail)?.is_some();
         let text = architecture::misfit(&shapes, arch, &head, classes);
         if !text.is_empty() {
             return Err(fail(format!("does not make a model of {arch}{text}")));
+        }
+        if head == HeadSpec::Linear && !shapes.contains_key("fc.bias") {
+            self.notes.push("there is no fc.bias: zeros are written for it".into());
         }
         self.complete(&shapes, architecture::optional_biases(arch, &head, classes));
 
@@ -69,6 +73,44 @@ impl Conversion {
         self.metadata = made.into_iter().chain(kept).collect();
         self.transforms = Some(transforms);
         Ok(())
+    }
+
+    /// What is said of a network without a head that is known.
+    fn without_head(&self, shapes: &Shapes) -> String {
+        let what = if self.target == Target::Model { "a model file" } else { "an ONNX file from here" };
+        let is_head = |name: &str| ["fc.", "head.", "classifier."].iter().any(|start| name.starts_with(start));
+        let others = shapes.iter().filter(|(name, _)| is_head(name));
+        let others: Vec<String> = others.map(|(name, shape)| format!("{} {shape:?}", short_name(name))).collect();
+        let text = match others.is_empty() {
+            true => format!("has no classifier (fc.weight, or fastai's head), which {what} needs: it is a backbone"),
+            false => format!(
+                "has a classifier that is neither one linear layer, fc, nor fastai's head, of which {what} needs one: {}",
+                listed(&others)
+            ),
+        };
+        self.with_notes(text)
+    }
+
+    /// `text`, and what of the source is left out.
+    pub(super) fn with_notes(&self, text: String) -> String {
+        self.notes.iter().fold(text, |text, note| text + "\n  " + note)
+    }
+
+    /// Whether what the source does to images before its network can be said of a model, or is.
+    fn check_input(&self, options: &ConvertOptions) -> Result<(), String> {
+        let steps = &self.input.steps;
+        match self.input.effect {
+            Effect::Flips => Err(format!(
+                "takes images with blue first (it computes {steps} before its network): a model and ONNX from here \
+                 would take red first, and be wrong; export it without that, or convert the weights alone, to \
+                 safetensors or .pth"
+            )),
+            Effect::Unknown if options.mean.is_none() || options.std.is_none() => Err(format!(
+                "computes {steps} before its network, which is not understood: give --mean and --std by which images \
+                 are to be normalised instead, or convert the weights alone, to safetensors or .pth"
+            )),
+            _ => Ok(()),
+        }
     }
 
     /// Adds the biases that may be missing, and takes the counters away.
@@ -100,8 +142,8 @@ impl Conversion {
         }
     }
 
-    /// What images go through: as asked for, else a model file's own, else as the weights were published, else as
-    /// torchvision evaluates its networks, or fastai those with its head.
+    /// What images go through: as asked for, else a model file's own, else as an ONNX file takes them, else as the
+    /// weights were published, else as torchvision evaluates its networks, or fastai those with its head.
     fn transforms(&self, arch: Arch, head: &HeadSpec, is_model: bool, options: &ConvertOptions) -> Transforms {
         let size = arch.published_size();
         let usual = match (is_model, self.published) {
@@ -117,7 +159,8 @@ impl Conversion {
             (false, None) if size == 224 && *head == HeadSpec::Linear => Transforms::new(size).resize(RESIZE_FOR_224),
             (false, None) => Transforms::new(size),
         };
-        let sized = options.size.map_or(usual.clone(), |size| usual.clone().at_size(size));
+        let size = options.size.or(self.input.size.filter(|_| !is_model));
+        let sized = size.map_or(usual.clone(), |size| usual.clone().at_size(size));
         let resized = options.resize.map_or(sized.clone(), |resize| sized.clone().resize(resize));
         let mean = options.mean.or(stored(&self.metadata, "mean")).unwrap_or(usual.mean);
         let std = options.std.or(stored(&self.metadata, "std")).unwrap_or(usual.std);

@@ -106,6 +106,13 @@ const CONVENTIONS: [Convention; 6] = [
     Convention { name: "a CIFAR network", sign: "linear.", rules: &[("linear.", "fc.")] },
 ];
 
+/// Where a `torch.nn.Sequential` in the place of `fc` has its one linear layer: after dropout, for example. What its
+/// names begin with stands for `fc.`.
+const SEQUENTIAL: [&str; 4] = ["fc.0.", "fc.1.", "fc.2.", "fc.3."];
+
+/// Whose names those are.
+const SEQUENTIAL_NAME: &str = "a torch.nn.Sequential for fc";
+
 /// How the tensors of a file are called.
 #[derive(Debug)]
 pub(super) struct Names {
@@ -141,11 +148,13 @@ impl Names {
 
         let signed = |convention: &&Convention| names.iter().any(|(_, name)| name.starts_with(convention.sign));
         let convention = CONVENTIONS.iter().find(signed);
+        let sequential = sequential(&names).filter(|_| convention.is_none());
         let mut new = BTreeMap::new();
         let mut taken: BTreeMap<String, &str> = BTreeMap::new();
         for (original, name) in names {
             let rules = convention.map_or(&[][..], |convention| convention.rules);
-            let renamed = rules.iter().find_map(|(from, to)| Some(format!("{to}{}", name.strip_prefix(from)?)));
+            let mut rules = rules.iter().copied().chain(sequential.map(|from| (from, "fc.")));
+            let renamed = rules.find_map(|(from, to)| Some(format!("{to}{}", name.strip_prefix(from)?)));
             let name = renamed.unwrap_or_else(|| name.to_owned());
             match taken.entry(name.clone()) {
                 Entry::Occupied(first) => {
@@ -157,7 +166,8 @@ impl Names {
             };
             new.insert(original.to_owned(), name);
         }
-        Ok(Self { convention: convention.map(|convention| convention.name), prefixes, new, left_out })
+        let convention = convention.map(|convention| convention.name).or(sequential.map(|_| SEQUENTIAL_NAME));
+        Ok(Self { convention, prefixes, new, left_out })
     }
 
     /// The tensors under their new names, without those that are left out.
@@ -170,8 +180,8 @@ impl Checkpoint {
     /// The same tensors under torchvision's names: prefixes such as `module.` and `backbone.` are taken away,
     /// repeatedly, each where more than half of the tensors carry it (a head beside a backbone carries none); of a
     /// self-supervised method the encoder that it trains is taken (MoCo's `encoder_q.`); the names
-    /// of fastai (by position, `0.weight`), MMPretrain and CIFAR networks become torchvision's, and fastai's head this
-    /// engine's (`head.1.weight`).
+    /// of fastai (by position, `0.weight`), MMPretrain and CIFAR networks become torchvision's, that of a classifier's
+    /// only layer too (`fc.1.weight`), and fastai's head this engine's (`head.1.weight`).
     ///
     /// # Errors
     /// [`Error::Checkpoint`] if two tensors would get the same name.
@@ -197,6 +207,14 @@ fn common_prefix(names: &[(&str, &str)]) -> Option<&'static str> {
     let carried = |prefix: &str| names.iter().filter(|(_, name)| name.starts_with(prefix)).count();
     let common = PREFIXES.into_iter().find(|prefix| 2 * carried(prefix) > names.len());
     common.or_else(|| ENCODERS.into_iter().find(|prefix| carried(prefix) > names.len() / 4))
+}
+
+/// What the names of the one layer in the place of `fc` begin with, if weight and bias are all that is there.
+fn sequential(names: &[(&str, &str)]) -> Option<&'static str> {
+    let mut classifier = names.iter().map(|(_, name)| *name).filter(|name| name.starts_with("fc."));
+    let first = classifier.clone().next()?;
+    let layer = SEQUENTIAL.into_iter().find(|layer| first.starts_with(layer))?;
+    classifier.all(|name| matches!(name.strip_prefix(layer), Some("weight" | "bias"))).then_some(layer)
 }
 
 /// A tensor's name as a message shows it: one of more than 100 characters without its middle, and none with characters

@@ -71,6 +71,7 @@ pub(super) fn open(path: &Path, mut archive: Archive) -> Result<CheckpointFile> 
         partial: !left_out.is_empty(),
         left_out,
         notes: Vec::new(),
+        input: Default::default(),
     };
     for (index, name, header) in headers {
         let (dtype, shape) = (header.dtype, header.shape.clone());

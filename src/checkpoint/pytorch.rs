@@ -41,7 +41,7 @@ const TENSOR: &str = "torch.Tensor";
 /// What to do in Python with a file that holds more than tensors.
 const SAVE: &str = "in Python, `torch.save(model.state_dict(), \"weights.pth\")`";
 
-/// Refuses TorchScript: an archive of code, and of constants that a state dict has not.
+/// Refuses programs: TorchScript, an archive of code, and of constants that a state dict has not, and torch.export's.
 pub(super) fn refuse_script(path: &Path, archive: &Archive) -> Result<()> {
     let is_sign = |name: Cow<str>| name.ends_with("/constants.pkl") || name.contains("/code/__torch__");
     if archive.file_names().flatten().any(is_sign) {
@@ -51,7 +51,17 @@ pub(super) fn refuse_script(path: &Path, archive: &Archive) -> Result<()> {
         );
         return Err(Error::checkpoint(path, message));
     }
+    if archive.file_names().flatten().any(|name| name.ends_with("/archive_format")) {
+        return Err(exported(path));
+    }
     Ok(())
+}
+
+/// That a file is what `torch.export.save` writes; not every one of its archives opens here.
+pub(super) fn exported(path: &Path) -> Error {
+    let message = "is a program of torch.export, not a checkpoint of weights: load it by torch.export.load and save its \
+                   weights, in Python, `torch.save(program.state_dict, \"weights.pth\")`";
+    Error::checkpoint(path, message)
 }
 
 /// Reads the pickle, which names what the [`guard`] found; the file stays open for the values (those of a tar archive
@@ -86,6 +96,7 @@ pub(super) fn open(path: &Path, named: &Named, key: Option<&str>) -> Result<Chec
         metadata: Default::default(),
         left_out: Vec::new(),
         notes: Vec::new(),
+        input: Default::default(),
         partial,
     };
     let tensors = reader.into_tensors();

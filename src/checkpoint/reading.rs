@@ -11,6 +11,7 @@ pub(super) fn open(path: &Path, key: Option<&str>) -> Result<CheckpointFile> {
     let file = match family(path, &head)? {
         Family::Safetensors => safetensors::open(path),
         Family::Index => sharded::open(path),
+        Family::Zip if path.extension().is_some_and(|extension| extension == "pt2") => Err(pytorch::exported(path)),
         Family::Zip => {
             let mut archive = guard::open_zip(path)?;
             if npz::is_npz(&archive) {

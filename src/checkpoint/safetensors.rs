@@ -56,6 +56,7 @@ pub(super) fn open(path: &Path) -> Result<CheckpointFile> {
         metadata: header.metadata().iter().flatten().map(|(key, value)| (key.clone(), value.clone())).collect(),
         left_out: Vec::new(),
         notes: Vec::new(),
+        input: Default::default(),
         partial: false,
     };
     let file = Arc::new(Mutex::new(file));

@@ -52,6 +52,7 @@ pub(super) fn open(path: &Path) -> Result<CheckpointFile> {
         metadata: BTreeMap::new(),
         left_out: Vec::new(),
         notes: Vec::new(),
+        input: Default::default(),
         partial: false,
     };
     let mut shards: BTreeMap<String, CheckpointFile> = BTreeMap::new();

@@ -118,13 +118,16 @@ pub struct CheckpointFile {
     pub format: Format,
     /// The tensors under the file's names.
     pub tensors: BTreeMap<String, StoredTensor>,
-    /// The strings stored beside the tensors of a safetensors file.
+    /// The strings stored beside the tensors of a safetensors or ONNX file; `mean` and `std` also where its graph
+    /// normalises images by them.
     pub metadata: BTreeMap<String, String>,
     /// What the file holds beside these tensors, by its path in the file, and why it is left out: an optimizer's
     /// tensors, arrays of text, …
     pub left_out: Vec<(String, &'static str)>,
     /// What else of the file is left out, in words: what an ONNX graph computes beside the network.
     pub notes: Vec<String>,
+    /// What an ONNX file does to images before its network.
+    pub(super) input: onnx::Input,
     /// Whether the file has anything that is neither in `tensors` nor in `metadata`: an optimizer's state, the number
     /// of the epoch, other weights, …
     pub partial: bool,

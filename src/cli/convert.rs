@@ -87,15 +87,16 @@ pub struct Convert {
     /// Names of the classes of a model, one a line [default: their numbers]
     #[arg(long, value_name = "FILE")]
     classes: Option<PathBuf>,
-    /// Side of the square that a model sees, in pixels [default: as the weights were published if the catalogue has
-    /// them, else 224, or 32 for CIFAR networks]
+    /// Side of the square that a model sees, in pixels [default: that of an ONNX file's input, or as the weights were
+    /// published if the catalogue has them, else 224, or 32 for CIFAR networks]
     #[arg(long, value_name = "N", value_parser = side)]
     size: Option<usize>,
     /// Short side before the crop, in pixels [default: in proportion as published, else 256 for 224; the size itself
     /// for fastai's heads and CIFAR networks]
     #[arg(long, value_name = "N", value_parser = side)]
     resize: Option<usize>,
-    /// Mean of a model's images per channel, of values from 0 to 1 [default: the file's, as published, or ImageNet's]
+    /// Mean of a model's images per channel, of values from 0 to 1 [default: the file's (of ONNX what its graph computes),
+    /// as published, or ImageNet's]
     #[arg(long, value_name = "R,G,B", value_parser = channels)]
     mean: Option<[f32; 3]>,
     /// Standard deviation per channel [default: as for the mean]

@@ -8,7 +8,7 @@ use crate::{
 };
 
 /// The fields of a message: number, the whole field, its value.
-fn fields(mut message: &[u8]) -> Vec<(u64, &[u8], &[u8])> {
+pub fn fields(mut message: &[u8]) -> Vec<(u64, &[u8], &[u8])> {
     fn varint(bytes: &mut &[u8]) -> u64 {
         let length = bytes.iter().position(|byte| *byte < 128).expect("an end") + 1;
         let (number, rest) = bytes.split_at(length);
@@ -44,7 +44,7 @@ fn name_of(message: &[u8], number: u64) -> &str {
 }
 
 /// A file whose graph's fields went through `edit`, which gives back what stands for each.
-fn edited(file: &[u8], edit: impl Fn(u64, &[u8]) -> Option<Vec<u8>>) -> Vec<u8> {
+pub fn edited(file: &[u8], edit: impl Fn(u64, &[u8]) -> Option<Vec<u8>>) -> Vec<u8> {
     let graph = |graph: &[u8]| {
         let each =
             fields(graph).into_iter().map(|(number, whole, value)| edit(number, value).unwrap_or(whole.to_vec()));
@@ -54,7 +54,7 @@ fn edited(file: &[u8], edit: impl Fn(u64, &[u8]) -> Option<Vec<u8>>) -> Vec<u8> 
     each.collect::<Vec<_>>().concat()
 }
 
-fn node(op: &str, inputs: &[&str], output: &str, attribute: &[u8]) -> Vec<u8> {
+pub fn node(op: &str, inputs: &[&str], output: &str, attribute: &[u8]) -> Vec<u8> {
     let inputs = inputs.iter().map(|input| bytes(1, input)).collect::<Vec<_>>().concat();
     let attribute = if attribute.is_empty() { Vec::new() } else { bytes(5, attribute) };
     bytes(1, [inputs, bytes(2, output), bytes(4, op), attribute].concat())

@@ -11,7 +11,7 @@ use super::{
     tensor::{OnnxTensor, entry},
     wire::{Message, Reader},
 };
-use crate::{Error, Result};
+use crate::{Error, Result, checkpoint::short_name};
 
 /// External files hold tensors once, or shared ones a few times.
 const MAX_SHARING: u64 = 8;
@@ -71,6 +71,8 @@ pub(super) struct Graph {
     pub nodes: Vec<Node>,
     /// Initialisers and constants by name.
     pub tensors: BTreeMap<String, OnnxTensor>,
+    /// Extents of its inputs by name; 0 for one that may be anything.
+    pub inputs: BTreeMap<String, Vec<usize>>,
     /// The model's `metadata_props`.
     pub metadata: BTreeMap<String, String>,
 }
@@ -98,6 +100,7 @@ impl Graph {
         if !found {
             return Err(reader.bad("it has no graph"));
         }
+        graph.check_order().map_err(|message| reader.bad(message))?;
         graph.check_external(path)?;
         Ok(graph)
     }
@@ -109,6 +112,11 @@ impl Graph {
                 5 => {
                     let tensor = OnnxTensor::read(reader, field.range)?;
                     self.insert(reader, tensor)?;
+                }
+                11 => {
+                    let (mut name, mut extents) = (String::new(), Vec::new());
+                    input(reader, field.range, &[2, 1, 2, 1], &mut name, &mut extents)?;
+                    self.inputs.insert(name, extents);
                 }
                 _ => {}
             }
@@ -153,6 +161,27 @@ impl Graph {
         Ok(())
     }
 
+    /// Refuses nodes that use what a later one computes, as in a circle.
+    fn check_order(&self) -> std::result::Result<(), String> {
+        let mut computed = HashMap::new();
+        for (place, node) in self.nodes.iter().enumerate() {
+            for name in &node.outputs {
+                computed.entry(name).or_insert(place);
+            }
+        }
+        for (place, node) in self.nodes.iter().enumerate() {
+            let is_late = |name: &&String| computed.get(name).is_some_and(|computed| *computed >= place);
+            if let Some(name) = node.inputs.iter().filter(|name| !name.is_empty()).find(is_late) {
+                let name = short_name(name);
+                return Err(format!(
+                    "the operator {} uses {name} before it is computed: a circle, or out of order",
+                    node.op
+                ));
+            }
+        }
+        Ok(())
+    }
+
     /// Refuses tensors that take far more memory than the files beside this one.
     fn check_external(&self, path: &Path) -> Result<()> {
         let (mut files, mut declared) = (HashMap::new(), 0u64);
@@ -170,6 +199,32 @@ impl Graph {
             false => Ok(()),
         }
     }
+}
+
+/// A `ValueInfoProto`: its name, and the extents at the end of the `path` of field numbers (type, tensor, shape,
+/// dimension).
+fn input(
+    reader: &mut Reader,
+    mut message: Message,
+    path: &[u64],
+    name: &mut String,
+    extents: &mut Vec<usize>,
+) -> Result<()> {
+    if path.is_empty() {
+        extents.push(0);
+    }
+    while let Some(field) = reader.field(&mut message)? {
+        match path.split_first() {
+            Some((number, rest)) if field.number == *number => input(reader, field.range, rest, name, extents)?,
+            Some(_) if path.len() == 4 && field.number == 1 => *name = reader.text(&field.range)?,
+            None if field.number == 1 => {
+                let extent = field.varint.and_then(|extent| usize::try_from(extent).ok());
+                *extents.last_mut().unwrap_or(&mut 0) = extent.unwrap_or(0);
+            }
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 /// An `AttributeProto`: its name, what it is, and the tensor in it.

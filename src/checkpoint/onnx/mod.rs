@@ -5,7 +5,8 @@
 //! layer the bias becomes that of a batchnorm which changes nothing else: scale 1, mean 0, variance 1 − ε. It computes
 //! the same to float precision; its statistics are gone, however, so for training the original checkpoint is better. A
 //! graph that is none of this engine's networks gives its tensors under their own names. Values may be in a file beside
-//! the ONNX file, and are read where they lie.
+//! the ONNX file, and are read where they lie. What a graph does to images before its network is not a part of what is
+//! read; a normalisation goes into the metadata, as `mean` and `std`.
 //!
 //! Writing: operator set 17, IR version 8, which every runtime since 2022 reads; see [`write_onnx`].
 //!
@@ -16,12 +17,14 @@
 mod build;
 mod fold;
 mod graph;
+mod input;
 mod network;
 mod tensor;
 mod wire;
 mod write;
 
 pub(super) use fold::Foldable;
+pub(super) use input::{Effect, Input};
 
 pub use build::{BatchNormForm, OnnxOptions};
 pub use write::write_onnx;
@@ -53,14 +56,20 @@ pub(super) fn value_files(path: &Path) -> Result<BTreeSet<PathBuf>> {
 /// Finds the tensors of a network, of which none is read yet.
 pub(super) fn open(path: &Path) -> Result<CheckpointFile> {
     let graph = graph::Graph::read(path)?;
-    let Found { tensors, notes } = network::tensors(&graph, path)?;
+    let Found { tensors, notes, input } = network::tensors(&graph, path)?;
+    let mut metadata = graph.metadata;
+    if let Effect::Normalises { mean, std } = input.effect {
+        // As a model file has them; `Debug` of numbers is JSON.
+        metadata.extend([("mean".into(), format!("{mean:?}")), ("std".into(), format!("{std:?}"))]);
+    }
     Ok(CheckpointFile {
         path: path.to_owned(),
         format: Format::Onnx,
         tensors: tensors.into_iter().map(|(name, origin)| Ok((name, origin.stored()?))).collect::<Result<_>>()?,
-        metadata: graph.metadata,
+        metadata,
         left_out: Vec::new(),
         partial: !notes.is_empty(),
         notes,
+        input,
     })
 }

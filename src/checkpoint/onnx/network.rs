@@ -2,17 +2,21 @@
 //! that fold batchnorm into the convolutions give the result a new name, or keep the old one. So the graph is followed
 //! from the first convolution on, beside each architecture, and has to do what that does.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::{
     EPS,
     fold::FOLDED_VARIANCE,
     graph::{Graph, Node},
+    input::Input,
     tensor::OnnxTensor,
 };
 use crate::{
     Error, Result,
-    checkpoint::{FileDtype, FileTensor, StoredTensor, short_name},
+    checkpoint::{
+        FileDtype, FileTensor, StoredTensor,
+        names::{listed, short_name},
+    },
     nn::{Arch, BlockStructure, ConvLayer, ShortcutLayer, Structure},
     ops::{conv::Geometry, pool::Window},
 };
@@ -70,36 +74,41 @@ impl Origin {
 pub(super) struct Found {
     pub tensors: BTreeMap<String, Origin>,
     pub notes: Vec<String>,
+    pub input: Input,
 }
 
-/// The tensors of `graph`: under torchvision's names if it is a network of this engine, else under its own.
+/// The tensors of `graph`: under torchvision's names if it is a network of this engine, else under its own, with a note
+/// of the node that does not fit the nearest.
 ///
 /// # Errors
 /// [`Error::Checkpoint`] if it has the tensors of a network, but computes something else with them.
 pub(super) fn tensors(graph: &Graph, path: &std::path::Path) -> Result<Found> {
     let view = View::new(graph);
     let convolutions = graph.nodes.iter().filter(|node| node.op == "Conv").count();
-    for arch in Arch::ALL {
-        let expected = arch.convolutions();
-        if expected.len() != convolutions {
-            continue;
-        }
+    let mut furthest: Option<(usize, String)> = None;
+    for arch in Arch::ALL.into_iter().filter(|arch| arch.convolutions().len() == convolutions) {
         let named = |(name, shape): &(String, Vec<usize>)| graph.tensors.get(name).is_some_and(|t| t.shape == *shape);
         match view.follow(arch) {
             Ok(found) => return Ok(found),
-            Err(reason) if expected.iter().all(named) => {
+            Err((_, reason)) if arch.convolutions().iter().all(named) => {
                 let message = format!("has the tensors of {arch}, but computes something else: {reason}");
                 return Err(Error::checkpoint(path, message));
             }
-            Err(_) => {}
+            Err((fitting, reason)) => {
+                if furthest.as_ref().is_none_or(|(most, _)| fitting > *most) {
+                    furthest = Some((fitting, format!("the nearest is {arch}, but {reason}")));
+                }
+            }
         }
     }
+    let why = furthest.map_or_else(|| view.unlike(convolutions), |(_, why)| why);
     let stored = graph.tensors.iter().map(|(name, tensor)| (name.clone(), Origin::Stored(tensor.clone())));
-    Ok(Found { tensors: stored.collect(), notes: Vec::new() })
+    let notes = vec![format!("its graph computes none of the known networks: {why}")];
+    Ok(Found { tensors: stored.collect(), notes, ..Found::default() })
 }
 
 /// A graph that can be walked.
-struct View<'a> {
+pub(super) struct View<'a> {
     graph: &'a Graph,
     /// What values are, of those that are another under a new name.
     aliases: HashMap<&'a str, &'a str>,
@@ -137,7 +146,7 @@ impl<'a> View<'a> {
         self.aliases.get(name).copied().unwrap_or(name)
     }
 
-    fn input(&self, node: &'a Node, position: usize) -> Option<&'a str> {
+    pub fn input(&self, node: &'a Node, position: usize) -> Option<&'a str> {
         node.inputs.get(position).filter(|name| !name.is_empty()).map(|name| self.resolve(name))
     }
 
@@ -155,9 +164,37 @@ impl<'a> View<'a> {
         self.users(value).iter().find(|node| ops.contains(&node.op.as_str())).copied()
     }
 
-    /// Walks through the graph beside `arch`.
-    fn follow(&self, arch: Arch) -> Step<Found> {
+    /// The operators that use `value`, in words.
+    fn uses(&self, value: &str) -> String {
+        operators(self.users(value).iter().copied())
+    }
+
+    /// Why a graph of so many convolutions, which no network has, is none.
+    fn unlike(&self, convolutions: usize) -> String {
+        let apart = |arch: &Arch| arch.convolutions().len().abs_diff(convolutions);
+        let nearest = Arch::ALL.into_iter().min_by_key(apart).filter(|_| convolutions > 0);
+        let reason = nearest.and_then(|arch| Some((arch, self.follow(arch).err()?.1)));
+        match reason {
+            Some((arch, reason)) => {
+                let expected = arch.convolutions().len();
+                format!("it has {convolutions} convolutions, {arch}, the nearest, {expected}, and {reason}")
+            }
+            None => format!(
+                "it has no Conv, only {}; of a file that was quantised or optimised for one runtime take the one that it \
+                 was made from",
+                operators(&self.graph.nodes)
+            ),
+        }
+    }
+
+    /// Walks through the graph beside `arch`; where it does not fit, how many tensors did before, and why.
+    fn follow(&self, arch: Arch) -> std::result::Result<Found, (usize, String)> {
         let mut walk = Walk { view: self, tensors: BTreeMap::new() };
+        let found = self.walk(&mut walk, arch);
+        found.map_err(|reason| (walk.tensors.len(), reason))
+    }
+
+    fn walk(&self, walk: &mut Walk<'a>, arch: Arch) -> Step<Found> {
         let structure = Structure::new(arch);
         let first = self.graph.nodes.iter().find(|node| node.op == "Conv").ok_or("it has no convolution")?;
         let images = self.input(first, 0).ok_or("its first convolution has no input")?;
@@ -165,12 +202,13 @@ impl<'a> View<'a> {
         x = self.after(x, "Relu")?;
         if structure.pooled {
             let pool = self.user(x, &["MaxPool"]).filter(|node| is_stem_pool(node));
-            x = output(pool.ok_or("the stem ends in another pooling")?)?;
+            x = output(pool.ok_or_else(|| format!("the stem does not end in its max pool, but in {}", self.uses(x)))?)?;
         }
         for block in &structure.blocks {
             x = walk.block(x, block)?;
         }
-        let mut notes: Vec<String> = self.before(images).into_iter().collect();
+        let input = Input::of(self, images);
+        let mut notes: Vec<String> = input.note().into_iter().collect();
         match walk.head(x, arch.features()) {
             Ok(logits) => notes.extend(
                 self.users(logits)
@@ -183,34 +221,39 @@ impl<'a> View<'a> {
                 notes.push(format!("what follows the last block is left out: {reason}"));
             }
         }
-        Ok(Found { tensors: walk.tensors, notes })
+        Ok(Found { tensors: std::mem::take(&mut walk.tensors), notes, input })
     }
 
-    /// What the graph computes of its input before the first convolution, which takes `images`.
-    fn before(&self, images: &'a str) -> Option<String> {
-        let producer = |value: &str| self.graph.nodes.iter().find(|node| node.outputs.iter().any(|name| name == value));
-        let (mut value, mut steps) = (images, Vec::new());
-        while let Some(node) = producer(value).filter(|_| steps.len() < MAX_LAYERS) {
-            let constants = (0..node.inputs.len()).filter_map(|position| self.tensor(node, position));
-            let numbers = constants.filter_map(few_numbers).map(|numbers| format!(" {numbers:?}"));
-            steps.push(short_name(&node.op).into_owned() + &numbers.collect::<String>());
-            let mut inputs = (0..node.inputs.len()).filter_map(|position| self.input(node, position));
-            let Some(next) = inputs.find(|name| !self.graph.tensors.contains_key(*name)) else { break };
-            value = next;
-        }
-        steps.reverse();
-        (!steps.is_empty()).then(|| {
-            let steps = steps.join(", ");
-            format!(
-                "the file computes {steps} before its first convolution, which is left out: \
-                 images are to be normalised before (--mean and --std say how)"
-            )
-        })
+    /// The node that computes `value`.
+    pub fn producer(&self, value: &str) -> Option<&'a Node> {
+        self.graph.nodes.iter().find(|node| node.outputs.iter().any(|name| name == value))
+    }
+
+    /// The extents of the graph's input `name`; 0 for one that may be anything.
+    pub fn extents(&self, name: &str) -> Option<&'a [usize]> {
+        self.graph.inputs.get(name).map(Vec::as_slice)
+    }
+
+    pub fn is_tensor(&self, name: &str) -> bool {
+        self.graph.tensors.contains_key(name)
+    }
+
+    /// Shape and values of an input of `node` that is a tensor of the size of a mean or standard deviation of images.
+    pub fn small(&self, node: &'a Node, position: usize) -> Option<(&'a [usize], Vec<f32>)> {
+        let tensor = self.tensor(node, position)?;
+        let is_small = tensor.elements() <= 3 && tensor.dtype.is_ok_and(FileDtype::is_float);
+        Some((&tensor.shape, is_small.then(|| tensor.load().ok())??.to_f32()))
+    }
+
+    /// The values of all such inputs.
+    pub fn small_constants(&self, node: &'a Node) -> impl Iterator<Item = Vec<f32>> {
+        (0..node.inputs.len()).filter_map(|position| self.small(node, position)).map(|(_, values)| values)
     }
 
     /// The output of `op` on `value`.
     fn after(&self, value: &str, op: &str) -> Step<&'a str> {
-        self.user(value, &[op]).ok_or_else(|| format!("there is no {op} after {value}")).and_then(output)
+        let missing = || format!("{op} does not follow {}, but {}", short_name(value), self.uses(value));
+        self.user(value, &[op]).ok_or_else(missing).and_then(output)
     }
 
     /// The linear layer on `x`, which may be transposed, and have its bias in a node of its own or none.
@@ -220,8 +263,9 @@ impl<'a> View<'a> {
         let is_plain = node.int("transA", 0) == 0 && node.float("alpha", 1.0) == 1.0 && node.float("beta", 1.0) == 1.0;
         let name = self.input(node, 1).filter(|_| is_plain && self.input(node, 0) == Some(x));
         let name = name.ok_or("a linear layer is of another form")?;
-        let before = self.graph.nodes.iter().find(|node| node.outputs.iter().any(|output| output == name));
-        let turned = before.filter(|node| node.op == "Transpose" && matches!(node.ints("perm"), None | Some([1, 0])));
+        let turned = self
+            .producer(name)
+            .filter(|node| node.op == "Transpose" && matches!(node.ints("perm"), None | Some([1, 0])));
         let weight = match turned {
             Some(node) => self.tensor(node, 0),
             None => self.graph.tensors.get(name),
@@ -276,7 +320,7 @@ impl<'a> View<'a> {
     }
 
     /// The values of a small input of `node` that is a list of integers.
-    fn ints(&self, node: &'a Node, position: usize) -> Option<Vec<i64>> {
+    pub fn ints(&self, node: &'a Node, position: usize) -> Option<Vec<i64>> {
         let tensor = self.tensor(node, position).filter(|tensor| tensor.dtype == Ok(FileDtype::I64))?;
         let values = (tensor.elements() <= 16).then(|| tensor.load().ok())??;
         Some(bytemuck::pod_collect_to_vec(values.bytes()))
@@ -302,15 +346,27 @@ impl<'a> Walk<'a> {
     /// Finds the convolution of `layer` on `input`, with its batchnorm if it has one, and the operator `then` after it.
     fn convolution(&mut self, input: &str, layer: &ConvLayer, then: &str) -> Step<&'a str> {
         let view = self.view;
-        let candidates = view.users(input).iter().copied();
-        let found = candidates.filter(|node| computes(view, node, input, layer)).find_map(|node| {
+        let takes_input = |node: &&&Node| node.op == "Conv" && view.input(node, 0) == Some(input);
+        let candidates = view.users(input).iter().filter(takes_input).copied();
+        let fitting = candidates.clone().filter(|node| difference(view, node, layer).is_none());
+        let followed = fitting.clone().find_map(|node| {
             let plain = output(node).ok()?;
             let norm = view.user(plain, &["BatchNormalization"]);
             let value = norm.map_or(Ok(plain), output).ok()?;
             view.user(value, &[then]).map(|_| (node, norm, value))
         });
-        let (node, norm, value) =
-            found.ok_or_else(|| format!("there is no convolution like {} with {then} after it", layer.conv))?;
+        let (node, norm, value) = followed.ok_or_else(|| {
+            let value = |node: &Node| short_name(output(node).unwrap_or_default()).into_owned();
+            let other = || candidates.min_by_key(|node| view.tensor(node, 1).is_none_or(|w| w.shape != layer.shape));
+            match (fitting.clone().next(), other()) {
+                (Some(node), _) => format!("{then} does not follow {}, which is {}", layer.conv, value(node)),
+                (None, Some(node)) => {
+                    let how = difference(view, node, layer).unwrap_or_default();
+                    format!("{} is where {} would be, but {how}", value(node), layer.conv)
+                }
+                _ => format!("{} is where the convolution {} would be", view.uses(input), layer.conv),
+            }
+        })?;
         let weight = view.tensor(node, 1).ok_or("a weight is not in the file")?;
         self.tensors.insert(format!("{}.weight", layer.conv), Origin::Stored(weight.clone()));
         self.normalise(&layer.norm, layer.shape[0], norm, bias(view, node)?)?;
@@ -402,27 +458,36 @@ impl<'a> Walk<'a> {
     }
 }
 
-/// The values of a tensor of the size of a mean or standard deviation of images.
-fn few_numbers(tensor: &OnnxTensor) -> Option<Vec<f32>> {
-    let is_small = tensor.elements() <= 3 && tensor.dtype.is_ok_and(FileDtype::is_float);
-    Some(is_small.then(|| tensor.load().ok())??.to_f32())
-}
-
 fn output(node: &Node) -> Step<&str> {
     node.outputs.first().map(String::as_str).ok_or_else(|| format!("a {} has no output", node.op))
 }
 
-/// Whether `node` is a convolution like `layer`, of `input`.
-fn computes<'a>(view: &View<'a>, node: &'a Node, input: &str, layer: &ConvLayer) -> bool {
+/// The different operators of `nodes`, in words.
+fn operators<'a>(nodes: impl IntoIterator<Item = &'a Node>) -> String {
+    let names: BTreeSet<&str> = nodes.into_iter().map(|node| node.op.as_str()).collect();
+    let names: Vec<String> = names.into_iter().map(|name| short_name(name).into_owned()).collect();
+    if names.is_empty() { "nothing".into() } else { listed(&names) }
+}
+
+/// In what the convolution `node` is not like `layer`; nothing if it is.
+fn difference<'a>(view: &View<'a>, node: &'a Node, layer: &ConvLayer) -> Option<String> {
     let Geometry { stride, padding, groups } = layer.geometry;
-    node.op == "Conv"
-        && view.input(node, 0) == Some(input)
-        && view.tensor(node, 1).is_some_and(|weight| weight.shape == layer.shape)
-        && node.int("group", 1) == groups as i64
-        && node.all_are("strides", stride, 2, 1)
-        && node.all_are("pads", padding, 4, 0)
-        && node.all_are("dilations", 1, 2, 1)
-        && node.pads_explicitly()
+    let shown = |numbers: &dyn std::fmt::Debug| short_name(&format!("{numbers:?}")).into_owned();
+    match view.tensor(node, 1) {
+        Some(weight) if weight.shape == layer.shape => {}
+        Some(weight) => return Some(format!("its weight is {}, not {:?}", shown(&weight.shape), layer.shape)),
+        None => return Some("its weight is not in the file as it is".into()),
+    }
+    if node.int("group", 1) != groups as i64 {
+        return Some(format!("it is of {} groups, not {groups}", node.int("group", 1)));
+    }
+    for (name, value, count, default) in [("strides", stride, 2, 1), ("pads", padding, 4, 0), ("dilations", 1, 2, 1)] {
+        if !node.all_are(name, value, count, default) {
+            let found = node.ints(name).map_or("not given".into(), |numbers| shown(&numbers));
+            return Some(format!("its {name} are {found}, not {value}"));
+        }
+    }
+    (!node.pads_explicitly()).then(|| "its padding is automatic".into())
 }
 
 fn is_stem_pool(node: &Node) -> bool {
