@@ -45,7 +45,7 @@ impl HeadSteps<'_> {
                 if resident && batch_size <= EXACT_ROWS { Self::MOST } else { 0 }
             }
             Device::Cpu(_) if activations.are_slices() => {
-                let step = batch_size * activations.dims()[0] * model.head.classes();
+                let step = batch_size.saturating_mul(activations.dims()[0] * model.head.classes());
                 (Self::MULTIPLICATIONS / step.max(1)).clamp(1, Self::MOST)
             }
             Device::Cpu(_) => 0,

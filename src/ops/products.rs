@@ -1,5 +1,5 @@
-//! Matrix products on the processor, of the fully connected layer and of 1×1 convolutions. A sample's results depend neither on its batch nor on
-//! the number of threads: every element is summed in an order that its own extents decide.
+//! Matrix products on the processor, of the fully connected layer and of 1×1 convolutions. A sample's results depend
+//! neither on its batch nor on the number of threads: every element is summed in an order that its own extents decide.
 
 use std::{array, ops::Range};
 
