@@ -40,7 +40,7 @@ mod save;
 mod sharded;
 mod stats;
 mod stored;
-mod tar;
+mod strides;
 mod tensor;
 mod weights;
 

@@ -11,6 +11,7 @@ use std::{
 use super::{
     CheckpointFile, FileDtype, FileTensor, Format, StoredTensor,
     guard::{self, Archive},
+    strides::{column_major, in_row_order},
 };
 use crate::{Error, Result};
 
@@ -110,28 +111,10 @@ impl Array {
             .and_then(|_| entry.take(limit).read_to_end(&mut bytes))
             .map_err(|error| fail(&error))?;
         if fortran {
-            bytes = in_row_order(&bytes, shape, dtype.size());
+            bytes = in_row_order(&bytes, shape, &column_major(shape), dtype.size());
         }
         FileTensor::new(dtype, shape.clone(), bytes).map_err(|error| fail(&error))
     }
-}
-
-/// Elements whose first extent varies fastest, with the last varying fastest.
-fn in_row_order(bytes: &[u8], shape: &[usize], size: usize) -> Vec<u8> {
-    let mut rows = Vec::with_capacity(bytes.len());
-    let mut position = vec![0; shape.len()];
-    for _ in 0..bytes.len() / size.max(1) {
-        let index = position.iter().zip(shape).rev().fold(0, |index, (at, extent)| index * extent + at);
-        rows.extend_from_slice(bytes.get(index * size..(index + 1) * size).unwrap_or_default());
-        for (at, extent) in position.iter_mut().zip(shape).rev() {
-            *at += 1;
-            if *at < *extent {
-                break;
-            }
-            *at = 0;
-        }
-    }
-    rows
 }
 
 /// What an `.npy` file says of itself.
