@@ -34,6 +34,8 @@ mod pickles;
 mod round_trips;
 #[path = "checkpoints/training.rs"]
 mod training;
+#[path = "checkpoints/unread.rs"]
+mod unread;
 
 use std::{collections::BTreeMap, path::Path};
 

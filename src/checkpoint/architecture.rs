@@ -2,7 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use super::names::{LISTED, listed, nearest, short_name};
+use super::{
+    names::{LISTED, listed, nearest, short_name},
+    stored::explained,
+};
 use crate::nn::{Arch, HeadSpec};
 
 /// Shapes by name, as files have them.
@@ -64,6 +67,16 @@ pub(super) fn describe(shapes: &BTreeMap<String, Vec<usize>>) -> String {
     let known = Arch::ALL.map(Arch::name).join(", ");
     let text = format!("holds none of the known architectures ({known}); `unfreeze inspect FILE` lists its tensors");
     likeness(shapes).map_or(text.clone(), |likeness| format!("{text}\n  {likeness}"))
+}
+
+/// What of `left_out`, by this engine's names, the network needs that `shapes` are the nearest to, in words.
+pub(super) fn unread(shapes: &Shapes, left_out: &[(String, &'static str)]) -> Option<String> {
+    let (arch, ..) = nearest_arch(shapes).filter(|_| !left_out.is_empty())?;
+    let (head, classes) = head_or_published(shapes, arch);
+    let expected = tensors_of(arch, &head, classes);
+    let needed = left_out.iter().filter(|(name, _)| expected.contains_key(name) && !shapes.contains_key(name));
+    let needed: Vec<String> = needed.map(explained).collect();
+    (!needed.is_empty()).then(|| format!("lacks what {arch} needs: {}", listed(&needed)))
 }
 
 /// Which network that is not supported `shapes` are of, if that can be told.

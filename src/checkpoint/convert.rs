@@ -123,7 +123,7 @@ impl Conversion {
             arch: None,
             likeness: None,
             convention: names.convention,
-            prefixes: names.prefixes,
+            prefixes: names.prefixes.clone(),
             origins: BTreeMap::new(),
             tensors: BTreeMap::new(),
             metadata: source.metadata,
@@ -142,6 +142,12 @@ impl Conversion {
             let Some(name) = names.new.get(&from) else { continue };
             plan.origins.insert(name.clone(), ConvertedTensor { from: Some(from), dtype: tensor.dtype() });
             plan.tensors.insert(name.clone(), tensor);
+        }
+        // Without all of it a network is still a file of tensors.
+        let is_network = options.arch.is_some() || matches!(options.target, Target::Model | Target::Onnx(_));
+        let left_out: Vec<_> = source.left_out.iter().map(|(name, why)| (names.renamed(name), *why)).collect();
+        if let Some(unread) = architecture::unread(&plan.shapes(), &left_out).filter(|_| is_network) {
+            return Err(Error::checkpoint(&plan.source, unread));
         }
         plan.dropped = source.left_out;
         plan.dropped.extend(names.left_out);

@@ -1,5 +1,5 @@
 //! What is refused before the readers see it: containers that would unpack to far more memory than the file takes, or
-//! whose parts contradict each other, and pickles that would.
+//! whose parts contradict each other.
 
 use std::{
     collections::HashSet,
@@ -8,15 +8,11 @@ use std::{
     path::Path,
 };
 
-use zip::{CompressionMethod, ZipArchive, ZipReadOptions, result::ZipError};
+use zip::{CompressionMethod, ZipArchive, result::ZipError};
 
-use super::{
-    pickle::{self, End, Named},
-    tar,
-};
 use crate::{Error, Result};
 
-/// An archive that has passed [`open_zip`]. `pytorch-reader` finds entries with the same crate.
+/// An archive that has passed [`open_zip`].
 pub(super) type Archive = ZipArchive<BufReader<File>>;
 
 /// How much memory the tensors of a file may take.
@@ -119,62 +115,13 @@ fn twice(file: &mut File, start: u64) -> io::Result<String> {
     Ok(name.unwrap_or_else(|| "of the same name".into()))
 }
 
-/// Walks over the pickles of an archive that `torch.save` wrote, and returns what they name.
-pub(super) fn named_by_zip(path: &Path, archive: &mut Archive) -> Result<Named> {
-    let fail = |message: String| Error::checkpoint(path, message);
-    let damaged = |error: &dyn std::fmt::Display| {
-        fail(format!("is a truncated or damaged zip archive ({error}): was the download interrupted?"))
-    };
+/// Refuses an archive of PyTorch's that is compressed too well.
+pub(super) fn check_unpacked(path: &Path, archive: &Archive) -> Result<()> {
     let sizes = (0..archive.len()).filter_map(|index| Some(archive.by_index_data(index).ok()?.size()));
     let unpacked = sizes.fold(0, u64::saturating_add);
     let file = std::fs::metadata(path).map_err(|error| Error::io(path, error))?.len();
     if unpacked > file.saturating_mul(PYTORCH.ratio).saturating_add(PYTORCH.slack) {
-        return Err(fail("is a zip archive that unpacks to far more than its size: refused".into()));
+        return Err(Error::checkpoint(path, "is a zip archive that unpacks to far more than its size: refused"));
     }
-
-    let mut named = Named::default();
-    for index in 0..archive.len() {
-        // One of them is the reader's: that with the shortest path.
-        let name = archive.by_index_data(index).map_err(|error| damaged(&error))?.name_raw().to_owned();
-        if name != b"data.pkl" && !name.ends_with(b"/data.pkl") {
-            continue;
-        }
-        // `torch.save` may leave the checksum out; where it is there, the reader compares it.
-        let options = ZipReadOptions::new().ignore_crc32(true);
-        let entry = archive.by_index_with_options(index, options).map_err(|error| damaged(&error))?;
-        named.extend(named_by_stream(path, entry, 1)?);
-    }
-    Ok(named)
-}
-
-/// Walks over the pickles of a file that begins with them: one, or five where the values of tensors follow.
-pub(super) fn named_by_pickles(path: &Path, head: &[u8]) -> Result<Named> {
-    if head.get(257..262) == Some(b"ustar") {
-        return tar::named(path);
-    }
-    named_by_stream(path, File::open(path).map_err(|error| Error::io(path, error))?, 5)
-}
-
-/// What the first `count` pickles name. Of one that is damaged, what comes before the damage: the reader gets no
-/// further either, and says so.
-fn named_by_stream(path: &Path, stream: impl Read, count: usize) -> Result<Named> {
-    let fail = |message: String| Error::checkpoint(path, message);
-    let mut bytes = Vec::new();
-    stream
-        .take(pickle::MAX_BYTES as u64 + 1)
-        .read_to_end(&mut bytes)
-        .map_err(|error| fail(format!("is truncated or damaged ({error}): was the download interrupted?")))?;
-    let (mut rest, mut named) = (bytes.as_slice(), Named::default());
-    for _ in 0..count {
-        let scan = pickle::scan(rest).map_err(fail)?;
-        named.extend(scan.named);
-        rest = &rest[scan.length..];
-        if scan.end == End::Cut && bytes.len() > pickle::MAX_BYTES {
-            return Err(fail(format!("has a pickle of more than {} bytes: refused", pickle::MAX_BYTES)));
-        }
-        if scan.end != End::Whole {
-            break;
-        }
-    }
-    Ok(named)
+    Ok(())
 }

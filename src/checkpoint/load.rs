@@ -9,6 +9,7 @@ use std::{
 use super::{
     Checkpoint, layout,
     names::{LISTED, listed, nearest, short_name},
+    stored::explained,
 };
 use crate::{Error, Result, Tensor, autograd::Parameters};
 
@@ -42,15 +43,20 @@ pub fn load_into(model: &mut dyn Parameters, checkpoint: &Checkpoint, options: &
     let mut values: HashMap<Arc<str>, Tensor> = HashMap::new();
     let mut known: HashSet<&str> = HashSet::new();
     let mut report = LoadReport::default();
-    let (mut missing, mut misshapen, mut not_finite) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut missing, mut left_out, mut misshapen, mut not_finite) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     let mut failure = None;
 
     model.visit(&mut |parameter| {
         let name = &**parameter.name();
         known.insert(name);
         let Some(tensor) = checkpoint.tensors.get(name) else {
-            let list = if matches(&options.allow_missing, name) { &mut report.missing } else { &mut missing };
-            return list.push(name.to_owned());
+            if matches(&options.allow_missing, name) {
+                return report.missing.push(name.to_owned());
+            }
+            return match checkpoint.left_out.iter().find(|(left, _)| left == name) {
+                Some(reason) => left_out.push(explained(reason)),
+                None => missing.push(name.to_owned()),
+            };
         };
         let expected = layout::file_shape(parameter);
         if tensor.shape != expected {
@@ -82,6 +88,7 @@ pub fn load_into(model: &mut dyn Parameters, checkpoint: &Checkpoint, options: &
     }
 
     let problems = [
+        ("left out", left_out),
         ("missing", missing),
         ("unknown to the model", unknown),
         ("of another shape", misshapen),

@@ -40,7 +40,7 @@ mod save;
 mod sharded;
 mod stats;
 mod stored;
-mod tar;
+mod strides;
 mod tensor;
 mod weights;
 
@@ -112,6 +112,8 @@ pub struct Checkpoint {
     pub tensors: BTreeMap<String, FileTensor>,
     /// The strings stored beside the tensors of a safetensors file.
     pub metadata: BTreeMap<String, String>,
+    /// What the file holds beside these tensors, and why it is left out; see [`CheckpointFile::left_out`].
+    pub left_out: Vec<(String, &'static str)>,
 }
 
 impl Checkpoint {

@@ -124,6 +124,8 @@ pub(super) struct Names {
     pub new: BTreeMap<String, String>,
     /// Tensors that are none of the network's, and why.
     pub left_out: Vec<(String, &'static str)>,
+    /// What names begin with when the prefixes are taken away, and what stands for it.
+    rules: Vec<(&'static str, &'static str)>,
 }
 
 impl Names {
@@ -149,13 +151,12 @@ impl Names {
         let signed = |convention: &&Convention| names.iter().any(|(_, name)| name.starts_with(convention.sign));
         let convention = CONVENTIONS.iter().find(signed);
         let sequential = sequential(&names).filter(|_| convention.is_none());
+        let rules = convention.map_or(&[][..], |convention| convention.rules);
+        let rules: Vec<_> = rules.iter().copied().chain(sequential.map(|from| (from, "fc."))).collect();
         let mut new = BTreeMap::new();
         let mut taken: BTreeMap<String, &str> = BTreeMap::new();
         for (original, name) in names {
-            let rules = convention.map_or(&[][..], |convention| convention.rules);
-            let mut rules = rules.iter().copied().chain(sequential.map(|from| (from, "fc.")));
-            let renamed = rules.find_map(|(from, to)| Some(format!("{to}{}", name.strip_prefix(from)?)));
-            let name = renamed.unwrap_or_else(|| name.to_owned());
+            let name = ruled(&rules, name);
             match taken.entry(name.clone()) {
                 Entry::Occupied(first) => {
                     let [first, second, name] = [first.get(), original, &name].map(short_name);
@@ -167,7 +168,13 @@ impl Names {
             new.insert(original.to_owned(), name);
         }
         let convention = convention.map(|convention| convention.name).or(sequential.map(|_| SEQUENTIAL_NAME));
-        Ok(Self { convention, prefixes, new, left_out })
+        Ok(Self { convention, prefixes, new, left_out, rules })
+    }
+
+    /// What a tensor that is not among them would be called.
+    pub fn renamed(&self, name: &str) -> String {
+        let bare = |name, prefix: &&'static str| str::strip_prefix(name, *prefix).unwrap_or(name);
+        ruled(&self.rules, self.prefixes.iter().fold(name, bare))
     }
 
     /// The tensors under their new names, without those that are left out.
@@ -186,7 +193,9 @@ impl Checkpoint {
     /// # Errors
     /// [`Error::Checkpoint`] if two tensors would get the same name.
     pub fn normalised(mut self) -> Result<Self> {
-        self.tensors = Names::of(&self.path, self.tensors.keys())?.rename(self.tensors);
+        let names = Names::of(&self.path, self.tensors.keys())?;
+        self.tensors = names.rename(self.tensors);
+        self.left_out.iter_mut().for_each(|(name, _)| *name = names.renamed(name));
         Ok(self)
     }
 }
@@ -197,9 +206,17 @@ impl CheckpointFile {
     /// # Errors
     /// [`Error::Checkpoint`] if two tensors would get the same name.
     pub fn normalised(mut self) -> Result<Self> {
-        self.tensors = Names::of(&self.path, self.tensors.keys())?.rename(self.tensors);
+        let names = Names::of(&self.path, self.tensors.keys())?;
+        self.tensors = names.rename(self.tensors);
+        self.left_out.iter_mut().for_each(|(name, _)| *name = names.renamed(name));
         Ok(self)
     }
+}
+
+/// The name after the first of `rules` that it fits.
+fn ruled(rules: &[(&str, &str)], name: &str) -> String {
+    let renamed = rules.iter().find_map(|(from, to)| Some(format!("{to}{}", name.strip_prefix(from)?)));
+    renamed.unwrap_or_else(|| name.to_owned())
 }
 
 /// A known prefix that more than half of the names carry; that of an encoder if a quarter does.

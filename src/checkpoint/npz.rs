@@ -11,6 +11,7 @@ use std::{
 use super::{
     CheckpointFile, FileDtype, FileTensor, Format, StoredTensor,
     guard::{self, Archive},
+    strides::{column_major, in_row_order},
 };
 use crate::{Error, Result};
 
@@ -30,7 +31,8 @@ pub(super) fn is_npz(archive: &Archive) -> bool {
     arrays && !pickles
 }
 
-/// Reads the header of every array. Arrays of text or of Python objects are left out where others are there.
+/// Reads the header of every array. Arrays of anything but numbers that are read are left out where others are
+/// there.
 pub(super) fn open(path: &Path, mut archive: Archive) -> Result<CheckpointFile> {
     let bad = |message: String| Error::checkpoint(path, format!("damaged .npz: {message}"));
 
@@ -43,11 +45,15 @@ pub(super) fn open(path: &Path, mut archive: Archive) -> Result<CheckpointFile> 
             continue;
         };
         let text = Header::text(&mut entry).map_err(|message| bad(format!("array {name}: {message}")))?;
-        if let Some(what) = no_numbers(&text.0) {
-            left_out.push((name, what));
-            continue;
-        }
-        let header = Header::parse(text).map_err(|message| bad(format!("array {name}: {message}")))?;
+        let kind = kind(&text.0).map_err(|message| bad(format!("array {name}: {message}")))?;
+        let header = match kind {
+            Ok((dtype, is_big)) => Header::parse(text, dtype, is_big),
+            Err(why) => {
+                left_out.push((name, why));
+                continue;
+            }
+        };
+        let header = header.map_err(|message| bad(format!("array {name}: {message}")))?;
         let declared = header.bytes().and_then(|bytes| bytes.checked_add(header.length));
         if declared != Some(entry.size()) {
             let message =
@@ -95,7 +101,7 @@ struct Array {
 
 impl Array {
     fn read(&self) -> Result<FileTensor> {
-        let Header { dtype, ref shape, fortran, length } = self.header;
+        let Header { dtype, is_big, ref shape, fortran, length } = self.header;
         let fail = |error: &dyn std::fmt::Display| {
             let message = format!("damaged .npz: array {}: {error}; was the download interrupted?", self.name);
             Error::checkpoint(&self.path, message)
@@ -109,35 +115,22 @@ impl Array {
         io::copy(&mut entry.by_ref().take(length), &mut io::sink())
             .and_then(|_| entry.take(limit).read_to_end(&mut bytes))
             .map_err(|error| fail(&error))?;
+        if is_big {
+            bytes.chunks_exact_mut(dtype.size()).for_each(<[u8]>::reverse);
+        }
         if fortran {
-            bytes = in_row_order(&bytes, shape, dtype.size());
+            bytes = in_row_order(&bytes, shape, &column_major(shape), dtype.size());
         }
         FileTensor::new(dtype, shape.clone(), bytes).map_err(|error| fail(&error))
     }
-}
-
-/// Elements whose first extent varies fastest, with the last varying fastest.
-fn in_row_order(bytes: &[u8], shape: &[usize], size: usize) -> Vec<u8> {
-    let mut rows = Vec::with_capacity(bytes.len());
-    let mut position = vec![0; shape.len()];
-    for _ in 0..bytes.len() / size.max(1) {
-        let index = position.iter().zip(shape).rev().fold(0, |index, (at, extent)| index * extent + at);
-        rows.extend_from_slice(bytes.get(index * size..(index + 1) * size).unwrap_or_default());
-        for (at, extent) in position.iter_mut().zip(shape).rev() {
-            *at += 1;
-            if *at < *extent {
-                break;
-            }
-            *at = 0;
-        }
-    }
-    rows
 }
 
 /// What an `.npy` file says of itself.
 #[derive(Debug, PartialEq)]
 struct Header {
     dtype: FileDtype,
+    /// Whether the bytes of an element are in the other order.
+    is_big: bool,
     shape: Vec<usize>,
     /// Whether the first extent varies fastest.
     fortran: bool,
@@ -180,8 +173,8 @@ impl Header {
         Ok((String::from_utf8_lossy(&text).into_owned(), fields + length as u64))
     }
 
-    fn parse((text, length): (String, u64)) -> Result<Self, String> {
-        Ok(Self { dtype: dtype(&text)?, fortran: fortran(&text)?, shape: shape(&text)?, length })
+    fn parse((text, length): (String, u64), dtype: FileDtype, is_big: bool) -> Result<Self, String> {
+        Ok(Self { dtype, is_big, fortran: fortran(&text)?, shape: shape(&text)?, length })
     }
 }
 
@@ -191,45 +184,40 @@ fn field<'a>(header: &'a str, key: &str) -> Result<&'a str, String> {
     found.ok_or_else(|| format!("has no '{key}' in its header"))
 }
 
-/// The type's code between quotes, where it is a simple one.
-fn code(header: &str) -> Option<&str> {
-    let value = field(header, "descr").ok()?;
-    value.strip_prefix('\'').and_then(|rest| rest.split_once('\'')).map(|(code, _)| code)
-}
-
-/// What an array holds, if it is nothing that a checkpoint could mean.
-fn no_numbers(header: &str) -> Option<&'static str> {
-    let code = code(header)?;
-    match code.trim_start_matches(['<', '>', '|', '=']).chars().next() {
-        Some('O') => Some("Python objects (a pickle), which are not read"),
-        Some('U' | 'S') => Some("text"),
-        Some('M' | 'm') => Some("times"),
-        _ => None,
-    }
-}
-
-fn dtype(header: &str) -> Result<FileDtype, String> {
+/// What an array holds, and whether it is big-endian; or why it is not read.
+fn kind(header: &str) -> Result<Result<(FileDtype, bool), &'static str>, String> {
     let value = field(header, "descr")?;
-    Ok(match code(header) {
-        Some("<f8") => FileDtype::F64,
-        Some("<f4") => FileDtype::F32,
-        Some("<f2") => FileDtype::F16,
-        Some("<i8") => FileDtype::I64,
-        Some("<i4") => FileDtype::I32,
-        Some("<i2") => FileDtype::I16,
-        Some("|i1") => FileDtype::I8,
-        Some("<u8") => FileDtype::U64,
-        Some("<u4") => FileDtype::U32,
-        Some("<u2") => FileDtype::U16,
-        Some("|u1") => FileDtype::U8,
-        Some("|b1") => FileDtype::Bool,
-        Some("|V2") => return Err("is of an unnamed type of two bytes (bfloat16?): save it as float32".into()),
-        Some(code) if code.starts_with('>') => return Err(format!("is big-endian ({code}): save it little-endian")),
+    let Some((code, _)) = value.strip_prefix('\'').and_then(|rest| rest.split_once('\'')) else {
+        return Ok(Err("of several fields, which are not read"));
+    };
+    let name = code.trim_start_matches(['<', '>', '|', '=']);
+    let dtype = match name {
+        "f8" => FileDtype::F64,
+        "f4" => FileDtype::F32,
+        "f2" => FileDtype::F16,
+        "i8" => FileDtype::I64,
+        "i4" => FileDtype::I32,
+        "i2" => FileDtype::I16,
+        "i1" => FileDtype::I8,
+        "u8" => FileDtype::U64,
+        "u4" => FileDtype::U32,
+        "u2" => FileDtype::U16,
+        "u1" => FileDtype::U8,
+        "b1" => FileDtype::Bool,
+        "c8" => return Ok(Err("complex64, which is not read")),
+        "c16" => return Ok(Err("complex128, which is not read")),
+        "f12" | "f16" => return Ok(Err("of floats beyond 64 bits, which are not read: save it as float64")),
+        "V2" => return Ok(Err("of an unnamed type of two bytes (bfloat16?), which is not read: save it as float32")),
         _ => {
-            let shown: String = value.chars().take(20).collect();
-            return Err(format!("is of type {shown}, which is not supported"));
+            return Ok(Err(match name.chars().next() {
+                Some('O') => "Python objects (a pickle), which are not read",
+                Some('U' | 'S') => "text",
+                Some('M' | 'm') => "times",
+                _ => "of a type that is not known, and not read",
+            }));
         }
-    })
+    };
+    Ok(Ok((dtype, code.starts_with('>'))))
 }
 
 fn fortran(header: &str) -> Result<bool, String> {

@@ -13,16 +13,16 @@ pub(super) fn open(path: &Path, key: Option<&str>) -> Result<CheckpointFile> {
         Family::Index => sharded::open(path),
         Family::Zip if path.extension().is_some_and(|extension| extension == "pt2") => Err(pytorch::exported(path)),
         Family::Zip => {
-            let mut archive = guard::open_zip(path)?;
+            let archive = guard::open_zip(path)?;
             if npz::is_npz(&archive) {
                 npz::open(path, archive)
             } else {
                 pytorch::refuse_script(path, &archive)?;
-                return pytorch::open(path, &guard::named_by_zip(path, &mut archive)?, key);
+                return pytorch::open_zip(path, archive, key);
             }
         }
         Family::Onnx => onnx::open(path),
-        Family::Pytorch => return pytorch::open(path, &guard::named_by_pickles(path, &head)?, key),
+        Family::Pytorch => return pytorch::open_pickles(path, &head, key),
     };
     match key {
         Some(key) => file?.at_key(key),

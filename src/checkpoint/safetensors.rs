@@ -7,12 +7,16 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use ::safetensors::tensor::{Metadata, TensorInfo};
+use ::safetensors::{
+    Dtype,
+    tensor::{Metadata, TensorInfo},
+};
 use serde::de::MapAccess;
 
 use super::{
     CheckpointFile, FileDtype, FileTensor, Format, StoredTensor,
     json::{Field, Object},
+    names::short_name,
 };
 use crate::{Error, Result};
 
@@ -62,9 +66,10 @@ pub(super) fn open(path: &Path) -> Result<CheckpointFile> {
     let file = Arc::new(Mutex::new(file));
     for name in header.offset_keys() {
         let Some(info) = header.info(&name) else { continue };
-        let dtype = info.dtype.to_string().parse().map_err(|_| {
-            Error::checkpoint(path, format!("tensor {name} is of type {}, which is not supported", info.dtype))
-        })?;
+        let Ok(dtype) = info.dtype.to_string().parse() else {
+            checkpoint.left_out.push((name, unread(info.dtype)));
+            continue;
+        };
         let place = Place {
             path: path.to_owned(),
             file: file.clone(),
@@ -75,7 +80,17 @@ pub(super) fn open(path: &Path) -> Result<CheckpointFile> {
         let tensor = StoredTensor::new(dtype, shape.clone(), move || place.read(dtype, shape.clone()));
         checkpoint.tensors.insert(name, tensor);
     }
+    checkpoint.partial = !checkpoint.left_out.is_empty();
     Ok(checkpoint)
+}
+
+/// Why tensors of a type are not read.
+fn unread(dtype: Dtype) -> &'static str {
+    match dtype.bitsize() {
+        64 => "complex64, which is not read",
+        8 => "float8, which is not read: save it as float32",
+        _ => "of floats below 8 bits, which are not read: save it as float32",
+    }
 }
 
 /// A field of a header.
@@ -104,7 +119,32 @@ fn parse(header: &[u8]) -> std::result::Result<Metadata, String> {
         }
     }
     tensors.sort_by_key(|(_, info)| info.data_offsets);
+    check(&tensors)?;
     Metadata::new(metadata, tensors).map_err(|error| error.to_string())
+}
+
+/// Refuses tensors that do not lie end to end or do not fill their shapes, naming the first: the crate's own check,
+/// which comes after, names few.
+fn check(tensors: &[(String, TensorInfo)]) -> std::result::Result<(), String> {
+    let mut free = 0;
+    for (name, TensorInfo { dtype, shape, data_offsets: (start, end) }) in tensors {
+        let name = short_name(name);
+        if end < start {
+            return Err(format!("tensor {name} ends at byte {end}, before it begins at {start}"));
+        }
+        if *start != free {
+            return Err(format!("tensor {name} begins at byte {start}, but what is before it ends at {free}"));
+        }
+        let elements = shape.iter().try_fold(1usize, |elements, extent| elements.checked_mul(*extent));
+        let bits = elements.and_then(|elements| elements.checked_mul(dtype.bitsize()));
+        let bits = bits.ok_or_else(|| format!("tensor {name} of {shape:?} has more values than can be counted"))?;
+        if bits % 8 != 0 || bits / 8 != end - start {
+            let (bytes, given) = (bits.div_ceil(8), end - start);
+            return Err(format!("tensor {name}: {dtype} of {shape:?} take {bytes} bytes, but it is given {given}"));
+        }
+        free = *end;
+    }
+    Ok(())
 }
 
 /// Where in a file a tensor lies.

@@ -2,7 +2,7 @@
 //! is in which of them, as `huggingface_hub` writes it.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
     fs::File,
     io::Read,
     path::{Component, Path, PathBuf},
@@ -55,20 +55,29 @@ pub(super) fn open(path: &Path) -> Result<CheckpointFile> {
         input: Default::default(),
         partial: false,
     };
-    let mut shards: BTreeMap<String, CheckpointFile> = BTreeMap::new();
+    // Each with what it leaves out, by name.
+    let mut shards: BTreeMap<String, (CheckpointFile, BTreeMap<String, &'static str>)> = BTreeMap::new();
     for (name, file) in weight_map {
-        if !shards.contains_key(&file) {
-            shards.insert(file.clone(), open_shard(path, &file)?);
-        }
-        let Some(tensor) = shards.get_mut(&file).and_then(|shard| shard.tensors.remove(&name)) else {
+        let (shard, left_out) = match shards.entry(file.clone()) {
+            Entry::Occupied(open) => open.into_mut(),
+            Entry::Vacant(place) => {
+                let mut shard = open_shard(path, &file)?;
+                let left_out = std::mem::take(&mut shard.left_out).into_iter().collect();
+                place.insert((shard, left_out))
+            }
+        };
+        if let Some(tensor) = shard.tensors.remove(&name) {
+            whole.tensors.insert(name, tensor);
+        } else if let Some(why) = left_out.remove(&name) {
+            whole.left_out.push((name, why));
+        } else {
             let message = format!("says that {file} holds the tensor {name}, but it does not");
             return Err(Error::checkpoint(path, message));
-        };
-        whole.tensors.insert(name, tensor);
+        }
     }
-    for (file, shard) in shards {
+    for (file, (shard, left_out)) in shards {
         let unnamed = shard.tensors.into_keys().map(|name| (name, "not in the index"));
-        whole.left_out.extend(unnamed.chain(shard.left_out).map(|(name, why)| (format!("{file}: {name}"), why)));
+        whole.left_out.extend(unnamed.chain(left_out).map(|(name, why)| (format!("{file}: {name}"), why)));
         whole.metadata.extend(shard.metadata);
         whole.notes.extend(shard.notes);
         whole.partial |= shard.partial;

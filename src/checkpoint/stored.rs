@@ -122,7 +122,7 @@ pub struct CheckpointFile {
     /// normalises images by them.
     pub metadata: BTreeMap<String, String>,
     /// What the file holds beside these tensors, by its path in the file, and why it is left out: an optimizer's
-    /// tensors, arrays of text, …
+    /// tensors, arrays of text, tensors of types that are not read, …
     pub left_out: Vec<(String, &'static str)>,
     /// What else of the file is left out, in words: what an ONNX graph computes beside the network.
     pub notes: Vec<String>,
@@ -135,8 +135,11 @@ pub struct CheckpointFile {
 
 impl CheckpointFile {
     /// Opens a checkpoint, telling its format from its content. A training checkpoint's wrapper (`state_dict`,
-    /// `model`, …) is unwrapped: tensors beside it are left out. Whatever is no tensor (epoch, settings, …) is passed
-    /// over.
+    /// `model`, …) is unwrapped: tensors beside it are left out. Of a whole module (`torch.save(model)`) what its
+    /// `state_dict()` has is read. Whatever is no tensor (epoch, settings, …) is passed over.
+    ///
+    /// Tensors of a type that [`FileDtype`] has not (complex, float8, quantised, sparse) are left out too; where a
+    /// network needs one of them, an error says so.
     ///
     /// A file may come from anywhere. It is refused if two of its tensors have one name, if its tensors take more than
     /// a few times its size (in NumPy's compressed archives 64 times and 64 MiB), or if its pickle has more than 16
@@ -161,7 +164,14 @@ impl CheckpointFile {
     fn open_at(path: &Path, key: Option<&str>) -> Result<Self> {
         let file = reading::open(path, key)?;
         if file.tensors.is_empty() {
-            return Err(Error::checkpoint(path, "holds no tensors"));
+            let others: Vec<String> = file.left_out.iter().map(explained).collect();
+            return Err(Error::checkpoint(
+                path,
+                match others.is_empty() {
+                    true => "holds no tensors".into(),
+                    false => format!("holds no tensors that are read: {}", listed(&others)),
+                },
+            ));
         }
         if let Some((name, tensor)) = file.tensors.iter().find(|(_, tensor)| tensor.shape.len() > MAX_RANK) {
             let rank = tensor.shape.len();
@@ -206,11 +216,16 @@ impl CheckpointFile {
     /// # Errors
     /// Those of [`StoredTensor::read`].
     pub fn load(self) -> Result<Checkpoint> {
-        let Self { path, format, tensors, metadata, .. } = self;
+        let Self { path, format, tensors, metadata, left_out, .. } = self;
         let tensors =
             tensors.into_iter().map(|(name, tensor)| Ok((name, tensor.read()?))).collect::<Result<BTreeMap<_, _>>>()?;
-        Ok(Checkpoint { path, format, tensors, metadata })
+        Ok(Checkpoint { path, format, tensors, metadata, left_out })
     }
+}
+
+/// What is left out, and why, in words.
+pub(super) fn explained((name, why): &(String, &'static str)) -> String {
+    format!("{} is {why}", short_name(name))
 }
 
 /// Why tensors that are not those of the network are left out.

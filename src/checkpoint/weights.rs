@@ -6,6 +6,7 @@ use super::{
     Checkpoint, LoadOptions, architecture,
     catalog::{self, Entry, Folders},
     load_into,
+    stored::explained,
 };
 use crate::{
     Device, Error, Result,
@@ -37,7 +38,8 @@ impl Weights {
         let checkpoint = Checkpoint::read(path)?.normalised()?;
         let arch = arch_of(&checkpoint).ok_or_else(|| {
             let shapes = shapes(&checkpoint);
-            Error::checkpoint(&checkpoint.path, architecture::describe(&shapes))
+            let unread = architecture::unread(&shapes, &checkpoint.left_out);
+            Error::checkpoint(&checkpoint.path, unread.unwrap_or_else(|| architecture::describe(&shapes)))
         })?;
         Self::from_checkpoint(arch, checkpoint)
     }
@@ -139,6 +141,9 @@ impl Weights {
             return Model::new(self.arch, HeadSpec::Linear, self.arch.published_classes(), 0, device);
         };
         let Some(weight) = checkpoint.tensors.get("fc.weight") else {
+            if let Some(reason) = checkpoint.left_out.iter().find(|(name, _)| name == "fc.weight") {
+                return Err(Error::checkpoint(&checkpoint.path, explained(reason)));
+            }
             let trained = checkpoint.tensors.keys().any(|name| name.starts_with("head."));
             let message = if trained {
                 "is a model with a trained head; `unfreeze predict` uses it (logits are those of a classifier fc)"

@@ -163,6 +163,20 @@ def write_files():
     torch.save({"model": new, "opt": optimizer}, file("fastai_2.pth", new, of_fastai_2))
 
 
+def write_unread():
+    """One tensor of each kind that is not read, beside some that are."""
+    state = {
+        "complex": torch.ones(3, dtype=torch.complex64), "complex128": torch.ones(3, dtype=torch.complex128),
+        "chalf": torch.ones(3, dtype=torch.complex32), "float8": torch.ones(3).to(torch.float8_e4m3fn),
+        "quantised": torch.quantize_per_tensor(torch.ones(4), 0.1, 0, torch.qint8),
+        "sparse": torch.eye(3).to_sparse(), "csr": torch.eye(3).to_sparse_csr(),
+        "parameter": nn.Parameter(torch.full((2,), 2.0)), "uint16": torch.full((3,), 65535, dtype=torch.uint16),
+        "strided": torch.arange(12.0).reshape(3, 4)[:, 1:3].t(),
+    }
+    torch.save(state, FOLDER / "unread_legacy.pth", _use_new_zipfile_serialization=False)
+    torch.save({**state, "meta": torch.ones(3, device="meta")}, FOLDER / "unread.pth")
+
+
 def digest(state):
     """Of lines `name [k, c, r, s]`, by name, of what has four extents; then of everything."""
     lines = sorted(f"{name} {list(tensor.shape)}\n" for name, tensor in state.items())
@@ -185,6 +199,7 @@ if __name__ == "__main__":
     (FOLDER / "sharded").mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
     write_files()
+    write_unread()
     write_architectures()
     (FOLDER / "expected.json").write_text(json.dumps(expected, separators=(",", ":")).replace('},"', '},\n"') + "\n")
     print(f"torch {torch.__version__}, torchvision {torchvision.__version__}, timm {timm.__version__}:",

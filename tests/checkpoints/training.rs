@@ -145,14 +145,34 @@ fn parts_of_a_method_beside_its_encoder_are_left_out() {
 
 #[test]
 fn whole_modules_and_programs_are_called_what_they_are() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("module.pth");
+    // In the legacy layout its class comes with its source.
     let class = [&b"("[..], &text("module"), b"cnet\nNet\n", &text("net.py"), &text("class Net(Module): pass"), b"tQ"];
-    let state = [&b")\x81}"[..], &weight("w", [2, 3]), b"b"].concat();
-    let module = [&class.concat()[..], &state].concat();
-    for pickle in
-        [[b"\x80\x02", &module[..], b"."].concat(), [b"\x80\x02}", &text("model")[..], &module, b"s."].concat()]
-    {
-        let error = refused("module.pth", &legacy(&pickle));
-        assert!(error.contains("whole module") && error.contains("model.state_dict()"), "{error}");
+    let tables = [&item("_parameters", &weight("w", [2, 3]))[..], &item("_buffers", &weight("mean", [1, 2]))].concat();
+    let inner = [b"cnet\nInner\n)\x81}", &tables[..], &item("_modules", b""), b"b"].concat();
+    let passing =
+        [&text("_non_persistent_buffers_set")[..], b"c__builtin__\nset\n](", &text("gone"), b"e\x85Rs"].concat();
+    let state = [
+        item("_parameters", &[&text("bias")[..], b"Ns"].concat()),
+        item("_buffers", &weight("gone", [1, 2])),
+        item("_modules", &[&text("fc")[..], &inner, b"s"].concat()),
+        passing,
+    ];
+    let module = [&class.concat()[..], b")\x81}", &state.concat(), b"b"].concat();
+    let zipped = [b"cnet\nNet\n)\x81}", &state.concat()[..], b"b"].concat();
+    let under = |module: &[u8]| [b"\x80\x02}", &text("model")[..], module, b"s."].concat();
+    for file in [
+        legacy(&[b"\x80\x02", &module[..], b"."].concat()),
+        legacy(&under(&module)),
+        stored(&[b"\x80\x02", &zipped[..], b"."].concat()),
+        stored(&under(&zipped)),
+    ] {
+        fs::write(&path, file).expect("writes");
+        let file = CheckpointFile::open(&path).unwrap_or_else(|error| panic!("{error}"));
+        assert_eq!(file.tensors.keys().collect::<Vec<_>>(), ["fc.mean", "fc.w"]);
+        assert_eq!(file.tensors["fc.w"].read().expect("reads").to_f32(), [0., 1., 2., 3., 4., 5.]);
+        assert!(file.partial);
     }
     // A hostile one is called that first.
     let hostile = [b"\x80\x02cos\nsystem\n0", &module[..], b"."].concat();
