@@ -79,7 +79,8 @@ class Server:
         return {"steps": steps, "seconds": self.run(steps)}
 
     def finish(self):
-        answer = {"peak_memory": self.peak_memory(), "peak_resident": peak_resident()}
+        # In this order: to count tensors may take memory itself.
+        answer = {"peak_resident": peak_resident(), "peak_memory": self.peak_memory()}
         self.forget()
         return answer
 

@@ -122,3 +122,8 @@ all() {
 all >"$name.md.part"
 mv "$name.md.part" "$name.md"
 echo "$name.md"
+# "5 of 6 cells measured"
+if awk '/ cells measured;/ && $1 != $3 { found = 1 } END { exit !found }' "$name.md"; then
+    echo "not all cells were measured: the table says which, $name.*.jsonl say why" >&2
+    exit 1
+fi

@@ -12,10 +12,14 @@ without autocast); and, of heads on cached features alone, dataloader (eager, ba
 """
 
 import contextlib
+import json
+import pathlib
+import tempfile
 
 import torch
 import torchvision
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.data import DataLoader, TensorDataset
 
 import baseline
@@ -25,6 +29,8 @@ BATCHES = 4
 HIDDEN = 512
 CACHED = 8192
 LR, MOMENTUM, WD = 1e-4, 0.9, 1e-4
+# Steps in which a processor's tensors are counted: the optimizer's buffers are there from the second on.
+COUNTED_STEPS = 2
 DATALOADER = "dataloader"
 MODES = ["eager", "graph", "compile", "reduce-overhead", "max-autotune"]
 GPU_MODES = ["graph", "reduce-overhead"]
@@ -48,6 +54,7 @@ class Task:
     """A cell made ready: `step` does its work on the next batch."""
 
     def __init__(self, cell, variant, device):
+        self.cell, self.variant = cell, variant
         self.device, self.batch, self.work = device, cell["batch_size"], cell["work"]
         self.folded, mode = variant.startswith("folded-"), variant.removeprefix("folded-")
         self.cached = self.work.startswith("cached")
@@ -178,6 +185,18 @@ def freeze(model, work):
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
+def most_allocated(trace):
+    """Most bytes of a processor's tensors at a time while `trace` was taken; its sums go on from trace to trace."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder, "trace.json")
+        trace.export_chrome_trace(str(path))
+        events = [event["args"] for event in json.loads(path.read_text())["traceEvents"] if event.get("name") == "[memory]"]
+    if not events:
+        return None
+    before = events[0]["Total Allocated"] - events[0]["Bytes"]
+    return max(event["Total Allocated"] for event in events) - before
+
+
 def set_tf32(dtype):
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = dtype != "f32"
     torch.backends.cudnn.benchmark = True
@@ -213,7 +232,16 @@ class Server(baseline.Server):
         return Task(cell, variant, self.device)
 
     def peak_memory(self):
-        return torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else None
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        # A processor's tensors are counted while the profiler watches: those of the same task, made anew.
+        cell, variant = self.task.cell, self.task.variant
+        self.forget()
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
+            task = self.make(cell, variant)
+            for _ in range(COUNTED_STEPS):
+                task.step()
+        return most_allocated(trace)
 
     def forget(self):
         super().forget()

@@ -92,24 +92,22 @@ impl Block {
         Ok(Self { convolutions, shortcut })
     }
 
-    /// `relu(convolutions(input) + shortcut(input))`.
+    /// `relu(convolutions(input) + shortcut(input))`. An input that nobody else has is gone as soon as it can be.
     ///
     /// # Errors
     /// [`Error::Shape`](crate::Error::Shape) if extents do not fit.
-    pub fn forward(&self, pass: &mut Pass, input: &Var) -> Result<Var> {
-        let padded;
-        let addend = match &self.shortcut {
-            Shortcut::Identity => Addend::Value(input),
-            Shortcut::Projection(projection) => Addend::Projection(projection, input),
+    pub fn forward(&self, pass: &mut Pass, input: Var) -> Result<Var> {
+        let mut addend = Some(match &self.shortcut {
+            Shortcut::Identity => Addend::Value(input.clone()),
+            Shortcut::Projection(projection) => Addend::Projection(projection, input.clone()),
             Shortcut::Padding { stride, channels } => {
-                padded = shortcut(&mut pass.tape, input, *stride, *channels)?;
-                Addend::Value(&padded)
+                Addend::Value(shortcut(&mut pass.tape, &input, *stride, *channels)?)
             }
-        };
-        let mut x = input.clone();
+        });
+        let mut x = input;
         for (index, convolution) in self.convolutions.iter().enumerate() {
             let last = index + 1 == self.convolutions.len();
-            x = convolution.forward_with(pass, &x, last.then_some(addend), true)?;
+            x = convolution.forward_with(pass, &x, addend.take_if(|_| last), true)?;
         }
         Ok(x)
     }

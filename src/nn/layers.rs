@@ -167,12 +167,11 @@ pub struct ConvNorm {
 }
 
 /// What is added to the output of a convolution and its batchnorm.
-#[derive(Clone, Copy)]
 pub(super) enum Addend<'a> {
     /// An activation.
-    Value(&'a Var),
+    Value(Var),
     /// What another convolution with its batchnorm makes of an activation.
-    Projection(&'a ConvNorm, &'a Var),
+    Projection(&'a ConvNorm, Var),
 }
 
 impl Addend<'_> {
@@ -183,10 +182,10 @@ impl Addend<'_> {
         }
     }
 
-    fn compute(&self, pass: &mut Pass) -> Result<Var> {
+    fn compute(self, pass: &mut Pass) -> Result<Var> {
         match self {
-            Addend::Value(value) => Ok((*value).clone()),
-            Addend::Projection(convolution, input) => convolution.forward(pass, input, None, false),
+            Addend::Value(value) => Ok(value),
+            Addend::Projection(convolution, input) => convolution.forward(pass, &input, None, false),
         }
     }
 }
@@ -224,21 +223,22 @@ impl ConvNorm {
     /// # Errors
     /// [`Error::Shape`](crate::Error::Shape) if extents do not fit.
     pub fn forward(&self, pass: &mut Pass, input: &Var, residual: Option<&Var>, relu: bool) -> Result<Var> {
-        self.forward_with(pass, input, residual.map(Addend::Value), relu)
+        self.forward_with(pass, input, residual.cloned().map(Addend::Value), relu)
     }
 
     /// As [`ConvNorm::forward`]. A projection is computed after this convolution, so that on the way back it comes
     /// before it.
     pub(super) fn forward_with(&self, pass: &mut Pass, input: &Var, addend: Option<Addend>, relu: bool) -> Result<Var> {
-        if !self.is_trained(pass, input, addend) {
+        if !self.is_trained(pass, input, addend.as_ref()) {
+            // A projection's input may then be gone before the output comes into being.
             let residual = addend.map(|addend| addend.compute(pass)).transpose()?;
             return Ok(Var::constant(self.frozen(input.value(), residual.as_ref().map(Var::value), relu)?));
         }
         if self.precision != Precision::F32 {
             let norm = self.normed(pass, input)?;
             let shortcut = match addend {
-                Some(Addend::Projection(projection, input)) if projection.is_trained(pass, input, None) => {
-                    Some(batchnorm::Shortcut::Normed(Box::new(projection.normed(pass, input)?)))
+                Some(Addend::Projection(projection, input)) if projection.is_trained(pass, &input, None) => {
+                    Some(batchnorm::Shortcut::Normed(Box::new(projection.normed(pass, &input)?)))
                 }
                 Some(addend) => Some(batchnorm::Shortcut::Value(addend.compute(pass)?)),
                 None => None,
@@ -272,7 +272,7 @@ impl ConvNorm {
     }
 
     /// Whether a gradient flows through it, or it takes batch statistics.
-    fn is_trained(&self, pass: &Pass, input: &Var, addend: Option<Addend>) -> bool {
+    fn is_trained(&self, pass: &Pass, input: &Var, addend: Option<&Addend>) -> bool {
         input.needs_grad()
             || addend.is_some_and(|addend| addend.needs_grad(pass))
             || (pass.is_training() && !self.is_frozen())

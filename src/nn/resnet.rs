@@ -133,7 +133,7 @@ impl ResNet {
         }
         for (unit, block) in self.stages.iter().flatten().enumerate() {
             if units.contains(&(unit + 1)) {
-                x = block.forward(pass, &x)?;
+                x = block.forward(pass, x)?;
             }
         }
         Ok(x)

@@ -13,9 +13,17 @@ use crate::{
 /// Multiplications that are worth a task of their own.
 const TASK: usize = 1 << 20;
 /// Terms of a sum that are added up before they are added to the others: a panel of so many stays in the nearest cache.
-pub const TERMS: usize = 64;
+const TERMS: usize = 64;
 /// Outputs that are few: to turn the samples for a [`Product`] would take longer than rows times rows.
 const FEW: usize = 64;
+/// Rows of a task that make up for packing all columns.
+const MANY: usize = 192;
+/// Columns of a task at least, a multiple of every panel's.
+const NARROWEST: usize = 64;
+/// Floats of the second matrix that are packed at a time, for the second cache to hold them: a quarter of a megabyte.
+const PACKED: usize = 1 << 16;
+/// Columns that lie side by side and are packed at once: a kilobyte, which is read as fast as memory gives it.
+const RUN: usize = 256;
 
 /// Rows per task of a matrix each of whose rows takes so many multiplications: a multiple of a tile's.
 pub fn rows_per_task(cpu: &CpuDevice, rows: usize, multiplications: usize) -> usize {
@@ -47,8 +55,11 @@ pub fn outputs<'a>(
         return result;
     }
     let turned = transposed(cpu, n, inputs, sample);
-    let result = whole_product(cpu, outputs, of_output, [inputs, inputs], n, |input| &turned[input * n..][..n]);
-    transposed(cpu, outputs, n, |output| &result[output * n..][..n])
+    let result = whole_product(cpu, outputs, of_output, inputs, n, |input| &turned[input * n..][..n]);
+    cpu.recycle(turned);
+    let outputs = transposed(cpu, outputs, n, |output| &result[output * n..][..n]);
+    cpu.recycle(result);
+    outputs
 }
 
 /// Some rows of the product of samples and weights.
@@ -91,34 +102,43 @@ impl<'a, F: Fn(usize) -> &'a [f32]> Dots<'_, F> {
     }
 }
 
-/// The product of a matrix `[m, terms]`, whose rows `row` gives, and one `[terms, columns]`, whose rows `term` gives; see
-/// [`Product`] of `at_once`.
+/// The product of a matrix `[m, terms]`, whose rows `row` gives, and one `[terms, columns]`, whose rows `term` gives.
 pub fn whole_product<'a, 'b>(
     cpu: &CpuDevice,
     m: usize,
     row: impl Fn(usize) -> &'a [f32] + Sync,
-    [terms, at_once]: [usize; 2],
+    terms: usize,
     columns: usize,
     term: impl Fn(usize) -> &'b [f32] + Sync,
 ) -> Vec<f32> {
-    let own = rows_per_task(cpu, m, terms * columns);
+    if m * columns == 0 {
+        return Vec::new();
+    }
+    let tasks = (m * terms * columns / TASK).clamp(1, 2 * cpu.threads());
+    // Every task packs its columns of the second matrix anew: tasks of few rows share columns out instead.
+    let own_columns = if m / tasks < MANY { columns.div_ceil(tasks).max(RUN).min(columns) } else { columns };
+    let own_columns = own_columns.next_multiple_of(NARROWEST);
+    let own_rows = m.div_ceil(tasks.div_ceil(columns.div_ceil(own_columns))).next_multiple_of(tile::ROWS);
     let mut result = cpu.buffer(m * columns);
-    cpu.each_chunk(&mut result, own * columns, |task, result| {
-        Arch::new().dispatch(Product {
-            rows: task * own..task * own + result.len() / columns,
-            row: &row,
-            terms,
-            at_once,
-            columns,
-            term: &term,
-            take: |row: usize, column: usize, values: &[f32], first: bool| {
-                let to = &mut result[(row - task * own) * columns + column..][..values.len()];
-                match first {
-                    true => to.copy_from_slice(values),
-                    false => to.iter_mut().zip(values).for_each(|(to, value)| *to += value),
-                }
-            },
-        });
+    let mut parts: Vec<Written> = Vec::new();
+    for (number, rows) in result.chunks_mut(own_rows * columns).enumerate() {
+        let first = parts.len();
+        parts.extend((0..columns).step_by(own_columns).map(|column| Written {
+            row: number * own_rows,
+            column,
+            out: Vec::new(),
+        }));
+        for row in rows.chunks_mut(columns) {
+            row.chunks_mut(own_columns).zip(&mut parts[first..]).for_each(|(row, part)| part.out.push(row));
+        }
+    }
+    cpu.each_chunk(&mut parts, 1, |_, parts| {
+        for part in parts {
+            let rows = part.row..part.row + part.out.len();
+            let columns = part.column..part.column + part.out[0].len();
+            let blocks = Blocks::new(terms, columns.len());
+            Arch::new().dispatch(Product { rows, row: &row, terms, columns, term: &term, blocks, sums: part });
+        }
     });
     result
 }
@@ -131,79 +151,170 @@ pub fn take_weight_grad<'a>(
     rows: Range<usize>,
     [n, inputs]: [usize; 2],
     sample: impl Fn(usize) -> &'a [f32],
-    mut take: impl FnMut(usize, usize, &[f32]),
+    take: impl FnMut(usize, usize, &[f32]),
 ) {
+    // What few rows make use of should still lie in the nearest cache.
+    let columns = if rows.len() < FEW { NARROWEST } else { Blocks::new(n, inputs).columns };
     Arch::new().dispatch(Product {
         rows,
         row: |output: usize| &turned[output * n..][..n],
         terms: n,
-        at_once: n,
-        columns: inputs,
+        columns: 0..inputs,
         term: sample,
-        take: |row: usize, column: usize, values: &[f32], _: bool| take(row, column, values),
+        blocks: Blocks { terms: n, columns },
+        sums: &mut Taken(take),
     });
 }
 
-/// Some rows of a product.
-struct Product<F, G, H> {
+/// How much of the second matrix is packed at a time, for the second cache to hold it.
+#[derive(Clone, Copy)]
+struct Blocks {
+    terms: usize,
+    columns: usize,
+}
+
+impl Blocks {
+    fn new(terms: usize, columns: usize) -> Self {
+        let columns = columns.next_multiple_of(NARROWEST);
+        // Powers of two all: whole panels, and sums of whole TERMS.
+        let terms = terms.min(PACKED / columns.min(RUN).next_power_of_two());
+        Self { terms, columns: (PACKED / terms.max(1) / NARROWEST * NARROWEST).clamp(NARROWEST, columns) }
+    }
+}
+
+/// Where sums go: `V` vectors of a row from a column on, of which `own` floats are wanted.
+trait Sums {
+    /// The sums so far, where there have been any.
+    fn load<S: Simd, const V: usize>(&self, at: [usize; 2], own: usize, sums: &mut [S::f32s; V]);
+    /// Takes them with those of more terms.
+    fn store<S: Simd, const V: usize>(&mut self, at: [usize; 2], own: usize, sums: &[S::f32s; V]);
+}
+
+/// Part of a matrix, from a row and a column on.
+struct Written<'a> {
+    row: usize,
+    column: usize,
+    out: Vec<&'a mut [f32]>,
+}
+
+impl Sums for Written<'_> {
+    #[inline(always)]
+    fn load<S: Simd, const V: usize>(&self, [row, column]: [usize; 2], own: usize, sums: &mut [S::f32s; V]) {
+        let from = &self.out[row - self.row][column - self.column..][..own];
+        match pulp::as_arrays::<V, _>(S::as_simd_f32s(from).0).0.first() {
+            Some(from) => *sums = *from,
+            None => bytemuck::cast_slice_mut(sums)[..own].copy_from_slice(from),
+        }
+    }
+
+    #[inline(always)]
+    fn store<S: Simd, const V: usize>(&mut self, [row, column]: [usize; 2], own: usize, sums: &[S::f32s; V]) {
+        let to = &mut self.out[row - self.row][column - self.column..][..own];
+        match pulp::as_arrays_mut::<V, _>(S::as_mut_simd_f32s(to).0).0.first_mut() {
+            Some(to) => *to = *sums,
+            None => to.copy_from_slice(&bytemuck::cast_slice(sums)[..own]),
+        }
+    }
+}
+
+/// Sums of all terms, handed on.
+struct Taken<F>(F);
+
+impl<F: FnMut(usize, usize, &[f32])> Sums for Taken<F> {
+    fn load<S: Simd, const V: usize>(&self, _: [usize; 2], _: usize, _: &mut [S::f32s; V]) {
+        unreachable!("all terms are summed at once");
+    }
+
+    #[inline(always)]
+    fn store<S: Simd, const V: usize>(&mut self, [row, column]: [usize; 2], own: usize, sums: &[S::f32s; V]) {
+        self.0(row, column, &bytemuck::cast_slice(sums)[..own]);
+    }
+}
+
+/// Some rows and columns of a product. An element is summed up [`TERMS`] terms at a time, whatever the blocks are.
+struct Product<'s, F, G, H> {
     rows: Range<usize>,
     row: F,
     terms: usize,
-    /// Of so many terms the sums are handed on before those of the next: a multiple of [`TERMS`], or all.
-    at_once: usize,
-    columns: usize,
+    columns: Range<usize>,
     term: G,
-    /// Takes sums of some columns: row, first column, the sums, and whether they are of the first terms.
-    take: H,
+    blocks: Blocks,
+    sums: &'s mut H,
 }
 
-impl<'a, 'b, F, G, H> WithSimd for Product<F, G, H>
+impl<'a, 'b, F, G, H> WithSimd for Product<'_, F, G, H>
 where
     F: Fn(usize) -> &'a [f32],
     G: Fn(usize) -> &'b [f32],
-    H: FnMut(usize, usize, &[f32], bool),
+    H: Sums,
 {
     type Output = ();
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         match tile::vectors::<S>() {
-            _ if self.columns <= S::F32_LANES => self.compute::<S, 1>(simd),
+            _ if self.columns.len() <= S::F32_LANES => self.compute::<S, 1>(simd),
             4 => self.compute::<S, 4>(simd),
             _ => self.compute::<S, 2>(simd),
         }
     }
 }
 
-impl<'a, 'b, F, G, H> Product<F, G, H>
+impl<'a, 'b, F, G, H> Product<'_, F, G, H>
 where
     F: Fn(usize) -> &'a [f32],
     G: Fn(usize) -> &'b [f32],
-    H: FnMut(usize, usize, &[f32], bool),
+    H: Sums,
 {
     #[inline(always)]
     fn compute<S: Simd, const V: usize>(self, simd: S) {
-        let Self { rows, row, terms, at_once, columns, term, mut take } = self;
         let width = V * S::F32_LANES;
-        let (mut panel, mut sums) = (vec![0.0; at_once.min(terms) * width], vec![0.0; tile::ROWS * width]);
-        for start in (0..terms).step_by(at_once) {
-            let these = start..terms.min(start + at_once);
-            for column in (0..columns).step_by(width) {
-                let own = width.min(columns - column);
-                for (k, panel) in these.clone().zip(panel.chunks_exact_mut(width)) {
-                    panel[..own].copy_from_slice(&term(k)[column..][..own]);
-                }
-                for first in rows.clone().step_by(tile::ROWS) {
+        let zeros = [simd.splat_f32s(0.0); V];
+        let strip = self.blocks.columns.min(self.columns.len()).next_multiple_of(width);
+        let (mut panels, mut sums) = (vec![zeros; self.blocks.terms * (strip / width)], vec![zeros; tile::ROWS]);
+        for start in (0..self.terms).step_by(self.blocks.terms) {
+            let terms = start..self.terms.min(start + self.blocks.terms);
+            for first in self.columns.clone().step_by(strip) {
+                let columns = first..self.columns.end.min(first + strip);
+                self.pack::<S, V>(terms.clone(), columns.clone(), &mut panels);
+                for first in self.rows.clone().step_by(tile::ROWS) {
+                    let rows = first..self.rows.end.min(first + tile::ROWS);
                     // Beyond the last row the last is taken again, and its sums are not.
-                    let of_tile: [&[f32]; tile::ROWS] = array::from_fn(|i| row((first + i).min(rows.end - 1)));
-                    for (from, panel) in these.clone().step_by(TERMS).zip(panel.chunks(TERMS * width)) {
-                        let part = of_tile.map(|row| &row[from..these.end.min(from + TERMS)]);
-                        tile::multiply::<S, V>(simd, part, panel, &mut sums, width, from > start);
-                    }
-                    for (row, sums) in (first..rows.end).zip(sums.chunks_exact(width)) {
-                        take(row, column, &sums[..own], start == 0);
+                    let of_tile: [&[f32]; tile::ROWS] = array::from_fn(|i| (self.row)((first + i).min(rows.end - 1)));
+                    for (column, panel) in columns.clone().step_by(width).zip(panels.chunks_exact(terms.len())) {
+                        let own = width.min(columns.end - column);
+                        if start > 0 {
+                            let sums = rows.clone().zip(&mut sums);
+                            sums.for_each(|(row, sums)| self.sums.load::<S, V>([row, column], own, sums));
+                        }
+                        for (from, panel) in terms.clone().step_by(TERMS).zip(panel.chunks(TERMS)) {
+                            let part = of_tile.map(|row| &row[from..][..panel.len()]);
+                            let (panel, sums) = (
+                                bytemuck::cast_slice(panel.as_flattened()),
+                                bytemuck::cast_slice_mut(sums.as_flattened_mut()),
+                            );
+                            tile::multiply::<S, V>(simd, part, panel, sums, width, from > 0);
+                        }
+                        let sums = rows.clone().zip(&sums);
+                        sums.for_each(|(row, sums)| self.sums.store::<S, V>([row, column], own, sums));
                     }
                 }
+            }
+        }
+    }
+
+    /// Writes some terms of some columns to `panels`, `[panels, terms]`.
+    #[inline(always)]
+    fn pack<S: Simd, const V: usize>(&self, terms: Range<usize>, columns: Range<usize>, panels: &mut [[S::f32s; V]]) {
+        let size = terms.len();
+        for (k, term) in terms.map(&self.term).enumerate() {
+            let term = &term[columns.clone()];
+            let whole = pulp::as_arrays::<V, _>(S::as_simd_f32s(term).0).0;
+            let mut panels = panels.chunks_exact_mut(size);
+            whole.iter().zip(&mut panels).for_each(|(part, panel)| panel[k] = *part);
+            let rest = &term[whole.len() * V * S::F32_LANES..];
+            if let (false, Some(panel)) = (rest.is_empty(), panels.next()) {
+                bytemuck::cast_slice_mut(&mut panel[k])[..rest.len()].copy_from_slice(rest);
             }
         }
     }

@@ -7,8 +7,22 @@ use pulp::{Arch, Simd, WithSimd};
 pub const ROWS: usize = 6;
 
 /// Floats in a line of the cache.
-#[cfg(target_arch = "x86_64")]
 const LINE: usize = 16;
+/// Floats that a buffer has more, for [`aligned`] ones to be in it.
+pub const SLACK: usize = LINE - 1;
+
+/// `len` floats of `values` from the beginning of a line of the cache on: a vector that lies across two takes as long to
+/// load as two.
+pub fn aligned(values: &[f32], len: usize) -> &[f32] {
+    let first = values.as_ptr().align_offset(LINE * size_of::<f32>());
+    &values[first..][..len]
+}
+
+/// The same, to be written to.
+pub fn aligned_mut(values: &mut [f32], len: usize) -> &mut [f32] {
+    let first = values.as_ptr().align_offset(LINE * size_of::<f32>());
+    &mut values[first..][..len]
+}
 
 /// Vectors in a row of a tile; with 32 registers, 24 hold sums, and with 16, 12 do.
 pub const fn vectors<S: Simd>() -> usize {
@@ -110,7 +124,7 @@ pub fn prefetch(values: &[f32]) {
 /// Columns that lie side by side in the first matrix of [`Outer`]: a multiple of [`ROWS`] and of a vector.
 pub const GROUP: usize = 48;
 
-/// `out += rowsᵀ · panel`.
+/// `out = rowsᵀ · panel`, or `out += rowsᵀ · panel` if `accumulate`.
 pub struct Outer<'a> {
     /// `[columns / GROUP, slots, GROUP]`: a matrix whose columns become rows, of which there are …
     pub rows: &'a [f32],
@@ -122,6 +136,8 @@ pub struct Outer<'a> {
     pub panel: &'a [f32],
     /// `[width, columns of a panel]`.
     pub out: &'a mut [f32],
+    /// Whether they are added to what is there.
+    pub accumulate: bool,
 }
 
 impl WithSimd for Outer<'_> {
@@ -139,7 +155,7 @@ impl WithSimd for Outer<'_> {
 impl Outer<'_> {
     #[inline(always)]
     fn compute<S: Simd, const V: usize>(self, simd: S) {
-        let Self { rows, width, slots, panel, out } = self;
+        let Self { rows, width, slots, panel, out, accumulate } = self;
         let panel = pulp::as_arrays::<V, _>(S::as_simd_f32s(panel).0).0;
         let out = out.chunks_exact_mut(ROWS * V * S::F32_LANES);
         for (first, out) in (0..width).step_by(ROWS).zip(out) {
@@ -156,7 +172,7 @@ impl Outer<'_> {
             let out = pulp::as_arrays_mut::<V, _>(S::as_mut_simd_f32s(out).0).0;
             for (to, sums) in out.iter_mut().zip(sums) {
                 for (to, sum) in to.iter_mut().zip(sums) {
-                    *to = simd.add_f32s(*to, sum);
+                    *to = if accumulate { simd.add_f32s(*to, sum) } else { sum };
                 }
             }
         }

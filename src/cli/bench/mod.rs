@@ -11,6 +11,7 @@ mod emulator;
 mod explain;
 mod freeze_out;
 mod measure;
+mod memory;
 mod network;
 mod ops;
 mod protocol;

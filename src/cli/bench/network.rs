@@ -8,6 +8,7 @@ use super::{
     cell::{CLASSES, Cell, Work},
     explain,
     measure::{Sorted, Timer, size},
+    memory::{Before, Memory},
     resident,
     roof::{self, RoofFlags},
     task::Task,
@@ -86,7 +87,7 @@ pub struct Forward {
     #[command(flatten)]
     options: Options,
     /// Print a JSON object: images_per_second (the median), low and high (the 5th and 95th percentile), peak_memory
-    /// (bytes of tensors) and peak_resident (of the whole process; null if unknown), roof (flops and bytes per second,
+    /// (bytes of tensors), memory (what they are) and peak_resident (of the whole process; null if unknown), roof (flops and bytes per second,
     /// null if unknown), floor (images per second at the roof), share of it, and the settings
     #[arg(long)]
     json: bool,
@@ -177,7 +178,7 @@ pub struct Measured {
     rates: Sorted,
     rounds: usize,
     steps: usize,
-    peak: usize,
+    memory: Memory,
     resident: Option<u64>,
     roof: Option<Roof>,
 }
@@ -190,7 +191,7 @@ impl Measured {
     pub fn of(mut task: Task, timing: Timing, roof: Option<Roof>) -> Result<Self> {
         let (cell, device) = (*task.cell(), task.device().clone());
         let Timing { rounds, seconds, warm_up } = timing;
-        device.reset_peak();
+        let before = Before::of(&task);
         resident::reset();
         let mut timer = Timer::new(&device, warm_up, |most| task.step(most))?;
         let (mut rates, mut steps) = (Vec::with_capacity(rounds), 0);
@@ -200,8 +201,8 @@ impl Measured {
             rates.push((cell.batch_size * block.steps) as f64 / block.seconds);
         }
         drop(timer);
-        let (peak, resident) = (device.memory().peak, resident::peak());
-        Ok(Self { cell, device, rates: Sorted::new(rates), rounds, steps, peak, resident, roof })
+        let (memory, resident) = (before.after(&device), resident::peak());
+        Ok(Self { cell, device, rates: Sorted::new(rates), rounds, steps, memory, resident, roof })
     }
 
     /// Images per second, the median.
@@ -214,9 +215,9 @@ impl Measured {
         [0.05, 0.95].map(|at| self.rates.quantile(at))
     }
 
-    /// Most bytes of tensors at a time.
-    pub fn peak(&self) -> usize {
-        self.peak
+    /// Bytes of tensors.
+    pub fn memory(&self) -> &Memory {
+        &self.memory
     }
 
     /// Images per second as a share of those at the roof, where that is known.
@@ -238,7 +239,7 @@ impl Measured {
             "dtype": dtype.to_string(), "classes": classes, "device": self.device.to_string(),
             "product": roof::product_name(&self.device), "threads": self.device.threads(), "rounds": self.rounds,
             "steps_per_round": self.steps, "images_per_second": self.rate(), "low": low, "high": high,
-            "peak_memory": self.peak, "peak_resident": self.resident, "roof": roof::object(self.roof.as_ref()),
+            "peak_memory": self.memory.peak, "memory": self.memory.object(), "peak_resident": self.resident, "roof": roof::object(self.roof.as_ref()),
             "floor": self.floor(), "share": self.share(),
         })
     }
@@ -257,7 +258,7 @@ impl Measured {
             self.rounds,
         );
         let resident = self.resident.map(|bytes| format!("; the whole process: {}", size(bytes as f64)));
-        outln!("  tensors at the peak: {}{}", size(self.peak as f64), resident.unwrap_or_default());
+        outln!("  tensors at the peak: {}{}", self.memory, resident.unwrap_or_default());
         match (self.roof, self.floor()) {
             (Some(roof), Some(floor)) => {
                 let share = self.rate() / floor;

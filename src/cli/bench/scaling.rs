@@ -8,7 +8,6 @@ use unfreeze::{Device, Precision, Result, nn::Arch};
 
 use super::{
     cell::{CLASSES, Cell, Work},
-    measure::size,
     network::{Measured, Timing},
     roof::RoofFlags,
     task::Task,
@@ -97,8 +96,8 @@ impl Scaling {
             }
             let [low, high] = measured.spread();
             let share = measured.share().map_or("-".into(), |share| format!("{share:.2}"));
-            let (rate, peak) = (measured.rate(), size(measured.peak() as f64));
-            outln!("{threads:>7} {batch_size:>5} {side:>5} {rate:>10.1} {low:>9.1} {high:>9.1} {share:>6}  {peak}");
+            let (rate, memory) = (measured.rate(), measured.memory());
+            outln!("{threads:>7} {batch_size:>5} {side:>5} {rate:>10.1} {low:>9.1} {high:>9.1} {share:>6}  {memory}");
         }
         Ok(())
     }

@@ -2,7 +2,7 @@
 
 use unfreeze::{
     Device, Error, Result, Tensor,
-    autograd::Var,
+    autograd::{Parameter, Parameters, Var},
     cache::Activations,
     checkpoint::{Checkpoint, LoadOptions, load_into},
     data::{Batch, RgbImage, Transforms, View, shuffled},
@@ -100,6 +100,13 @@ impl Task {
     /// What it is a task of.
     pub fn cell(&self) -> &Cell {
         &self.cell
+    }
+
+    /// Bytes of the network's parameters.
+    pub fn weights(&self) -> usize {
+        let mut bytes = 0;
+        self.model.visit(&mut |Parameter { value, .. }| bytes += value.shape().elements() * value.dtype().bytes());
+        bytes
     }
 
     /// The device it runs on.

@@ -164,6 +164,13 @@ impl Network {
         [side, side, channels]
     }
 
+    /// Bytes of the two largest activations, of those that convolutions make.
+    pub fn largest_activations(&self) -> [f64; 2] {
+        let mut sizes: Vec<f64> = self.convolutions().iter().map(Convolution::output_elements).collect();
+        sizes.sort_by(|a, b| b.total_cmp(a));
+        [0, 1].map(|place| sizes[place] * self.activation())
+    }
+
     /// Floating-point operations of the forward pass of each unit: the stem, each block, the head.
     pub fn forward_by_unit(&self) -> Vec<f64> {
         let (stem, blocks) = (self.stem().convolution.flops(), self.blocks());

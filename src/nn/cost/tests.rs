@@ -58,6 +58,17 @@ fn floors_are_the_published_ones() {
 }
 
 #[test]
+fn the_largest_activations_are_told() {
+    // 112² × 64 and 56² × 64 of ResNet-18; 112² × 64 and 56² × 256 are as large.
+    let floats = |arch, precision| network(arch, 2, precision).largest_activations();
+    assert_eq!(
+        floats(Arch::ResNet18, Precision::F32),
+        [2.0 * 112.0 * 112.0 * 64.0 * 4.0, 2.0 * 56.0 * 56.0 * 64.0 * 4.0]
+    );
+    assert_eq!(floats(Arch::ResNet50, Precision::Bf16), [2.0 * 112.0 * 112.0 * 64.0 * 2.0; 2]);
+}
+
+#[test]
 fn work_per_image_is_the_published_one() {
     // GFLOP forward, GB saved and kernels of a step at batch 256.
     for (arch, gflop, saved, kernels) in

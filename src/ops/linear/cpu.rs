@@ -5,7 +5,7 @@ use crate::{
     device::CpuDevice,
     ops::{
         matrix,
-        products::{self, TERMS, transposed, whole_product},
+        products::{self, transposed, whole_product},
     },
 };
 
@@ -29,8 +29,7 @@ pub fn input_grad(cpu: &CpuDevice, grad: &Tensor, weight: &Tensor) -> Result<Ten
     let ([n, outputs], [_, inputs]) = (matrix("linear", grad)?, matrix("linear", weight)?);
     let (g, w) = (grad.as_slice::<f32>()?, weight.as_slice::<f32>()?);
     let of_sample = |sample: usize| &g[sample * outputs..][..outputs];
-    // Few terms at once: the weight is then read as it lies.
-    let result = whole_product(cpu, n, of_sample, [outputs, TERMS], inputs, |output| &w[output * inputs..][..inputs]);
+    let result = whole_product(cpu, n, of_sample, outputs, inputs, |output| &w[output * inputs..][..inputs]);
     Tensor::new(result, [n, inputs], grad.device())
 }
 
@@ -43,7 +42,7 @@ pub fn weight_grad(cpu: &CpuDevice, grad: &Tensor, input: &Tensor) -> Result<Ten
     let (g, x) = (grad.as_slice::<f32>()?, input.as_slice::<f32>()?);
     let turned = transposed(cpu, n, outputs, |sample| &g[sample * outputs..][..outputs]);
     let of_output = |output: usize| &turned[output * n..][..n];
-    let result = whole_product(cpu, outputs, of_output, [n, n], inputs, |sample| &x[sample * inputs..][..inputs]);
+    let result = whole_product(cpu, outputs, of_output, n, inputs, |sample| &x[sample * inputs..][..inputs]);
     Tensor::new(result, [outputs, inputs], grad.device())
 }
 

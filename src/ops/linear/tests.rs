@@ -22,6 +22,28 @@ fn reference(input: &[f64], weight: &[f64], bias: &[f64]) -> Vec<f64> {
     input.chunks(inputs).flat_map(row).collect()
 }
 
+/// Holds the gradients that the tape makes of `seed` against sums in f64.
+fn check_gradients([input, weight, bias]: [Tensor; 3], seed: Tensor) -> Result<()> {
+    let (x, w, g) = (wide(&input), wide(&weight), wide(&seed));
+    let ([n, inputs], outputs) = ([input.dims()[0], input.dims()[1]], bias.dims()[0]);
+    let sum = |count: usize, term: &dyn Fn(usize) -> f64| (0..count).map(term).sum::<f64>();
+    let of_input = (0..n * inputs)
+        .map(|at| sum(outputs, &|output| g[at / inputs * outputs + output] * w[output * inputs + at % inputs]));
+    let of_weight =
+        (0..outputs * inputs).map(|at| sum(n, &|row| g[row * outputs + at / inputs] * x[row * inputs + at % inputs]));
+    let of_bias = (0..outputs).map(|output| sum(n, &|row| g[row * outputs + output]));
+    let expected = [of_input.collect(), of_weight.collect(), of_bias.collect::<Vec<f64>>()];
+    let mut tape = Tape::new();
+    let [x, w, b] = [("x", input), ("w", weight), ("b", bias)].map(|(name, value)| tape.leaf(name, value));
+    let output = linear(&mut tape, &x, &w, &b)?;
+    let grads = tape.backward_from(&output, seed)?;
+    for ((name, expected), terms) in ["x", "w", "b"].into_iter().zip(expected).zip([outputs, n, n]) {
+        let scale = ((expected.len() * (terms + 1)) as f64).sqrt();
+        assert_close_to(name, &grads[name], &expected, scale, F32);
+    }
+    Ok(())
+}
+
 proptest! {
     #![proptest_config(cases(32))]
 
@@ -43,25 +65,7 @@ proptest! {
     #[test]
     fn gradients_match_the_reference(n in 1..150usize, inputs in 1..150usize, outputs in 1..150usize) {
         for device in devices() {
-            let [input, weight, bias] = tensors(n, inputs, outputs, &device);
-            let seed = normal(1, "seed", [n, outputs], &device);
-            let (x, w, g) = (wide(&input), wide(&weight), wide(&seed));
-            let sum = |count: usize, term: &dyn Fn(usize) -> f64| (0..count).map(term).sum::<f64>();
-            let of_input = (0..n * inputs).map(|at| {
-                sum(outputs, &|output| g[at / inputs * outputs + output] * w[output * inputs + at % inputs])
-            });
-            let of_weight = (0..outputs * inputs)
-                .map(|at| sum(n, &|row| g[row * outputs + at / inputs] * x[row * inputs + at % inputs]));
-            let of_bias = (0..outputs).map(|output| sum(n, &|row| g[row * outputs + output]));
-            let expected = [of_input.collect(), of_weight.collect(), of_bias.collect::<Vec<f64>>()];
-            let mut tape = Tape::new();
-            let [x, w, b] = [("x", input), ("w", weight), ("b", bias)].map(|(name, value)| tape.leaf(name, value));
-            let output = linear(&mut tape, &x, &w, &b)?;
-            let grads = tape.backward_from(&output, seed)?;
-            for ((name, expected), terms) in ["x", "w", "b"].into_iter().zip(expected).zip([outputs, n, n]) {
-                let scale = ((expected.len() * (terms + 1)) as f64).sqrt();
-                assert_close_to(name, &grads[name], &expected, scale, F32);
-            }
+            check_gradients(tensors(n, inputs, outputs, &device), normal(1, "seed", [n, outputs], &device))?;
         }
     }
 
@@ -85,6 +89,16 @@ fn gradients_past_the_block_size_are_numeric_ones() -> Result<()> {
             |inputs| reference(&inputs[0], &inputs[1], &inputs[2]),
         )
     })
+}
+
+/// On the processor sums go on from block to block, and tasks share out columns, or rows where there are many.
+#[test]
+fn gradients_of_several_blocks_match_the_reference() -> Result<()> {
+    for (n, inputs, outputs) in [(70, 601, 600), (33, 300, 1601)] {
+        let device = cpu(2);
+        check_gradients(tensors(n, inputs, outputs, &device), normal(1, "seed", [n, outputs], &device))?;
+    }
+    Ok(())
 }
 
 #[test]

@@ -11,8 +11,6 @@ use crate::{
 
 /// Pixels of a map that is small. The batch does not decide: an image's gradient does not depend on it.
 const PIXELS: usize = 64;
-/// Pixels whose share of the weight's gradient is summed up before that of the next.
-const SUMMED: usize = 1024;
 
 /// Whether these gradients serve.
 pub fn serves(extents: &Extents) -> bool {
@@ -30,7 +28,7 @@ pub fn weight_grad(cpu: &CpuDevice, grad: &[f32], input: &[f32], extents: &Exten
         let (image, y, x) = extents.corner(pixel);
         &input[((image * h + y as usize) * w + x as usize) * c..][..c]
     };
-    let result = whole_product(cpu, k, of_filter, [pixels, SUMMED], c, seen);
+    let result = whole_product(cpu, k, of_filter, pixels, c, seen);
     cpu.recycle(turned);
     result
 }
@@ -39,5 +37,5 @@ pub fn weight_grad(cpu: &CpuDevice, grad: &[f32], input: &[f32], extents: &Exten
 pub fn input_grad(cpu: &CpuDevice, grad: &[f32], weight: &[f32], extents: &Extents) -> Vec<f32> {
     let &Extents { n, p, q, c, k, .. } = extents;
     let of_pixel = |pixel: usize| &grad[pixel * k..][..k];
-    whole_product(cpu, n * p * q, of_pixel, [k, k], c, |filter| &weight[filter * c..][..c])
+    whole_product(cpu, n * p * q, of_pixel, k, c, |filter| &weight[filter * c..][..c])
 }

@@ -33,12 +33,23 @@ impl Method {
     }
 
     /// Elements of all transformed filters.
-    pub fn packed_elements(self, extents: &Extents) -> usize {
+    fn transformed_elements(self, extents: &Extents) -> usize {
         self.positions() * extents.k * extents.c
     }
 
-    /// Filters `[K, 3, 3, C]` transformed: `[K / columns, positions, C, columns]`.
-    pub fn pack(self, weight: &[f32], extents: &Extents, packed: &mut [f32]) {
+    /// Elements of a buffer for them.
+    pub fn packed_elements(self, extents: &Extents) -> usize {
+        self.transformed_elements(extents) + tile::SLACK
+    }
+
+    /// The transformed filters in their buffer.
+    pub(super) fn packed<'a>(self, buffer: &'a [f32], extents: &Extents) -> &'a [f32] {
+        tile::aligned(buffer, self.transformed_elements(extents))
+    }
+
+    /// Filters `[K, 3, 3, C]` transformed: `[K / columns, positions, C, columns]`, in a buffer for them.
+    pub fn pack(self, weight: &[f32], extents: &Extents, buffer: &mut [f32]) {
+        let packed = tile::aligned_mut(buffer, self.transformed_elements(extents));
         let (columns, _) = tile::columns();
         let c = extents.c;
         let panels = packed.par_chunks_mut(self.positions() * c * columns).zip(weight.par_chunks(columns * 9 * c));
@@ -49,7 +60,8 @@ impl Method {
 
     /// As [`Method::pack`] for F(2×2), for the gradient of the input: a convolution of `extents` with filters turned by
     /// 180°, whose channels are the filters `[C, 3, 3, K]` of `weight` and whose filters are the channels.
-    pub fn pack_turned(weight: &[f32], extents: &Extents, packed: &mut [f32]) {
+    pub fn pack_turned(weight: &[f32], extents: &Extents, buffer: &mut [f32]) {
+        let packed = tile::aligned_mut(buffer, Method::Two.transformed_elements(extents));
         let (columns, _) = tile::columns();
         let panels = packed.par_chunks_mut(Method::Two.positions() * extents.c * columns).enumerate();
         panels.for_each(|(panel, packed)| {

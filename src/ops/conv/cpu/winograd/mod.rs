@@ -63,8 +63,9 @@ impl Method {
         self.outputs() + 2
     }
 
-    /// The convolution with filters that [`Method::pack`] transformed, into `output` `[N, P, Q, K]`.
-    pub fn forward(self, input: &[f32], packed: &[f32], extents: &Extents, finish: Finish, output: &mut [f32]) {
+    /// The convolution with filters that [`Method::pack`] put into `buffer`, into `output` `[N, P, Q, K]`.
+    pub fn forward(self, input: &[f32], buffer: &[f32], extents: &Extents, finish: Finish, output: &mut [f32]) {
+        let packed = self.packed(buffer, extents);
         let &Extents { n, p, q, k, .. } = extents;
         let (columns, _) = tile::columns();
         let (down, across) = (p.div_ceil(self.outputs()), q.div_ceil(self.outputs()));
@@ -173,10 +174,10 @@ impl Band<'_> {
         let (window_stride, product_stride) = (c + lanes, filters + lanes);
         let mut scratch = SCRATCH.take();
         let needed = A * A * slots * (window_stride + product_stride);
-        if scratch.len() < needed {
-            scratch.resize(needed, 0.0);
+        if scratch.len() < needed + tile::SLACK {
+            scratch.resize(needed + tile::SLACK, 0.0);
         }
-        let (windows, products) = scratch.split_at_mut(A * A * slots * window_stride);
+        let (windows, products) = tile::aligned_mut(&mut scratch, needed).split_at_mut(A * A * slots * window_stride);
         let zero = simd.splat_f32s(0.0);
 
         let place =

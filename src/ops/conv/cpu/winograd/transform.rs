@@ -88,6 +88,14 @@ impl Two {
     pub fn gradient<S: Simd>(simd: S, [y0, y1]: [S::f32s; 2]) -> [S::f32s; 4] {
         [y0, simd.add_f32s(y0, y1), simd.sub_f32s(y0, y1), simd.neg_f32s(y1)]
     }
+
+    /// Of the gradient of transformed filters, to that of filters: Gᵀ s.
+    #[inline(always)]
+    pub fn filter_gradient<S: Simd>(simd: S, [s0, s1, s2, s3]: [S::f32s; 4]) -> [S::f32s; 3] {
+        let half = simd.splat_f32s(0.5);
+        let [sum, difference] = [simd.add_f32s(s1, s2), simd.sub_f32s(s1, s2)].map(|value| simd.mul_f32s(half, value));
+        [simd.add_f32s(s0, sum), difference, simd.add_f32s(sum, s3)]
+    }
 }
 
 /// Of F(4×4, 3×3).

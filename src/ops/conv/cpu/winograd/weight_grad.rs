@@ -1,7 +1,7 @@
 //! The gradient of the filters by Winograd's method, F(2×2): windows and output gradients are transformed, multiplied at each
 //! position and summed over the tiles; the sums are the gradient of the transformed filters.
 
-use std::ops::Range;
+use std::{array, ops::Range};
 
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
@@ -12,13 +12,15 @@ use super::{
 };
 use crate::{
     device::CpuDevice,
-    ops::{conv::Extents, tile, vectorised},
+    ops::{conv::Extents, tile},
 };
 
 /// Tiles of a band, about: few enough that a panel of their windows stays in the nearest cache.
 const TILES: usize = 96;
 /// Bands that are transformed before they are multiplied: few enough for the outer cache.
 const BANDS: usize = 6;
+/// Floats between sums that would else lie a power of two apart.
+const SPACE: usize = 16;
 
 /// Sides of a tile and of its window.
 const M: usize = Method::Two.outputs();
@@ -40,10 +42,18 @@ pub fn weight_grad(cpu: &CpuDevice, grad: &[f32], input: &[f32], extents: &Exten
     let filters = k.next_multiple_of(tile::ROWS);
     let grad_position = slots * filters.next_multiple_of(tile::GROUP);
     let (window_band, grad_band) = (positions * slots * c, positions * grad_position);
+    if rows == 0 {
+        return cpu.zeros(k * 9 * c);
+    }
     let at_once = BANDS.min(rows.div_ceil(height));
-    let [mut windows, mut grads] = [window_band, grad_band].map(|band| cpu.buffer(at_once * band));
-    // [positions, panels, filters, columns].
-    let mut sums = cpu.zeros(positions * filters * c);
+    // [positions, panels, block], a block of [filters, columns]; all of a filter do not compete for the same lines of
+    // the cache.
+    let block = filters * columns + SPACE;
+    let lengths = [at_once * window_band, at_once * grad_band, positions * panels * block];
+    let mut buffers = lengths.map(|length| cpu.buffer(length + tile::SLACK));
+    let [windows, grads, sums] = &mut buffers;
+    let [windows, grads, sums] = [(windows, lengths[0]), (grads, lengths[1]), (sums, lengths[2])]
+        .map(|(buffer, length)| tile::aligned_mut(buffer, length));
     for first in (0..rows).step_by(at_once * height) {
         let start = |band: usize| (first + band * height).min(rows);
         let bands = windows.par_chunks_mut(window_band).zip(grads.par_chunks_mut(grad_band)).enumerate();
@@ -51,39 +61,57 @@ pub fn weight_grad(cpu: &CpuDevice, grad: &[f32], input: &[f32], extents: &Exten
             let rows = start(band)..start(band + 1);
             Arch::new().dispatch(Band { grad, input, extents, rows, slots, windows, grads });
         });
-        sums.par_chunks_mut(filters * columns).enumerate().for_each(|(block, sums)| {
+        sums.par_chunks_mut(block).enumerate().for_each(|(block, sums)| {
+            let sums = &mut sums[..filters * columns];
             for band in 0..at_once {
                 let tiles = (start(band + 1) - start(band)) * across;
                 let panel = &windows[band * window_band + block * slots * columns..][..tiles * columns];
                 let rows = &grads[band * grad_band + block / panels * grad_position..];
-                Arch::new().dispatch(tile::Outer { rows, width: filters, slots, panel, out: sums });
+                let accumulate = first + band > 0;
+                Arch::new().dispatch(tile::Outer { rows, width: filters, slots, panel, out: sums, accumulate });
             }
         });
     }
-    let mut weight_grad = cpu.zeros(k * 9 * c);
+    let mut weight_grad = cpu.buffer(k * 9 * c);
     weight_grad.par_chunks_mut(9 * c).enumerate().for_each(|(filter, weight_grad)| {
-        vectorised(|| {
-            for panel in 0..panels {
-                let sum =
-                    |position: usize| &sums[((position * panels + panel) * filters + filter) * columns..][..columns];
-                transform_back(sum, &mut weight_grad[panel * columns..], c);
-            }
-        });
+        Arch::new().dispatch(Filter { sums, block, filter, weight_grad });
     });
-    [windows, grads, sums].into_iter().for_each(|buffer| cpu.recycle(buffer));
+    buffers.into_iter().for_each(|buffer| cpu.recycle(buffer));
     weight_grad
 }
 
-/// The gradient of a filter `[3, 3, C]`, for some channels from its first on, from that of the transformed one, of
-/// which `sum` has these channels at a position.
-#[inline(always)]
-fn transform_back<'a>(sum: impl Fn(usize) -> &'a [f32], filter_grad: &mut [f32], c: usize) {
-    let transform = Method::Two.filter_transform();
-    for (at, to) in filter_grad.chunks_mut(c).enumerate() {
-        for position in 0..A * A {
-            let factor = transform[position / A][at / 3] * transform[position % A][at % 3];
-            if factor != 0.0 {
-                to.iter_mut().zip(sum(position)).for_each(|(to, sum)| *to += factor * sum);
+/// The gradient of a filter from that of the transformed one.
+struct Filter<'a> {
+    /// `[A·A, panels, block]`, a block of `[filters, columns]` …
+    sums: &'a [f32],
+    /// … and some floats more.
+    block: usize,
+    filter: usize,
+    /// `[3, 3, C]`.
+    weight_grad: &'a mut [f32],
+}
+
+impl WithSimd for Filter<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { sums, block, filter, weight_grad } = self;
+        let (c, columns, zero) = (weight_grad.len() / 9, tile::vectors::<S>() * S::F32_LANES, simd.splat_f32s(0.0));
+        let panels = c / columns;
+        for channel in (0..c).step_by(S::F32_LANES) {
+            let place = |position: usize| {
+                (position * panels + channel / columns) * block + filter * columns + channel % columns
+            };
+            let mut half = [[zero; 3]; A];
+            for (j, half) in half.iter_mut().enumerate() {
+                *half = Two::filter_gradient(simd, array::from_fn(|i| load::<S>(sums, place(i * A + j))));
+            }
+            for i in 0..3 {
+                let row = Two::filter_gradient(simd, half.map(|column| column[i]));
+                for (j, value) in row.into_iter().enumerate() {
+                    store::<S>(weight_grad, (i * 3 + j) * c + channel, value);
+                }
             }
         }
     }
