@@ -26,6 +26,8 @@ mod onnx;
 mod onnx_graphs;
 #[path = "checkpoints/onnx_input.rs"]
 mod onnx_input;
+#[path = "checkpoints/onnx_runtime.rs"]
+mod onnx_runtime;
 #[path = "checkpoints/originals.rs"]
 mod originals;
 #[path = "checkpoints/pickles.rs"]

@@ -1,6 +1,6 @@
 //! What a graph does to its images before its network: a normalisation, which a model file can hold, or something else.
 
-use super::{graph::Node, network::View};
+use super::{graph::Node, view::View};
 use crate::checkpoint::short_name;
 
 /// The most operators before a network.

@@ -20,6 +20,7 @@ mod graph;
 mod input;
 mod network;
 mod tensor;
+mod view;
 mod wire;
 mod write;
 
