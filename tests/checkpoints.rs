@@ -8,6 +8,8 @@ mod common;
 mod containers;
 #[path = "checkpoints/conversion.rs"]
 mod conversion;
+#[path = "checkpoints/flaws.rs"]
+mod flaws;
 #[path = "checkpoints/fuzzed.rs"]
 mod fuzzed;
 #[path = "checkpoints/hostile.rs"]
@@ -34,6 +36,8 @@ mod originals;
 mod pickles;
 #[path = "checkpoints/round_trips.rs"]
 mod round_trips;
+#[path = "checkpoints/sets.rs"]
+mod sets;
 #[path = "checkpoints/training.rs"]
 mod training;
 

@@ -122,6 +122,9 @@ pub(super) fn open(path: &Path, named: &Named, key: Option<&str>) -> Result<Chec
     }
     checkpoint.left_out = others.into_iter().map(|(name, _)| (name, BESIDE)).collect();
     checkpoint.left_out.sort();
+    if key.is_none() {
+        checkpoint.note_other_sets(&prefix);
+    }
     Ok(checkpoint)
 }
 
@@ -152,11 +155,11 @@ fn below<'a>(values: &'a PickleValue, path: &str) -> Option<&'a PickleValue> {
     })
 }
 
-/// Whether there is anything but tensors.
+/// Whether there is anything but tensors, and the versions of modules that a state dict carries.
 fn holds_else(value: &PickleValue) -> bool {
     match value {
         PickleValue::Unsupported(name) => name != TENSOR,
-        PickleValue::Dict(entries) => entries.values().any(holds_else),
+        PickleValue::Dict(entries) => entries.iter().any(|(key, value)| key != "_metadata" && holds_else(value)),
         PickleValue::List(items) => items.iter().any(holds_else),
         _ => true,
     }

@@ -12,7 +12,7 @@ use std::{
 use serde_json::Value;
 use unfreeze::{
     Tensor,
-    checkpoint::{BatchNormForm, OnnxOptions, Weights, collect},
+    checkpoint::{BatchNormForm, OnnxOptions, Weights},
     nn::{Arch, HeadSpec},
 };
 

@@ -28,6 +28,7 @@ pub(super) use fold::Foldable;
 pub(super) use input::{Effect, Input};
 
 pub use build::{BatchNormForm, OnnxOptions};
+pub(super) use write::write_counted;
 pub use write::write_onnx;
 
 use std::{
