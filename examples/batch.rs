@@ -30,6 +30,9 @@ fn run() -> Result<(), Box<dyn Error>> {
     let classifier = Classifier::load(model, Device::auto()?)?;
     let found = find_images(folder)?;
     found.skipped.iter().for_each(|file| eprintln!("skipped {file}"));
+    if found.images.is_empty() {
+        return Err(format!("{folder}: holds no images").into());
+    }
     let (files, order) = (&found.images, (0..found.images.len() as u32).collect());
     let options = LoaderOptions::evaluation().on(classifier.device());
 

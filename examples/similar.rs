@@ -23,19 +23,25 @@ fn main() -> ExitCode {
 
 fn run() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [weights, folder, images @ ..] = arguments.as_slice() else {
+    let (places, images) = arguments.split_at(arguments.len().min(2));
+    let ([weights, folder], [_, ..]) = (places, images) else {
         eprintln!("usage: similar WEIGHTS FOLDER IMAGE...");
         std::process::exit(2);
     };
 
     let weights = Weights::file(weights)?;
+    let found = find_images(folder)?;
+    found.skipped.iter().for_each(|file| eprintln!("skipped {file}"));
+    if found.images.is_empty() {
+        return Err(format!("{folder}: holds no images").into());
+    }
     let device = Device::auto()?;
     // A head is needed to make a network; it is not used.
     let model = weights.with_head(HeadSpec::Linear, 1, 0, &device)?;
     let transforms = Transforms::for_weights(&weights, weights.arch().published_size());
     // The same picture, asked for by another path, is no neighbour of itself.
     let same = |a: &PathBuf, b: &PathBuf| a.canonicalize().is_ok_and(|a| b.canonicalize().is_ok_and(|b| a == b));
-    let index = features(&model, &transforms, &device, &find_images(folder)?.images)?;
+    let index = features(&model, &transforms, &device, &found.images)?;
     let images: Vec<PathBuf> = images.iter().map(PathBuf::from).collect();
     for (image, wanted) in features(&model, &transforms, &device, &images)? {
         println!("{}", image.display());

@@ -50,7 +50,10 @@ pub(crate) fn write_atomically(
         #[cfg(unix)]
         builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
         // Its error names the temporary file, which means nothing to the user.
-        let mut file = builder.tempfile_in(folder).map_err(|error| io::Error::from(error.kind()))?;
+        let mut file = builder.tempfile_in(folder).map_err(|error| match error.kind() {
+            kind @ io::ErrorKind::NotFound => io::Error::new(kind, "there is no such folder"),
+            kind => kind.into(),
+        })?;
         let mut writer = BufWriter::new(file.as_file_mut());
         write(&mut writer)?;
         writer.flush()?;

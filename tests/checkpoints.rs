@@ -8,6 +8,8 @@ mod common;
 mod containers;
 #[path = "checkpoints/conversion.rs"]
 mod conversion;
+#[path = "checkpoints/flaws.rs"]
+mod flaws;
 #[path = "checkpoints/fuzzed.rs"]
 mod fuzzed;
 #[path = "checkpoints/hostile.rs"]
@@ -26,12 +28,16 @@ mod onnx;
 mod onnx_graphs;
 #[path = "checkpoints/onnx_input.rs"]
 mod onnx_input;
+#[path = "checkpoints/onnx_runtime.rs"]
+mod onnx_runtime;
 #[path = "checkpoints/originals.rs"]
 mod originals;
 #[path = "checkpoints/pickles.rs"]
 mod pickles;
 #[path = "checkpoints/round_trips.rs"]
 mod round_trips;
+#[path = "checkpoints/sets.rs"]
+mod sets;
 #[path = "checkpoints/training.rs"]
 mod training;
 #[path = "checkpoints/unread.rs"]

@@ -1,9 +1,9 @@
 //! Which network a checkpoint is of, told from the names and shapes of its tensors.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, path::Path};
 
 use super::{
-    names::{LISTED, listed, nearest, short_name},
+    names::{LISTED, Names, listed, nearest, short_name},
     stored::explained,
 };
 use crate::nn::{Arch, HeadSpec};
@@ -13,7 +13,8 @@ pub(super) type Shapes = BTreeMap<String, Vec<usize>>;
 
 /// What some tensors' names tell of networks that are not supported: a part of a name, and what has it. The first that
 /// is found counts.
-const UNSUPPORTED: [(&str, &str); 18] = [
+const UNSUPPORTED: [(&str, &str); 19] = [
+    (".filt", "anti-aliasing layers: a ResNet that blurs where it takes strides, as resnetblur50"),
     (".conv_dw.", "a network of depthwise convolutions, such as a ConvNeXt or MobileNet"),
     (".dwconv.", "a ConvNeXt"),
     (".layer_scale", "a ConvNeXt"),
@@ -91,16 +92,52 @@ pub(super) fn unsupported(shapes: &Shapes) -> Option<String> {
     ))
 }
 
+/// That a file is, by its name or its folder's, of timm's networks with anti-aliasing layers: these have no tensors in
+/// recent files, so that nothing else tells them from plain ResNets.
+pub(super) fn antialiased(path: &Path) -> Option<String> {
+    let parts = path.iter().filter_map(|part| part.to_str()).flat_map(|part| part.split(['-', '.', '_']));
+    let name = parts.into_iter().find(|part| ["resnetaa", "resnetblur"].iter().any(|start| part.starts_with(start)))?;
+    Some(format!(
+        "its name says that it is a {}, which has anti-aliasing layers that are not supported: without them its \
+         features are others than those it was trained for",
+        short_name(name)
+    ))
+}
+
 /// What `shapes` of no known architecture are like, if they are like anything; where most of a known one is there, what
 /// is missing, unknown or of another shape.
 pub(super) fn likeness(shapes: &Shapes) -> Option<String> {
     if let Some(unsupported) = unsupported(shapes) {
         return Some(unsupported);
     }
+    if let Some(sets) = sets(shapes) {
+        return Some(sets);
+    }
     let (arch, same, of) = nearest_arch(shapes)?;
     let text = format!("the nearest is {arch}: {same} of its {of} convolutions are there in the same shape");
     let (head, classes) = head_or_published(shapes, arch);
     Some(if 2 * same > of { text + &misfit(shapes, arch, &head, classes) } else { text })
+}
+
+/// Which networks lie beside each other in a file whose format has no dictionaries, under what their names begin with.
+fn sets(shapes: &Shapes) -> Option<String> {
+    // Those of a hostile file are not all looked at.
+    const MOST: usize = 8;
+    let mut below = BTreeMap::<&str, Shapes>::new();
+    for (name, shape) in shapes {
+        if let Some((key, rest)) = name.split_once('.') {
+            below.entry(key).or_default().insert(rest.to_owned(), shape.clone());
+        }
+    }
+    let network = |(key, shapes): (&str, Shapes)| {
+        let names = Names::of(Path::new(key), shapes.keys()).ok()?;
+        let arch = arch_of(&names.rename(shapes))?;
+        Some((short_name(key).into_owned(), arch))
+    };
+    let found: Vec<(String, Arch)> = below.into_iter().take(MOST).filter_map(network).collect();
+    let (first, _) = found.first()?;
+    let listed: Vec<String> = found.iter().map(|(key, arch)| format!("{key} ({arch})")).collect();
+    Some(format!("there are networks under {}: --key {first} takes that one", listed.join(" and ")))
 }
 
 /// The architecture with the largest share of its convolutions in `shapes`: how many, and of how many.

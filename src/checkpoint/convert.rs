@@ -2,18 +2,21 @@
 //! are read and written one at a time.
 
 use std::{
+    borrow::Cow,
+    cell::RefCell,
     collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
 };
 
 use super::{
-    CheckpointFile, FileDtype, Format, OnnxOptions, StoredTensor, TensorSource,
+    CheckpointFile, FileDtype, FileTensor, Format, OnnxOptions, StoredTensor, TensorSource,
     architecture::{self, Shapes},
     catalog::Entry,
     names::{LISTED, Names, nearest, short_name},
-    onnx::Input,
-    write_onnx, write_pth, write_safetensors,
+    onnx::{Input, write_counted},
+    stats::flaw,
+    write_pth, write_safetensors,
 };
 use crate::{Error, Result, data::Transforms, learner::CancelToken, nn::Arch};
 
@@ -202,8 +205,12 @@ impl Conversion {
         }
         let Some(arch) = self.arch else {
             self.likeness = architecture::likeness(&shapes);
+            // Other networks have classifiers of the same names; fastai's head alone has no convolutions.
+            let is_resnet = shapes.keys().any(|name| name.starts_with("layer1."));
+            self.convention = self.convention.filter(|_| is_resnet || shapes.values().all(|shape| shape.len() != 4));
             return Ok(());
         };
+        self.notes.extend(architecture::antialiased(&self.source));
         let (head, classes) = architecture::head_or_published(&shapes, arch);
         if asked.is_some() {
             let text = architecture::misfit(&shapes, arch, &head, classes);
@@ -247,25 +254,80 @@ impl Conversion {
     /// the weights.
     ///
     /// # Errors
-    /// [`Error::Checkpoint`] naming the tensor with a value beyond the range of the type asked for, or where a part of
-    /// the source or what it has beside the weights would be lost, and those of [`write_safetensors`], [`write_pth`]
-    /// and [`write_onnx`].
-    pub fn write(&self, path: impl AsRef<Path>) -> Result<()> {
+    /// [`Error::Checkpoint`] naming the tensor with a value beyond the range of the type asked for, or of a model or
+    /// ONNX one with values that no network computes with, or where a part of the source or what it has beside the
+    /// weights would be lost, and those of [`write_safetensors`], [`write_pth`] and
+    /// [`write_onnx`](super::write_onnx()).
+    pub fn write(&self, path: impl AsRef<Path>) -> Result<Written> {
         let path = path.as_ref();
-        if self.parts.iter().any(|part| is_same_file(part, path)) {
-            let message = format!("is a part of {}, which would be lost: write to another file", self.source.display());
-            return Err(Error::checkpoint(path, message));
+        let lost = |what: &str| Err(Error::checkpoint(path, format!("{what} would be lost: write to another file")));
+        match (is_same_file(&self.source, path), self.parts.iter().any(|part| is_same_file(part, path))) {
+            (true, true) => return lost("is what is read too, and has parts in other files; it"),
+            (false, true) => return lost(&format!("is a part of {}, which", self.source.display())),
+            (true, false) if self.partial => {
+                return lost(
+                    "is what is read too, and what it has beside the weights (an optimizer's state, the epoch, …)",
+                );
+            }
+            _ => {}
         }
-        if self.partial && is_same_file(&self.source, path) {
-            let message = "is the checkpoint itself, and what it has beside the weights (an optimizer's state, the epoch, \
-                           …) would be lost: write to another file";
-            return Err(Error::checkpoint(path, message));
+        let (flawed, whole) = (RefCell::default(), matches!(self.target, Target::Model | Target::Onnx(_)));
+        let watched = |(name, tensor)| {
+            (String::clone(name), Watched { name, tensor, source: &self.source, whole, flawed: &flawed })
+        };
+        let tensors: BTreeMap<String, Watched> = self.tensors.iter().map(watched).collect();
+        let count = match self.target {
+            Target::Safetensors | Target::Model => {
+                write_safetensors(path, &tensors, &self.metadata).map(|()| tensors.len())?
+            }
+            Target::Pth => write_pth(path, &tensors).map(|()| tensors.len())?,
+            Target::Onnx(options) => write_counted(path, &tensors, &self.metadata, &options)?,
+        };
+        drop(tensors);
+        Ok(Written { tensors: count, flawed: flawed.into_inner() })
+    }
+}
+
+/// What [`Conversion::write`] wrote.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Written {
+    /// Number of the file's tensors; in ONNX batchnorm that is folded has none any more.
+    pub tensors: usize,
+    /// Tensors with values that no network computes with, and what these are.
+    pub flawed: Vec<(String, &'static str)>,
+}
+
+/// A tensor whose values are looked at when they are read.
+struct Watched<'a> {
+    name: &'a str,
+    tensor: &'a StoredTensor,
+    source: &'a Path,
+    /// Whether what is written is a network, of which no tensor may be flawed.
+    whole: bool,
+    flawed: &'a RefCell<Vec<(String, &'static str)>>,
+}
+
+impl TensorSource for Watched<'_> {
+    fn dtype(&self) -> FileDtype {
+        self.tensor.dtype()
+    }
+
+    fn shape(&self) -> &[usize] {
+        self.tensor.shape()
+    }
+
+    fn load(&self) -> Result<Cow<'_, FileTensor>> {
+        let tensor = self.tensor.read()?;
+        match flaw(self.name, &tensor) {
+            Some(what) if self.whole => {
+                let message = format!("cannot be used as a network: {} has {what}", short_name(self.name));
+                return Err(Error::checkpoint(self.source, message));
+            }
+            Some(what) => self.flawed.borrow_mut().push((self.name.to_owned(), what)),
+            None => {}
         }
-        match self.target {
-            Target::Safetensors | Target::Model => write_safetensors(path, &self.tensors, &self.metadata),
-            Target::Pth => write_pth(path, &self.tensors),
-            Target::Onnx(options) => write_onnx(path, &self.tensors, &self.metadata, &options),
-        }
+        Ok(Cow::Owned(tensor))
     }
 }
 

@@ -9,6 +9,7 @@ use std::{
 use super::{
     Checkpoint, layout,
     names::{LISTED, listed, nearest, short_name},
+    stats::is_negative_variance,
     stored::explained,
 };
 use crate::{Error, Result, Tensor, autograd::Parameters};
@@ -37,13 +38,13 @@ pub struct LoadReport {
 /// parameter's device. The counters `num_batches_tracked` of PyTorch's batchnorm are passed over.
 ///
 /// # Errors
-/// [`Error::Checkpoint`] if tensors are missing, unknown, of another shape or not finite; it lists them by name, and
-/// the model is left as it was.
+/// [`Error::Checkpoint`] if tensors are missing, unknown, of another shape, not finite or negative variances; it lists
+/// them by name, and the model is left as it was.
 pub fn load_into(model: &mut dyn Parameters, checkpoint: &Checkpoint, options: &LoadOptions) -> Result<LoadReport> {
     let mut values: HashMap<Arc<str>, Tensor> = HashMap::new();
     let mut known: HashSet<&str> = HashSet::new();
     let mut report = LoadReport::default();
-    let (mut missing, mut left_out, mut misshapen, mut not_finite) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let [mut missing, mut left_out, mut misshapen, mut not_finite, mut negative]: [Vec<String>; 5] = Default::default();
     let mut failure = None;
 
     model.visit(&mut |parameter| {
@@ -65,6 +66,9 @@ pub fn load_into(model: &mut dyn Parameters, checkpoint: &Checkpoint, options: &
         let value = tensor.to_f32();
         if !value.iter().all(|value| value.is_finite()) {
             return not_finite.push(name.to_owned());
+        }
+        if is_negative_variance(name, tensor) {
+            return negative.push(name.to_owned());
         }
         let value = layout::from_file(parameter, value);
         match Tensor::new(value, parameter.value.shape(), parameter.value.device()) {
@@ -93,6 +97,7 @@ pub fn load_into(model: &mut dyn Parameters, checkpoint: &Checkpoint, options: &
         ("unknown to the model", unknown),
         ("of another shape", misshapen),
         ("with values that are not finite", not_finite),
+        ("with negative variances", negative),
     ];
     if problems.iter().any(|(_, names)| !names.is_empty()) {
         return Err(Error::checkpoint(&checkpoint.path, describe(&problems)));

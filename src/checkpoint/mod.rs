@@ -45,7 +45,7 @@ mod tensor;
 mod weights;
 
 pub use compare::{Comparison, Difference, Folded, compare, compare_networks};
-pub use convert::{Conversion, ConvertOptions, ConvertedTensor, Target};
+pub use convert::{Conversion, ConvertOptions, ConvertedTensor, Target, Written};
 pub use load::{LoadOptions, LoadReport, load_into};
 pub use names::short_name;
 pub use onnx::{BatchNormForm, OnnxOptions, write_onnx};

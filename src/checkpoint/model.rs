@@ -98,13 +98,14 @@ impl Conversion {
 
     /// Whether what the source does to images before its network can be said of a model, or is.
     fn check_input(&self, options: &ConvertOptions) -> Result<(), String> {
+        if let Some(blue_first) = self.input.blue_first() {
+            return Err(format!(
+                "{blue_first}: a model and ONNX from here would take red first, and be wrong; export it without that, \
+                 or convert the weights alone, to safetensors or .pth"
+            ));
+        }
         let steps = &self.input.steps;
         match self.input.effect {
-            Effect::Flips => Err(format!(
-                "takes images with blue first (it computes {steps} before its network): a model and ONNX from here \
-                 would take red first, and be wrong; export it without that, or convert the weights alone, to \
-                 safetensors or .pth"
-            )),
             Effect::Unknown if options.mean.is_none() || options.std.is_none() => Err(format!(
                 "computes {steps} before its network, which is not understood: give --mean and --std by which images \
                  are to be normalised instead, or convert the weights alone, to safetensors or .pth"

@@ -178,7 +178,7 @@ impl Names {
     }
 
     /// The tensors under their new names, without those that are left out.
-    fn rename<T>(&self, tensors: BTreeMap<String, T>) -> BTreeMap<String, T> {
+    pub fn rename<T>(&self, tensors: BTreeMap<String, T>) -> BTreeMap<String, T> {
         tensors.into_iter().filter_map(|(name, tensor)| Some((self.new.get(&name)?.clone(), tensor))).collect()
     }
 }

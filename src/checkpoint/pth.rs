@@ -3,7 +3,7 @@
 //! As `torch.save` writes it: a pickle of protocol 2 that names a storage per tensor, and the storages beside it,
 //! stored as they are, each at a multiple of 64 bytes so that `mmap=True` can map them.
 
-use std::{collections::BTreeMap, io, io::Write, path::Path};
+use std::{collections::BTreeMap, io, io::Write, mem::ManuallyDrop, path::Path};
 
 use zip::{CompressionMethod, ZipWriter, write::SimpleFileOptions};
 
@@ -26,7 +26,8 @@ pub fn write_pth<T: TensorSource>(path: impl AsRef<Path>, tensors: &BTreeMap<Str
     let path = path.as_ref();
     let pickle = pickle(tensors).map_err(|message| Error::checkpoint(path, message))?;
     write_whole(path, |file| {
-        let mut archive = ZipWriter::new(file);
+        // Dropped after a failure, it would try to end the archive, fail again, and print that itself.
+        let mut archive = ManuallyDrop::new(ZipWriter::new(file));
         let mut entry = |name: &str, length: usize, write: &mut dyn FnMut(&mut ZipWriter<_>) -> io::Result<()>| {
             let options = SimpleFileOptions::default()
                 .compression_method(CompressionMethod::Stored)
@@ -42,7 +43,7 @@ pub fn write_pth<T: TensorSource>(path: impl AsRef<Path>, tensors: &BTreeMap<Str
             entry(&format!("data/{index}"), length, &mut |file| write_values(file, name, tensor))?;
         }
         entry("version", 2, &mut |file| file.write_all(b"3\n"))?;
-        archive.finish()?;
+        ManuallyDrop::into_inner(archive).finish()?;
         Ok(())
     })
 }

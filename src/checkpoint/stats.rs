@@ -4,6 +4,19 @@ use serde::Serialize;
 
 use super::FileTensor;
 
+/// What is wrong with the values of the tensor `name`, whichever network it is of; nothing if that cannot be told.
+pub(super) fn flaw(name: &str, tensor: &FileTensor) -> Option<&'static str> {
+    if !tensor.is_finite() {
+        return Some("values that are not finite");
+    }
+    is_negative_variance(name, tensor).then_some("a negative variance")
+}
+
+/// Whether the tensor `name` is the variances of a batchnorm, and one of them negative.
+pub(super) fn is_negative_variance(name: &str, tensor: &FileTensor) -> bool {
+    name.ends_with("running_var") && tensor.values().any(|value| value < 0.0)
+}
+
 /// Statistics of the finite values of a tensor; `None` where it has none.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct TensorStats {

@@ -124,7 +124,8 @@ pub struct CheckpointFile {
     /// What the file holds beside these tensors, by its path in the file, and why it is left out: an optimizer's
     /// tensors, arrays of text, tensors of types that are not read, …
     pub left_out: Vec<(String, &'static str)>,
-    /// What else of the file is left out, in words: what an ONNX graph computes beside the network.
+    /// What else of the file is left out, in words: what an ONNX graph computes beside the network, or where a training
+    /// checkpoint has other weights than those that are taken.
     pub notes: Vec<String>,
     /// What an ONNX file does to images before its network.
     pub(super) input: onnx::Input,
@@ -196,6 +197,32 @@ impl CheckpointFile {
         Ok(self)
     }
 
+    /// Notes which set of weights was taken, that under `taken` (with a dot at its end), where the file holds others. A
+    /// set counts if it has half as many tensors as the one that was taken, of such last names: not an optimizer's
+    /// state.
+    pub(super) fn note_other_sets(&mut self, taken: &str) {
+        let last = |name: &str| name.rsplit('.').next().map(str::to_owned);
+        let known: BTreeSet<_> = self.tensors.keys().map(|name| last(name)).collect();
+        let mut sets = BTreeMap::<&str, usize>::new();
+        for (name, _) in self.left_out.iter().filter(|(name, why)| *why == BESIDE && known.contains(&last(name))) {
+            *sets.entry(beside(name, taken)).or_default() += 1;
+        }
+        sets.retain(|_, count| 2 * *count >= self.tensors.len());
+        let Some((first, _)) = sets.first_key_value() else { return };
+        let described = |key: &&str| {
+            let is_averaged = key.split(['.', '_']).any(|word| matches!(word, "ema" | "swa" | "averaged"));
+            format!("{}{}", short_name(key), if is_averaged { " (averaged, by its name)" } else { "" })
+        };
+        let others: Vec<String> = sets.keys().map(described).collect();
+        self.notes.push(format!(
+            "the weights under {} are taken; the file also holds {}: --key {} takes {}",
+            short_name(taken.trim_end_matches('.')),
+            listed(&others),
+            short_name(first),
+            if others.len() == 1 { "those" } else { "the first of these" }
+        ));
+    }
+
     /// The files that it is made of: the file itself, the shards that an index names, and where the values of an ONNX
     /// file are.
     ///
@@ -230,6 +257,18 @@ pub(super) fn explained((name, why): &(String, &'static str)) -> String {
 
 /// Why tensors that are not those of the network are left out.
 pub(super) const BESIDE: &str = "stored beside the weights";
+
+/// The dictionary that holds `name` and lies beside those on the way to `taken`.
+fn beside<'a>(name: &'a str, taken: &str) -> &'a str {
+    let mut shared = 0;
+    for segment in taken.split_inclusive('.') {
+        if !name[shared..].starts_with(segment) {
+            break;
+        }
+        shared += segment.len();
+    }
+    name[shared..].split_once('.').map_or(name, |(key, _)| &name[..shared + key.len()])
+}
 
 /// Whether some of `names` begin with `key` and a dot.
 ///

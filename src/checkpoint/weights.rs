@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::{
-    Checkpoint, LoadOptions, architecture,
+    Checkpoint, CheckpointFile, LoadOptions, architecture,
     catalog::{self, Entry, Folders},
     load_into,
     stored::explained,
@@ -22,26 +22,22 @@ pub struct Weights {
     arch: Arch,
     checkpoint: Option<Checkpoint>,
     published: Option<Entry>,
+    notes: Vec<String>,
 }
 
 impl Weights {
     /// Random values.
     pub fn random(arch: Arch) -> Self {
-        Self { arch, checkpoint: None, published: None }
+        Self { arch, checkpoint: None, published: None, notes: Vec::new() }
     }
 
     /// A checkpoint file of any format that [`Checkpoint::read`] reads; its architecture is told from its tensors.
     ///
     /// # Errors
-    /// [`Error::Io`] or [`Error::Checkpoint`] if it cannot be read, or is of no known architecture.
+    /// [`Error::Io`] or [`Error::Checkpoint`] if it cannot be read, or is of no known architecture, or if an ONNX file
+    /// takes images with blue first.
     pub fn file(path: impl AsRef<Path>) -> Result<Self> {
-        let checkpoint = Checkpoint::read(path)?.normalised()?;
-        let arch = arch_of(&checkpoint).ok_or_else(|| {
-            let shapes = shapes(&checkpoint);
-            let unread = architecture::unread(&shapes, &checkpoint.left_out);
-            Error::checkpoint(&checkpoint.path, unread.unwrap_or_else(|| architecture::describe(&shapes)))
-        })?;
-        Self::from_checkpoint(arch, checkpoint)
+        Self::opened(CheckpointFile::open(path)?, None)
     }
 
     /// As [`Weights::file`], for a file that should be of `arch`.
@@ -49,21 +45,49 @@ impl Weights {
     /// # Errors
     /// [`Error::Checkpoint`] also if it is of another architecture.
     pub fn file_of(arch: Arch, path: impl AsRef<Path>) -> Result<Self> {
-        let checkpoint = Checkpoint::read(path)?.normalised()?;
-        match arch_of(&checkpoint) {
-            Some(found) if found != arch => {
-                let message = format!("is a checkpoint of {found}, not of {arch}; use --arch {found}");
-                Err(Error::checkpoint(&checkpoint.path, message))
-            }
-            // Where the tensors name no architecture, loading tells what is missing.
-            _ => match architecture::unsupported(&shapes(&checkpoint)) {
-                Some(what) => Err(Error::checkpoint(&checkpoint.path, format!("is not of {arch}\n  {what}"))),
-                None => Self::from_checkpoint(arch, checkpoint),
-            },
-        }
+        Self::opened(CheckpointFile::open(path)?, Some(arch))
     }
 
-    fn from_checkpoint(arch: Arch, checkpoint: Checkpoint) -> Result<Self> {
+    /// As [`Weights::file`], or [`Weights::file_of`] where `arch` is given, of a file that is open: one of several sets
+    /// of weights, for example ([`CheckpointFile::open_key`]).
+    ///
+    /// # Errors
+    /// Those of [`Weights::file_of`].
+    pub fn opened(mut file: CheckpointFile, arch: Option<Arch>) -> Result<Self> {
+        if let Some(blue_first) = file.input.blue_first() {
+            let message = format!(
+                "{blue_first}: here it would see red first; export it without that, or convert its weights alone, to \
+                 safetensors, and train those"
+            );
+            return Err(Error::checkpoint(&file.path, message));
+        }
+        let mut notes = std::mem::take(&mut file.notes);
+        let checkpoint = file.load()?.normalised()?;
+        let fail = |message: String| {
+            let message = notes.iter().fold(message, |text, note| text + "\n  " + note);
+            Err(Error::checkpoint(&checkpoint.path, message))
+        };
+        let shapes = checkpoint.tensors.iter().map(|(name, tensor)| (name.clone(), tensor.shape.clone())).collect();
+        let arch = match (architecture::arch_of(&shapes), arch) {
+            (Some(found), Some(asked)) if found != asked => {
+                return fail(format!("is a checkpoint of {found}, not of {asked}; use --arch {found}"));
+            }
+            (Some(found), _) => found,
+            (None, None) => {
+                let unread = architecture::unread(&shapes, &checkpoint.left_out);
+                return fail(unread.unwrap_or_else(|| architecture::describe(&shapes)));
+            }
+            // Where the tensors name no architecture, loading tells what is missing.
+            (None, Some(asked)) => match architecture::unsupported(&shapes) {
+                Some(what) => return fail(format!("is not of {asked}\n  {what}")),
+                None => asked,
+            },
+        };
+        notes.extend(architecture::antialiased(&checkpoint.path));
+        Self::from_checkpoint(arch, checkpoint, notes)
+    }
+
+    fn from_checkpoint(arch: Arch, checkpoint: Checkpoint, notes: Vec<String>) -> Result<Self> {
         for (key, positive) in [("mean", false), ("std", true)] {
             let Some(text) = checkpoint.metadata.get(key) else { continue };
             let values = serde_json::from_str::<[f32; 3]>(text).unwrap_or([f32::NAN; 3]);
@@ -72,7 +96,7 @@ impl Weights {
                 return Err(Error::checkpoint(&checkpoint.path, message));
             }
         }
-        Ok(Self { arch, checkpoint: Some(checkpoint), published: None })
+        Ok(Self { arch, checkpoint: Some(checkpoint), published: None, notes })
     }
 
     /// The published weights that stand for `arch` ([`catalog::standard`]), found on this machine or fetched. For other
@@ -92,6 +116,12 @@ impl Weights {
     /// The entry of the catalogue that they were asked for by.
     pub fn published(&self) -> Option<&Entry> {
         self.published.as_ref()
+    }
+
+    /// What a user should know of the file: which of several sets of weights was taken, or what an ONNX graph computes
+    /// beside its network.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
     }
 
     /// The architecture.
@@ -166,13 +196,4 @@ impl Weights {
         load_into(&mut model, checkpoint, &LoadOptions::default())?;
         Ok(model)
     }
-}
-
-/// The architecture that a checkpoint's convolutions are those of.
-fn arch_of(checkpoint: &Checkpoint) -> Option<Arch> {
-    architecture::arch_of(&shapes(checkpoint))
-}
-
-fn shapes(checkpoint: &Checkpoint) -> architecture::Shapes {
-    checkpoint.tensors.iter().map(|(name, tensor)| (name.clone(), tensor.shape.clone())).collect()
 }

@@ -20,7 +20,7 @@ use super::{
     inspect::printable,
     interrupt,
     onnx_flags::OnnxFlags,
-    options::{check_output, side},
+    options::{check_output, open_checkpoint, side},
 };
 
 fn float(text: &str) -> Result<FileDtype, String> {
@@ -95,8 +95,8 @@ pub struct Convert {
     /// for fastai's heads and CIFAR networks]
     #[arg(long, value_name = "N", value_parser = side)]
     resize: Option<usize>,
-    /// Mean of a model's images per channel, of values from 0 to 1 [default: the file's (of ONNX what its graph computes),
-    /// as published, or ImageNet's]
+    /// Mean of a model's images per channel, of values from 0 to 1 [default: the file's (of ONNX what its graph
+    /// computes), as published, or ImageNet's]
     #[arg(long, value_name = "R,G,B", value_parser = channels)]
     mean: Option<[f32; 3]>,
     /// Standard deviation per channel [default: as for the mean]
@@ -126,10 +126,7 @@ impl Convert {
             mean: self.mean,
             std: self.std,
         };
-        let file = match &self.key {
-            Some(key) => CheckpointFile::open_key(&self.input, key)?,
-            None => CheckpointFile::open(&self.input)?,
-        };
+        let file = open_checkpoint(&self.input, self.key.as_deref())?;
         let format = file.format;
         let mut conversion = Conversion::plan(file, &options)?;
         errln!("{}: {format}, {}", self.input.display(), describe(&conversion));
@@ -151,8 +148,15 @@ impl Convert {
             let token = CancelToken::default();
             interrupt::cancels(token.clone())?;
             conversion.cancelled_by(&token);
-            conversion.write(output)?;
-            errln!("{}: {} tensors", output.display(), conversion.tensors.len());
+            let written = conversion.write(output)?;
+            if let Some((name, what)) = written.flawed.first() {
+                let more = match written.flawed.len() - 1 {
+                    0 => String::new(),
+                    more => format!(", and {more} more are no better"),
+                };
+                errln!("note: {} has {what}{more}: no network computes with that", short_name(name));
+            }
+            errln!("{}: {} tensors", output.display(), written.tensors);
         }
         let Some((reference, expected)) = expected else { return Ok(()) };
         let comparison = match &self.output {
@@ -181,11 +185,22 @@ impl Convert {
     /// What to write, checked before any work.
     fn target(&self) -> Result<Target> {
         let extension = self.output.as_deref().and_then(Path::extension).and_then(|end| end.to_str());
-        let format = self.format.unwrap_or(match extension {
-            Some("pth" | "pt" | "bin") => Format::Pth,
-            Some("onnx") => Format::Onnx,
-            _ => Format::Safetensors,
-        });
+        let format = match (self.format, extension) {
+            (Some(format), _) => format,
+            (None, Some("pth" | "pt" | "bin")) => Format::Pth,
+            (None, Some("onnx")) => Format::Onnx,
+            (None, Some("safetensors")) => Format::Safetensors,
+            (None, _) => match &self.output {
+                Some(output) => {
+                    let message = format!(
+                        "'{}' should end in .safetensors, .pth, .pt, .bin or .onnx, which says what to write",
+                        output.display()
+                    );
+                    return Err(Error::setting("OUTPUT", message));
+                }
+                None => Format::Safetensors,
+            },
+        };
         if format != Format::Onnx {
             self.onnx.expect_none()?;
         }
@@ -240,14 +255,6 @@ impl Convert {
         conversion.notes.iter().for_each(|note| errln!("note: {}", printable(note)));
         if !conversion.dropped.is_empty() && !self.dry_run {
             errln!("note: {} tensors are left out; --dry-run lists them", conversion.dropped.len());
-        }
-        let mut wrappers = conversion.dropped.iter().filter_map(|(name, _)| name.split_once('.'));
-        let averaged = wrappers.find(|(key, _)| *key == "ema" || key.ends_with("_ema"));
-        if let (Some((averaged, _)), None) = (averaged, &self.key) {
-            errln!(
-                "note: these are the plain weights; the averaged ones beside them are left out, and --key {} takes those",
-                short_name(averaged)
-            );
         }
         if let Some(transforms) = &conversion.transforms {
             let why = match conversion.published {

@@ -6,8 +6,10 @@ use clap::Args;
 use serde_json::json;
 use unfreeze::{
     Result,
-    checkpoint::{CheckpointFile, Conversion, ConvertOptions, TensorSource, TensorStats},
+    checkpoint::{Conversion, ConvertOptions, TensorSource, TensorStats},
 };
+
+use super::options::open_checkpoint;
 
 /// List the tensors of a checkpoint file: name, dtype, shape
 ///
@@ -17,6 +19,9 @@ use unfreeze::{
 pub struct Inspect {
     /// A checkpoint file
     file: PathBuf,
+    /// Which weights of a training checkpoint to list, by their key in it, such as model_ema [default: the likeliest]
+    #[arg(long)]
+    key: Option<String>,
     /// Read the values too: min, max, mean and standard deviation of the finite ones, and how many are not finite
     #[arg(long)]
     stats: bool,
@@ -28,7 +33,7 @@ pub struct Inspect {
 
 impl Inspect {
     pub fn run(self) -> Result<()> {
-        let file = CheckpointFile::open(&self.file)?;
+        let file = open_checkpoint(&self.file, self.key.as_deref())?;
         // A longer one has its own width.
         let width = file.tensors.keys().map(|name| name.chars().count()).max().unwrap_or_default().min(80);
         for (name, tensor) in &file.tensors {

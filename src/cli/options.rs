@@ -8,12 +8,12 @@ use std::{
 use clap::{Args, ValueEnum};
 use unfreeze::{
     Device, DeviceName, Error, Precision, Result,
-    checkpoint::{Weights, catalog},
+    checkpoint::{CheckpointFile, Weights, catalog},
     data::{Augment, Crop, Holdout, ImageData, Skipped, Task, Transforms, find_images},
     nn::{Arch, HeadSpec},
 };
 
-use super::weights;
+use super::{inspect::printable, weights};
 
 /// Where and how to compute.
 #[derive(Args, Clone)]
@@ -71,12 +71,15 @@ pub struct Pretrained {
     /// `unfreeze weights list`, found on this machine or fetched; or `random`
     #[arg(long, value_name = "FILE|auto|NAME|random", required = true)]
     weights: Option<String>,
+    /// Which weights of a training checkpoint to read, by their key in it, such as model_ema [default: the likeliest]
+    #[arg(long, requires = "weights")]
+    pub key: Option<String>,
 }
 
 impl Pretrained {
     /// Reads the weights, and says on standard error what of the catalogue's are used, and with which images.
     pub fn read(&self, quiet: bool) -> Result<Weights> {
-        let weights = read_weights(self.name(), self.arch, quiet)?;
+        let weights = read_weights(self.name(), self.key.as_deref(), self.arch, quiet)?;
         if let Some(entry) = weights.published().filter(|_| !quiet) {
             errln!("note: {}", weights::published_with(entry));
         }
@@ -99,16 +102,44 @@ impl Pretrained {
     }
 }
 
-/// Reads the weights that a flag or a run's configuration names.
-pub fn read_weights(name: &str, arch: Option<Arch>, quiet: bool) -> Result<Weights> {
+/// Reads the weights that a flag or a run's configuration names, of several sets in a file those under `key`, and says
+/// on standard error what of the file a user should know.
+pub fn read_weights(name: &str, key: Option<&str>, arch: Option<Arch>, quiet: bool) -> Result<Weights> {
+    let file = (name != "random").then(|| published(name, arch)).transpose()?;
+    if let (Some(key), Some(Some(_)) | None) = (key, &file) {
+        return Err(Error::setting("--key", format!("{key} is of a checkpoint file, and {name} names none")));
+    }
     if name == "random" {
         let missing = || Error::setting("--arch", "random weights need an architecture, such as resnet18");
         return arch.map(Weights::random).ok_or_else(missing);
     }
-    match (published(name, arch)?, arch) {
-        (Some(entry), _) => entry.weights(&catalog::Folders::of_user()?, &mut weights::teller(quiet)),
-        (None, Some(arch)) => Weights::file_of(arch, name),
-        (None, None) => Weights::file(name),
+    let weights = match file.flatten() {
+        Some(entry) => entry.weights(&catalog::Folders::of_user()?, &mut weights::teller(quiet))?,
+        None => Weights::opened(open_checkpoint(Path::new(name), key)?, arch)?,
+    };
+    if !quiet {
+        weights.notes().iter().for_each(|note| errln!("note: {}", printable(note)));
+    }
+    Ok(weights)
+}
+
+/// Opens a checkpoint file, of several sets of weights for those under `key`. Where there is no file, it says what else
+/// the name may be.
+pub fn open_checkpoint(path: &Path, key: Option<&str>) -> Result<CheckpointFile> {
+    if !path.exists() {
+        let name = path.to_string_lossy();
+        let hint = match catalog::entry(&name) {
+            Ok(_) => {
+                format!("published weights have this name, and `unfreeze weights path {name}` says where they are")
+            }
+            Err(_) => "names of published weights are those of `unfreeze weights list`".to_owned(),
+        };
+        let missing = std::io::Error::new(std::io::ErrorKind::NotFound, format!("there is no such file; {hint}"));
+        return Err(Error::io(path, missing));
+    }
+    match key {
+        Some(key) => CheckpointFile::open_key(path, key),
+        None => CheckpointFile::open(path),
     }
 }
 

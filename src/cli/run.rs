@@ -33,6 +33,9 @@ pub struct Config {
     pub valid_fraction: Option<f32>,
     pub arch: Arch,
     pub weights: String,
+    /// Which of several sets of weights in their file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<String>,
     pub classes: Vec<String>,
     pub batch_size: usize,
     pub seed: u64,
@@ -67,7 +70,8 @@ pub struct Config {
 impl Config {
     /// The learner that these settings describe.
     pub fn prepare(&self, compute: &Compute, mode: Mode) -> Result<Learner> {
-        self.prepare_with(read_weights(&self.weights, Some(self.arch), mode.quiet)?, compute, mode)
+        let weights = read_weights(&self.weights, self.key.as_deref(), Some(self.arch), mode.quiet)?;
+        self.prepare_with(weights, compute, mode)
     }
 
     /// As [`Config::prepare`], with weights that were read already.

@@ -246,6 +246,7 @@ impl Train {
             valid_fraction: self.source.valid_fraction,
             arch: weights.arch(),
             weights: self.pretrained.absolute()?,
+            key: self.pretrained.key.clone(),
             classes: Vec::new(),
             batch_size: self.batch_size,
             seed: self.compute.seed,

@@ -2,7 +2,7 @@
 //! first convolution of our own small file.
 
 use unfreeze::{
-    checkpoint::{CheckpointFile, Conversion, ConvertOptions, OnnxOptions, Target},
+    checkpoint::{CheckpointFile, Conversion, ConvertOptions, OnnxOptions, Target, Weights},
     data::Transforms,
 };
 
@@ -153,6 +153,12 @@ fn what_no_model_can_do_to_images_is_refused() {
         std::fs::write(folder.path().join("in.onnx"), &file).expect("writes");
         let file = CheckpointFile::open(folder.path().join("in.onnx")).expect("opens");
         assert!(Conversion::plan(file, &to(Target::Safetensors)).is_ok());
+        // Training shows images as a model does.
+        let weights = Weights::file(folder.path().join("in.onnx")).map_err(|error| error.to_string());
+        match weights {
+            Ok(weights) => assert!(!flips && weights.notes()[0].contains("--mean and --std"), "{:?}", weights.notes()),
+            Err(error) => assert!(flips && error.contains("with blue first"), "{error}"),
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! What a graph does to its images before its network: a normalisation, which a model file can hold, or something else.
 
-use super::{graph::Node, network::View};
+use super::{graph::Node, view::View};
 use crate::checkpoint::short_name;
 
 /// The most operators before a network.
@@ -93,6 +93,13 @@ impl Input {
         }
     }
 
+    /// That it takes images with blue first, if it does.
+    pub fn blue_first(&self) -> Option<String> {
+        let steps = &self.steps;
+        (self.effect == Effect::Flips)
+            .then(|| format!("takes images with blue first (it computes {steps} before its network)"))
+    }
+
     /// What a user should know of it; nothing if the network takes images as they come.
     pub fn note(&self) -> Option<String> {
         let how = match self.effect {
@@ -101,7 +108,7 @@ impl Input {
                     "by mean {mean:?} and standard deviation {std:?} of values from 0 to 1, which a model takes over"
                 )
             }
-            _ => "(--mean and --std say how)".into(),
+            _ => "(--mean and --std of `convert` say how)".into(),
         };
         (!self.steps.is_empty()).then(|| {
             format!(

@@ -20,6 +20,7 @@ mod graph;
 mod input;
 mod network;
 mod tensor;
+mod view;
 mod wire;
 mod write;
 
@@ -27,6 +28,7 @@ pub(super) use fold::Foldable;
 pub(super) use input::{Effect, Input};
 
 pub use build::{BatchNormForm, OnnxOptions};
+pub(super) use write::write_counted;
 pub use write::write_onnx;
 
 use std::{

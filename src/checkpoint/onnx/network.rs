@@ -2,7 +2,7 @@
 //! that fold batchnorm into the convolutions give the result a new name, or keep the old one. So the graph is followed
 //! from the first convolution on, beside each architecture, and has to do what that does.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::BTreeMap;
 
 use super::{
     EPS,
@@ -10,29 +10,20 @@ use super::{
     graph::{Graph, Node},
     input::Input,
     tensor::OnnxTensor,
+    view::{MAX_LAYERS, Step, View, operators, output},
 };
 use crate::{
     Error, Result,
-    checkpoint::{
-        FileDtype, FileTensor, StoredTensor,
-        names::{listed, short_name},
-    },
+    checkpoint::{FileDtype, FileTensor, StoredTensor, names::short_name},
     nn::{Arch, BlockStructure, ConvLayer, ShortcutLayer, Structure},
     ops::{conv::Geometry, pool::Window},
 };
 
-/// Operators whose output is their first input, as far as this network is concerned.
-const TRANSPARENT: [&str; 5] = ["Identity", "Dropout", "Cast", "CastLike", "Expand"];
-/// Those that pass features on in the same order.
-const RESHAPING: [&str; 3] = ["Flatten", "Reshape", "Squeeze"];
 const AVERAGES: [&str; 3] = ["GlobalAveragePool", "ReduceMean", "AveragePool"];
 const MAXIMA: [&str; 3] = ["GlobalMaxPool", "ReduceMax", "MaxPool"];
 
 /// What may turn logits into probabilities.
 const ENDS: [&str; 3] = ["Softmax", "Sigmoid", "LogSoftmax"];
-
-/// More than a head has of anything, so that a graph in circles comes to an end.
-const MAX_LAYERS: usize = 16;
 
 /// More channels than any convolution has.
 const MAX_BIAS: usize = 1 << 16;
@@ -107,68 +98,7 @@ pub(super) fn tensors(graph: &Graph, path: &std::path::Path) -> Result<Found> {
     Ok(Found { tensors: stored.collect(), notes, ..Found::default() })
 }
 
-/// A graph that can be walked.
-pub(super) struct View<'a> {
-    graph: &'a Graph,
-    /// What values are, of those that are another under a new name.
-    aliases: HashMap<&'a str, &'a str>,
-    users: HashMap<&'a str, Vec<&'a Node>>,
-}
-
-/// Why a graph is not a network.
-type Step<T> = std::result::Result<T, String>;
-
 impl<'a> View<'a> {
-    fn new(graph: &'a Graph) -> Self {
-        let mut view = Self { graph, aliases: HashMap::new(), users: HashMap::new() };
-        for node in &graph.nodes {
-            if let (true, Some(input), Some(output)) =
-                (TRANSPARENT.contains(&node.op.as_str()), node.inputs.first(), node.outputs.first())
-            {
-                let input = view.resolve(input);
-                view.aliases.insert(output, input);
-                continue;
-            }
-            for input in node.inputs.iter().filter(|input| !input.is_empty()) {
-                let input = view.resolve(input);
-                let users = view.users.entry(input).or_default();
-                // Once, even if it is all the inputs of a node: whoever looks for one goes through the list.
-                if users.last().is_none_or(|last| !std::ptr::eq(*last, node)) {
-                    users.push(node);
-                }
-            }
-        }
-        view
-    }
-
-    /// A value by its first name; nodes come after what they use.
-    fn resolve(&self, name: &'a str) -> &'a str {
-        self.aliases.get(name).copied().unwrap_or(name)
-    }
-
-    pub fn input(&self, node: &'a Node, position: usize) -> Option<&'a str> {
-        node.inputs.get(position).filter(|name| !name.is_empty()).map(|name| self.resolve(name))
-    }
-
-    /// The tensor that is an input of `node`.
-    fn tensor(&self, node: &'a Node, position: usize) -> Option<&'a OnnxTensor> {
-        self.graph.tensors.get(self.input(node, position)?)
-    }
-
-    fn users(&self, value: &str) -> &[&'a Node] {
-        self.users.get(value).map_or(&[], Vec::as_slice)
-    }
-
-    /// The user of `value` that is one of `ops`.
-    fn user(&self, value: &str, ops: &[&str]) -> Option<&'a Node> {
-        self.users(value).iter().find(|node| ops.contains(&node.op.as_str())).copied()
-    }
-
-    /// The operators that use `value`, in words.
-    fn uses(&self, value: &str) -> String {
-        operators(self.users(value).iter().copied())
-    }
-
     /// Why a graph of so many convolutions, which no network has, is none.
     fn unlike(&self, convolutions: usize) -> String {
         let apart = |arch: &Arch| arch.convolutions().len().abs_diff(convolutions);
@@ -224,38 +154,6 @@ impl<'a> View<'a> {
         Ok(Found { tensors: std::mem::take(&mut walk.tensors), notes, input })
     }
 
-    /// The node that computes `value`.
-    pub fn producer(&self, value: &str) -> Option<&'a Node> {
-        self.graph.nodes.iter().find(|node| node.outputs.iter().any(|name| name == value))
-    }
-
-    /// The extents of the graph's input `name`; 0 for one that may be anything.
-    pub fn extents(&self, name: &str) -> Option<&'a [usize]> {
-        self.graph.inputs.get(name).map(Vec::as_slice)
-    }
-
-    pub fn is_tensor(&self, name: &str) -> bool {
-        self.graph.tensors.contains_key(name)
-    }
-
-    /// Shape and values of an input of `node` that is a tensor of the size of a mean or standard deviation of images.
-    pub fn small(&self, node: &'a Node, position: usize) -> Option<(&'a [usize], Vec<f32>)> {
-        let tensor = self.tensor(node, position)?;
-        let is_small = tensor.elements() <= 3 && tensor.dtype.is_ok_and(FileDtype::is_float);
-        Some((&tensor.shape, is_small.then(|| tensor.load().ok())??.to_f32()))
-    }
-
-    /// The values of all such inputs.
-    pub fn small_constants(&self, node: &'a Node) -> impl Iterator<Item = Vec<f32>> {
-        (0..node.inputs.len()).filter_map(|position| self.small(node, position)).map(|(_, values)| values)
-    }
-
-    /// The output of `op` on `value`.
-    fn after(&self, value: &str, op: &str) -> Step<&'a str> {
-        let missing = || format!("{op} does not follow {}, but {}", short_name(value), self.uses(value));
-        self.user(value, &[op]).ok_or_else(missing).and_then(output)
-    }
-
     /// The linear layer on `x`, which may be transposed, and have its bias in a node of its own or none.
     fn linear(&self, x: &str, inputs: usize) -> Step<Linear<'a>> {
         let node = self.user(x, &["Gemm", "MatMul"]).ok_or("there is no linear layer")?;
@@ -296,34 +194,6 @@ impl<'a> View<'a> {
             None => Origin::Constant(0.0, outputs),
         };
         Ok(Linear { weight, bias, outputs, value: output(add.unwrap_or(node))? })
-    }
-
-    /// `value` after operators that keep the order of features.
-    fn reshaped(&self, value: &'a str) -> &'a str {
-        let next = |value: &&'a str| self.user(value, &RESHAPING)?.outputs.first().map(String::as_str);
-        std::iter::successors(Some(value), next).take(MAX_LAYERS).last().unwrap_or(value)
-    }
-
-    /// Whether `value` is `input` with fewer pixels and `channels` more on each side.
-    fn is_padded(&self, value: &str, input: &str, stride: usize, channels: usize) -> bool {
-        let strided = self.users(input).iter().filter(|node| match node.op.as_str() {
-            "Slice" => {
-                [vec![0; 2], vec![2, 3], vec![stride as i64; 2]]
-                    == [1, 3, 4].map(|at| self.ints(node, at).unwrap_or_default())
-            }
-            _ => false,
-        });
-        let pads = vec![0, channels as i64, 0, 0, 0, channels as i64, 0, 0];
-        strided.filter_map(|slice| self.user(slice.outputs.first()?, &["Pad"])).any(|pad| {
-            pad.outputs.first().is_some_and(|output| output == value) && self.ints(pad, 1).as_ref() == Some(&pads)
-        })
-    }
-
-    /// The values of a small input of `node` that is a list of integers.
-    pub fn ints(&self, node: &'a Node, position: usize) -> Option<Vec<i64>> {
-        let tensor = self.tensor(node, position).filter(|tensor| tensor.dtype == Ok(FileDtype::I64))?;
-        let values = (tensor.elements() <= 16).then(|| tensor.load().ok())??;
-        Some(bytemuck::pod_collect_to_vec(values.bytes()))
     }
 }
 
@@ -456,17 +326,6 @@ impl<'a> Walk<'a> {
         }
         Err("there are too many linear layers".into())
     }
-}
-
-fn output(node: &Node) -> Step<&str> {
-    node.outputs.first().map(String::as_str).ok_or_else(|| format!("a {} has no output", node.op))
-}
-
-/// The different operators of `nodes`, in words.
-fn operators<'a>(nodes: impl IntoIterator<Item = &'a Node>) -> String {
-    let names: BTreeSet<&str> = nodes.into_iter().map(|node| node.op.as_str()).collect();
-    let names: Vec<String> = names.into_iter().map(|name| short_name(name).into_owned()).collect();
-    if names.is_empty() { "nothing".into() } else { listed(&names) }
 }
 
 /// In what the convolution `node` is not like `layer`; nothing if it is.

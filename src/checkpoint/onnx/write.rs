@@ -51,7 +51,17 @@ pub fn write_onnx<T: TensorSource>(
     metadata: &BTreeMap<String, String>,
     options: &OnnxOptions,
 ) -> Result<()> {
-    let source = Source { path: path.as_ref(), tensors };
+    write_counted(path.as_ref(), tensors, metadata, options).map(drop)
+}
+
+/// As [`write_onnx`]; returns the number of tensors in the file.
+pub(in crate::checkpoint) fn write_counted<T: TensorSource>(
+    path: &Path,
+    tensors: &BTreeMap<String, T>,
+    metadata: &BTreeMap<String, String>,
+    options: &OnnxOptions,
+) -> Result<usize> {
+    let source = Source { path, tensors };
     let shapes = tensors.iter().map(|(name, tensor)| (name.clone(), tensor.shape().to_vec())).collect();
     let arch = architecture::arch_of(&shapes).ok_or_else(|| source.fail("the tensors are of no known architecture"))?;
     let (head, classes) = architecture::head_of(&shapes).ok_or_else(|| {
@@ -69,7 +79,8 @@ pub fn write_onnx<T: TensorSource>(
             out.write_all(&values)?;
         }
         out.write_all(&after)
-    })
+    })?;
+    Ok(file.graph.initialisers.len())
 }
 
 /// All of a file but its values.

@@ -119,6 +119,9 @@ fn open(
         checkpoint.tensors.insert(name, StoredTensor::new(dtype, shape, read));
     }
     checkpoint.left_out.sort();
+    if key.is_none() {
+        checkpoint.note_other_sets(&prefix);
+    }
     checkpoint.partial |= !checkpoint.left_out.is_empty();
     let sizes = checkpoint.tensors.values();
     let sizes = sizes.map(|tensor| (tensor.elements() as u64).saturating_mul(tensor.dtype().size() as u64));

@@ -263,6 +263,7 @@ impl Demo {
             valid_fraction: None,
             arch: ARCH,
             weights: absolute(&self.weights())?.to_string_lossy().into_owned(),
+            key: None,
             classes: SHAPES.iter().map(|shape| shape.name.to_string()).collect(),
             batch_size: BATCH_SIZE,
             seed: self.compute.seed,
