@@ -105,16 +105,20 @@ impl Pretrained {
 /// Reads the weights that a flag or a run's configuration names, of several sets in a file those under `key`, and says
 /// on standard error what of the file a user should know.
 pub fn read_weights(name: &str, key: Option<&str>, arch: Option<Arch>, quiet: bool) -> Result<Weights> {
-    let file = (name != "random").then(|| published(name, arch)).transpose()?;
-    if let (Some(key), Some(Some(_)) | None) = (key, &file) {
-        return Err(Error::setting("--key", format!("{key} is of a checkpoint file, and {name} names none")));
-    }
+    let no_key = || match key {
+        Some(key) => Err(Error::setting("--key", format!("{key} is of a checkpoint file, and {name} names none"))),
+        None => Ok(()),
+    };
     if name == "random" {
+        no_key()?;
         let missing = || Error::setting("--arch", "random weights need an architecture, such as resnet18");
         return arch.map(Weights::random).ok_or_else(missing);
     }
-    let weights = match file.flatten() {
-        Some(entry) => entry.weights(&catalog::Folders::of_user()?, &mut weights::teller(quiet))?,
+    let weights = match published(name, arch)? {
+        Some(entry) => {
+            no_key()?;
+            entry.weights(&catalog::Folders::of_user()?, &mut weights::teller(quiet))?
+        }
         None => Weights::opened(open_checkpoint(Path::new(name), key)?, arch)?,
     };
     if !quiet {

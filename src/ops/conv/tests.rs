@@ -215,6 +215,25 @@ prop_compose! {
     }
 }
 
+prop_compose! {
+    /// What the processor computes from rows of the image, whatever the width of its vectors.
+    fn any_stem()(
+        n in 1..3usize, h in 1..20usize, w in 8..30usize, c in 1..5usize, k in 1..3usize, r in 1..8usize, s in 2..8usize,
+        stride in 1..4usize, padding in 0..9usize,
+    ) -> Case {
+        case([n, h.max(r), w.max(s), c, 64 * k, r, s, stride, padding, 1])
+    }
+}
+
+proptest! {
+    #![proptest_config(cases(16))]
+
+    #[test]
+    fn rows_of_the_image_match_the_reference(case in any_stem(), threads in 1..4usize) {
+        case.check_epilogues(&cpu(threads))?;
+    }
+}
+
 proptest! {
     #![proptest_config(cases(12))]
 
@@ -257,7 +276,7 @@ fn results_do_not_depend_on_the_number_of_threads() -> Result<()> {
 #[test]
 fn kept_weights_follow_what_is_written_to_them() -> Result<()> {
     let device = cpu(2);
-    for shape in [[2, 6, 6, 64, 64, 3, 3, 1, 1, 1], [2, 6, 6, 5, 7, 1, 1, 1, 0, 1]] {
+    for shape in [[2, 6, 6, 64, 64, 3, 3, 1, 1, 1], [2, 6, 6, 5, 7, 1, 1, 1, 0, 1], [1, 9, 14, 3, 64, 3, 3, 2, 1, 1]] {
         let case = case(shape);
         let [input, mut weight, _] = case.tensors(&device);
         let norm_after = KnownNorm::new(1, case.weight_dims()[0], &device);

@@ -1,9 +1,10 @@
-//! Convolution on the processor. 3×3 with stride 1 is computed by Winograd's method; everything else as implicit GEMM:
-//! a task takes a tile of output pixels, gathers their windows into a scratch matrix that stays in cache, and multiplies
-//! it with the weights. 1×1 windows are read in place.
+//! Convolution on the processor. 3×3 with stride 1 is computed by Winograd's method, what sees few channels from rows of
+//! the image as they lie; everything else as implicit GEMM: a task takes a tile of output pixels, gathers their windows
+//! into a scratch matrix that stays in cache, and multiplies it with the weights. 1×1 windows are read in place.
 
 mod finish;
 mod pointwise;
+mod rows;
 mod winograd;
 
 use std::borrow::Cow;
@@ -45,35 +46,72 @@ pub fn forward(
     let residual = epilogue.residual.map(|residual| residual.as_slice::<f32>()).transpose()?;
     let finish = Finish { scale_shift, residual, relu: epilogue.relu };
     let mut output = cpu.buffer(extents.output().elements());
-    let method = match epilogue.norm {
-        Some(_) => Method::of_fixed(extents),
-        None => Method::of_trained(extents),
-    };
+    let way = Way::of(extents, epilogue.norm.is_some());
     let pack = |weight: &[f32]| {
-        let mut packed = cpu.buffer(method.map_or(weight.len(), |method| method.packed_elements(extents)));
-        cpu.install(|| match method {
-            Some(method) => method.pack(weight, extents, &mut packed),
-            None => transpose_weight(cpu, weight, extents, &mut packed),
+        let mut packed = cpu.buffer(way.packed_elements(extents));
+        cpu.install(|| match way {
+            Way::Winograd(method) => method.pack(weight, extents, &mut packed),
+            Way::Rows => rows::pack(weight, extents, &mut packed),
+            Way::Gathered => transpose_weight(cpu, weight, extents, &mut packed),
         });
         packed
     };
     // A convolution with its batchnorm fixed is not in training: its weights stay what they are, for a while.
     let kept = match epilogue.norm {
-        Some(_) => Some(weight.derived(method.map_or(0, |method| 1 + method as usize), pack)?),
+        Some(_) => Some(weight.derived(way.key(), pack)?),
         None => None,
     };
     let packed = match &kept {
         Some(kept) => Cow::Borrowed(kept.as_slice::<f32>()?),
         None => Cow::Owned(pack(weight.as_slice::<f32>()?)),
     };
-    cpu.install(|| match method {
-        Some(method) => method.forward(input, &packed, extents, finish, &mut output),
-        None => multiply(input, &packed, extents, finish, &mut output),
+    cpu.install(|| match way {
+        Way::Winograd(method) => method.forward(input, &packed, extents, finish, &mut output),
+        Way::Rows => rows::forward(input, &packed, extents, finish, &mut output),
+        Way::Gathered => multiply(input, &packed, extents, finish, &mut output),
     });
     if let Cow::Owned(packed) = packed {
         cpu.recycle(packed);
     }
     Tensor::new(output, extents.output(), weight.device())
+}
+
+/// How a convolution is computed.
+#[derive(Clone, Copy)]
+enum Way {
+    Winograd(Method),
+    Rows,
+    Gathered,
+}
+
+impl Way {
+    /// The way for some extents; `fixed` if its weights are.
+    fn of(extents: &Extents, fixed: bool) -> Self {
+        let method = if fixed { Method::of_fixed(extents) } else { Method::of_trained(extents) };
+        match method {
+            Some(method) => Way::Winograd(method),
+            None if rows::serves(extents) => Way::Rows,
+            None => Way::Gathered,
+        }
+    }
+
+    /// Elements of a buffer for packed weights.
+    fn packed_elements(self, extents: &Extents) -> usize {
+        match self {
+            Way::Winograd(method) => method.packed_elements(extents),
+            Way::Rows => rows::packed_elements(extents),
+            Way::Gathered => extents.k * extents.window(),
+        }
+    }
+
+    /// Tells apart what weights are packed for.
+    fn key(self) -> usize {
+        match self {
+            Way::Gathered => 0,
+            Way::Winograd(method) => 1 + method as usize,
+            Way::Rows => 3,
+        }
+    }
 }
 
 /// Implicit GEMM with weights as [`transpose_weight`] leaves them.
