@@ -14,7 +14,7 @@ pub(super) type Shapes = BTreeMap<String, Vec<usize>>;
 /// What some tensors' names tell of networks that are not supported: a part of a name, and what has it. The first that
 /// is found counts.
 const UNSUPPORTED: [(&str, &str); 19] = [
-    (".filt", "anti-aliasing layers: a ResNet that blurs where it takes strides, as resnetblur50"),
+    (".aa.filt", "anti-aliasing layers: a ResNet that blurs where it takes strides, as resnetblur50"),
     (".conv_dw.", "a network of depthwise convolutions, such as a ConvNeXt or MobileNet"),
     (".dwconv.", "a ConvNeXt"),
     (".layer_scale", "a ConvNeXt"),
@@ -95,7 +95,8 @@ pub(super) fn unsupported(shapes: &Shapes) -> Option<String> {
 /// That a file is, by its name or its folder's, of timm's networks with anti-aliasing layers: these have no tensors in
 /// recent files, so that nothing else tells them from plain ResNets.
 pub(super) fn antialiased(path: &Path) -> Option<String> {
-    let parts = path.iter().filter_map(|part| part.to_str()).flat_map(|part| part.split(['-', '.', '_']));
+    let names = path.iter().rev().take(2).filter_map(|part| part.to_str());
+    let parts = names.flat_map(|part| part.split(['-', '.', '_']));
     let name = parts.into_iter().find(|part| ["resnetaa", "resnetblur"].iter().any(|start| part.starts_with(start)))?;
     Some(format!(
         "its name says that it is a {}, which has anti-aliasing layers that are not supported: without them its \

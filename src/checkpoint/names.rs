@@ -226,6 +226,15 @@ fn common_prefix(names: &[(&str, &str)]) -> Option<&'static str> {
     common.or_else(|| ENCODERS.into_iter().find(|prefix| carried(prefix) > names.len() / 4))
 }
 
+/// A name without what wrappers around a model put before it.
+pub(super) fn bare(mut name: &str) -> &str {
+    let wrapped = |name: &str| PREFIXES.into_iter().chain(ENCODERS).find(|prefix| name.starts_with(prefix));
+    while let Some(prefix) = wrapped(name) {
+        name = &name[prefix.len()..];
+    }
+    name
+}
+
 /// What the names of the one layer in the place of `fc` begin with, if weight and bias are all that is there.
 fn sequential(names: &[(&str, &str)]) -> Option<&'static str> {
     let mut classifier = names.iter().map(|(_, name)| *name).filter(|name| name.starts_with("fc."));

@@ -10,14 +10,14 @@ use std::{
 
 use super::{
     Checkpoint, FileDtype, FileTensor, Format,
-    names::{listed, short_name},
+    names::{bare, listed, short_name},
     onnx, reading, sharded,
 };
 use crate::{Error, Result};
 
 /// The most extents of a tensor, those that NumPy and PyTorch allow. A view that is not contiguous takes time for each
 /// of them at each of its elements, and a file may claim thousands, of 1.
-const MAX_RANK: usize = 64;
+pub(super) const MAX_RANK: usize = 64;
 
 /// What a writer asks of a tensor, be it in memory or in a file.
 pub trait TensorSource {
@@ -187,9 +187,13 @@ impl CheckpointFile {
     /// [`Error::Checkpoint`] listing the keys that there are if there is none.
     pub(super) fn at_key(mut self, key: &str) -> Result<Self> {
         check_key(&self.path, key, self.tensors.keys())?;
+        let below = |name: &str| name.strip_prefix(key).and_then(|rest| rest.strip_prefix('.')).map(str::to_owned);
+        for entry in &mut self.left_out {
+            *entry = below(&entry.0).map_or_else(|| (entry.0.clone(), BESIDE), |rest| (rest, entry.1));
+        }
         for (name, tensor) in std::mem::take(&mut self.tensors) {
-            match name.strip_prefix(key).and_then(|rest| rest.strip_prefix('.')) {
-                Some(rest) => drop(self.tensors.insert(rest.to_owned(), tensor)),
+            match below(&name) {
+                Some(rest) => drop(self.tensors.insert(rest, tensor)),
                 None => self.left_out.push((name, BESIDE)),
             }
         }
@@ -198,14 +202,15 @@ impl CheckpointFile {
     }
 
     /// Notes which set of weights was taken, that under `taken` (with a dot at its end), where the file holds others. A
-    /// set counts if it has half as many tensors as the one that was taken, of such last names: not an optimizer's
-    /// state.
+    /// set counts if half of the names that were taken are there too: not a classifier, nor an optimizer's state.
     pub(super) fn note_other_sets(&mut self, taken: &str) {
-        let last = |name: &str| name.rsplit('.').next().map(str::to_owned);
-        let known: BTreeSet<_> = self.tensors.keys().map(|name| last(name)).collect();
+        let known: BTreeSet<_> = self.tensors.keys().map(|name| bare(name)).collect();
         let mut sets = BTreeMap::<&str, usize>::new();
-        for (name, _) in self.left_out.iter().filter(|(name, why)| *why == BESIDE && known.contains(&last(name))) {
-            *sets.entry(beside(name, taken)).or_default() += 1;
+        for (name, _) in self.left_out.iter().filter(|(_, why)| *why == BESIDE) {
+            let key = beside(name, taken);
+            if name.get(key.len() + 1..).is_some_and(|rest| known.contains(bare(rest))) {
+                *sets.entry(key).or_default() += 1;
+            }
         }
         sets.retain(|_, count| 2 * *count >= self.tensors.len());
         let Some((first, _)) = sets.first_key_value() else { return };

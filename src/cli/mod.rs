@@ -117,7 +117,9 @@ pub fn run() -> ExitCode {
         Ok(()) if OUTPUT_FAILED.load(Ordering::SeqCst) => ExitCode::FAILURE,
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            errln!("error: {}", in_flags(&error));
+            // A file's own words may be in it.
+            let message: Vec<String> = in_flags(&error).split('\n').map(inspect::printable).collect();
+            errln!("error: {}", message.join("\n"));
             ExitCode::from(if matches!(error, Error::Setting { .. }) { 2 } else { 1 })
         }
     }

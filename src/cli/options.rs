@@ -130,7 +130,8 @@ pub fn read_weights(name: &str, key: Option<&str>, arch: Option<Arch>, quiet: bo
 /// Opens a checkpoint file, of several sets of weights for those under `key`. Where there is no file, it says what else
 /// the name may be.
 pub fn open_checkpoint(path: &Path, key: Option<&str>) -> Result<CheckpointFile> {
-    if !path.exists() {
+    // One that may not be looked at is there.
+    if path.try_exists().is_ok_and(|exists| !exists) {
         let name = path.to_string_lossy();
         let hint = match catalog::entry(&name) {
             Ok(_) => {

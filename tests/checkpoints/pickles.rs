@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use unfreeze::checkpoint::CheckpointFile;
 
 use crate::{
-    containers::{legacy, pickle, stored, tar, tensor, text},
+    containers::{legacy, pickle, stored, tar, tensor, text, zip},
     hostile::refused,
 };
 
@@ -173,4 +173,136 @@ fn bombs_of_views_and_sparse_entries_are_refused() {
     sparse[257..265].copy_from_slice(b"ustar  \0");
     let sparse = refused("sparse.pth", &sparse);
     assert!(sparse.contains("sparse"), "{sparse}");
+}
+
+/// The tensor `w` of other arguments: storage key, extents and strides, and what follows these.
+fn odd(key: &[u8], extents: &[u8], strides: &[u8], rest: &[u8]) -> Vec<u8> {
+    let storage = [b"(", &text("storage")[..], b"ctorch\nFloatStorage\n", key, &text("cpu"), b"K\x06tQ"].concat();
+    [b"ctorch._utils\n_rebuild_tensor_v2\n(", &storage[..], b"K\0", extents, strides, rest, b"tR"].concat()
+}
+
+/// `value`, under so many names.
+fn many(value: &[u8], names: u16) -> Vec<u8> {
+    let again = (1..names).flat_map(|key| [&[b'M'][..], &key.to_le_bytes(), b"h\x07"].concat());
+    [b"\x80\x02}(K\0", value, b"q\x07", &again.collect::<Vec<_>>(), b"u."].concat()
+}
+
+#[test]
+fn what_one_value_holds_is_not_copied_for_each_of_its_names() {
+    let (two, one) = (b"K\x02\x85", b"K\x01\x85");
+    let (long, ones) = (text(&"k".repeat(1 << 20)), [b"(", &b"K\x01".repeat(100_000)[..], b"t"].concat());
+    let classes = [
+        b"\x80\x04}",
+        &text(&"x".repeat(1 << 20))[..],
+        b"q\0",
+        &text("y"),
+        b"q\x01(",
+        &b"h\0h\x01\x93".repeat(1000),
+        b"100.",
+    ];
+    // Modules of one long list of buffers that they do not keep.
+    let passing = [b"(", &text(&"n".repeat(1000))[..], b"q\x08", &b"h\x08".repeat(50_000), b"l"].concat();
+    let tables = ["_parameters", "_buffers", "_modules"].map(|table| {
+        let entries =
+            if table == "_parameters" { [&text("w")[..], &tensor([2, 3], [3, 1]), b"s"].concat() } else { vec![] };
+        [&text(table)[..], b"}", &entries].concat()
+    });
+    let state = [b"}(", &tables.concat()[..], &text("_non_persistent_buffers_set"), &passing, b"u"].concat();
+    let module = [b"cnet\nNet\n)\x81", &state[..], b"b"].concat();
+    let start = Instant::now();
+    for (bytes, cause) in [
+        (classes.concat(), "imports names of more than"),
+        (many(&odd(&long, two, one, b"\x89}"), 1000), "storage that is not known"),
+        (many(&odd(&text("0"), &ones, &ones, b"\x89}"), 1000), "arguments that are not known"),
+        (many(&module, 1000), "hold each other again and again"),
+    ] {
+        let error = refused("many.pth", &stored(&bytes));
+        assert!(error.contains(cause), "{error}");
+    }
+    // Keys that are no names: classes, of which one has a long one.
+    let class = [b"\x80\x02}c", &[b'x'; 1 << 20][..], b"\ny\nq\x000(", &b"h\0K\x01".repeat(10_000), b"u"].concat();
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("classes.pth");
+    std::fs::write(&path, stored(&[&class[..], &text("w"), &tensor([2, 3], [3, 1]), b"s."].concat())).expect("writes");
+    assert_eq!(CheckpointFile::open(&path).unwrap_or_else(|error| panic!("{error}")).tensors.len(), 1);
+    assert!(start.elapsed() < Duration::from_secs(10), "took {:?}", start.elapsed());
+}
+
+#[test]
+fn what_is_read_for_views_is_bounded() {
+    // Of its first element and its last, a megabyte apart.
+    const BYTES: usize = 1 << 20;
+    let elements = (BYTES as u32 / 4).to_le_bytes();
+    let storage =
+        [b"(", &text("storage")[..], b"ctorch\nFloatStorage\n", &text("0"), &text("cpu"), b"J", &elements, b"tQ"]
+            .concat();
+    let stride = (BYTES as u32 / 4 - 1).to_le_bytes();
+    let view =
+        [b"ctorch._utils\n_rebuild_tensor_v2\n(", &storage[..], b"K\0K\x02\x85J", &stride, b"\x85\x89}tR"].concat();
+    let far = |names| zip(&[("a/data.pkl", &many(&view, names)), ("a/data/0", &[0; BYTES])], 0, |n| n as u32);
+    let error = refused("far.pth", &far(100));
+    assert!(error.contains("bytes of tensors"), "{error}");
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("far.pth");
+    std::fs::write(&path, far(4)).expect("writes");
+    assert!(CheckpointFile::open(&path).is_ok(), "an honest one");
+}
+
+#[test]
+fn an_archive_of_two_pickles_is_refused() {
+    let whole = hidden(b"");
+    let file = zip(&[("a/data.pkl", &whole), ("bb/data.pkl", &whole)], 0, |n| n as u32);
+    let error = refused("two.pth", &file);
+    assert!(error.contains("a/data.pkl") && error.contains("bb/data.pkl"), "{error}");
+}
+
+#[test]
+fn flags_extents_and_keys_of_other_kinds_are_told() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("odd.pth");
+    let open = |entries: &[u8]| {
+        std::fs::write(&path, stored(&[b"\x80\x02}", entries, b"."].concat())).expect("writes");
+        CheckpointFile::open(&path).unwrap_or_else(|error| panic!("{error}"))
+    };
+    let (two, one, hooks) = (&b"K\x02\x85"[..], &b"K\x01\x85"[..], &b"\x89}"[..]);
+    let flagged = [hooks, b"}", &text("neg"), b"\x88s"].concat();
+    let file = open(
+        &[&text("w")[..], &odd(&text("0"), two, one, &flagged), b"s", &text("b"), &tensor([2, 3], [3, 1]), b"s"]
+            .concat(),
+    );
+    assert!(file.left_out[0].1.contains("negated"), "{:?}", file.left_out);
+    let file = open(&[&text("w")[..], &odd(&text("0"), b"ctorch\nSize\nK\x02\x85\x85R", one, hooks), b"s"].concat());
+    assert_eq!(file.tensors["w"].read().expect("reads").shape, [2]);
+    let none = [&b"\x80\x02}"[..], &text("w"), &odd(&text("0"), two, b"N", hooks), b"s."].concat();
+    assert!(refused("none.pth", &stored(&none)).contains("arguments that are not known"));
+
+    // Keys that are floats, beside the weights.
+    let floats = [
+        &b"}"[..],
+        b"G?\xf0\0\0\0\0\0\0",
+        &tensor([2, 3], [3, 1]),
+        b"sG@\0\0\0\0\0\0\0",
+        &tensor([2, 3], [3, 1]),
+        b"s",
+    ];
+    let weights = [&b"}"[..], &text("w"), &tensor([2, 3], [3, 1]), b"s"].concat();
+    let file = open(&[&text("a")[..], &floats.concat(), b"s", &text("state_dict"), &weights, b"s"].concat());
+    assert_eq!((file.tensors.len(), file.left_out.len()), (1, 2));
+
+    // Parameters as PyTorch pickled them before 1.0, and a module whose parts are called as wrappers are.
+    let old = [b"ctorch.nn.parameter\nParameter\n", &tensor([2, 3], [3, 1])[..], b"\x85R(\x88\x89}tb"].concat();
+    let variable = [b"ctorch.autograd.variable\nVariable\n(", &tensor([2, 3], [3, 1])[..], b"\x88tR"].concat();
+    let file = open(&[&text("w")[..], &old, b"s", &text("v"), &variable, b"s"].concat());
+    assert_eq!(file.tensors.keys().collect::<Vec<_>>(), ["v", "w"]);
+    let table = |name: &str, entries: &[u8]| [&text(name)[..], b"}", entries, b"s"].concat();
+    let part = |inner: &[u8]| [b"cnet\nPart\n)\x81}", inner, b"b"].concat();
+    let leaf = part(
+        &[table("_parameters", &[&text("w")[..], &old, b"s"].concat()), table("_buffers", b""), table("_modules", b"")]
+            .concat(),
+    );
+    let parts = [&text("net")[..], &leaf, b"s", &text("fc"), &leaf, b"s"].concat();
+    let module = part(&[table("_parameters", b""), table("_buffers", b""), table("_modules", &parts)].concat());
+    std::fs::write(&path, stored(&[b"\x80\x02", &module[..], b"."].concat())).expect("writes");
+    let file = CheckpointFile::open(&path).unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(file.tensors.keys().collect::<Vec<_>>(), ["fc.w", "net.w"]);
 }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, HashMap};
 
 use super::{
-    End, Global, Id, MAX_INSTRUCTIONS, Object, Pickle, Value,
+    End, Global, Id, MAX_BYTES, MAX_INSTRUCTIONS, Object, Pickle, Value,
     literals::{integer, little_endian, text},
 };
 
@@ -78,6 +78,8 @@ struct Machine<'a> {
     marks: Vec<usize>,
     memo: HashMap<u32, Id>,
     imports: BTreeSet<Global>,
+    /// Bytes of the names of classes.
+    named: usize,
     copied: usize,
 }
 
@@ -156,7 +158,7 @@ impl<'a> Machine<'a> {
             0x98 => drop(self.top()?),
 
             b'c' => {
-                let class = self.import(text(opcode, bytes), text(opcode, second));
+                let class = self.import(Global { module: text(opcode, bytes), name: text(opcode, second) });
                 self.push(class);
             }
             0x93 => {
@@ -165,7 +167,14 @@ impl<'a> Machine<'a> {
                     let why = "imports something whose name it computes: refused, nothing was run";
                     return Err(Stop::Refused(why.into()));
                 };
-                let class = self.import(module.clone(), name.clone());
+                // A few bytes fetch long names again and again.
+                let named = self.named + module.len() + name.len();
+                if named > MAX_BYTES {
+                    return Err(Stop::Refused(format!("imports names of more than {MAX_BYTES} bytes: refused")));
+                }
+                let global = Global { module: module.clone(), name: name.clone() };
+                self.named = named;
+                let class = self.import(global);
                 self.push(class);
             }
             b'P' => {
@@ -186,7 +195,7 @@ impl<'a> Machine<'a> {
                 self.call(class, arguments)?;
             }
             b'i' => {
-                let class = self.import(text(opcode, bytes), text(opcode, second));
+                let class = self.import(Global { module: text(opcode, bytes), name: text(opcode, second) });
                 let arguments = self.above_mark()?;
                 let class = self.add(class);
                 let arguments = self.add(Value::Tuple(arguments));
@@ -266,8 +275,7 @@ impl<'a> Machine<'a> {
         Ok(())
     }
 
-    fn import(&mut self, module: String, name: String) -> Value {
-        let global = Global { module, name };
+    fn import(&mut self, global: Global) -> Value {
         self.imports.insert(global.clone());
         Value::Class(global)
     }

@@ -111,7 +111,20 @@ impl Pickle {
         }
     }
 
-    /// The string that a value is, or the digits of the integer that it is: PyTorch names storages by either.
+    /// Whether a value is this string.
+    pub fn is_text(&self, id: Id, text: &str) -> bool {
+        matches!(self.value(id), Value::Text(own) if own == text)
+    }
+
+    /// What a storage or a tensor beside the pickle is called: PyTorch writes numbers, as digits or as such. Nothing if
+    /// it is longer than any of these: a pickle may name one thing again and again.
+    pub fn name(&self, id: Id) -> Option<String> {
+        const LONGEST: usize = 64;
+        let is_short = !matches!(self.value(id), Value::Text(text) if text.len() > LONGEST);
+        is_short.then(|| self.key(id)).flatten()
+    }
+
+    /// The string that a value is, or the digits of the integer that it is.
     pub fn key(&self, id: Id) -> Option<String> {
         match self.value(id) {
             Value::Text(text) => Some(text.clone()),
@@ -131,7 +144,7 @@ impl Pickle {
     /// The value of the dictionary `id` under `key`.
     pub fn get(&self, id: Id, key: &str) -> Option<Id> {
         let Value::Dict(entries) = self.value(id) else { return None };
-        let is_key = |(name, _): &&(Id, Id)| matches!(self.value(*name), Value::Text(text) if text == key);
+        let is_key = |(name, _): &&(Id, Id)| self.is_text(*name, key);
         entries.iter().rev().find(is_key).map(|(_, value)| *value)
     }
 

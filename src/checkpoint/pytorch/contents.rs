@@ -14,6 +14,9 @@ const MAX_DEPTH: usize = 256;
 /// The most values on the way to tensors, counted as often as they are reached.
 const MAX_VISITS: usize = 4 << 20;
 
+/// The most tensors. Those of ResNet-152 with an optimizer are three thousand.
+const MAX_TENSORS: usize = 1 << 16;
+
 /// The most calls around a tensor: `Parameter(tensor)`.
 const MAX_CALLS: usize = 8;
 
@@ -87,6 +90,11 @@ impl Contents {
         self.named(value).map(|_| value)
     }
 
+    /// Whether it is a dictionary, and no module.
+    pub fn is_dictionary(&self, id: Id) -> bool {
+        matches!(self.pickle.value(id), Value::Dict(_) | Value::Object(Object { contents: Some(_), .. }))
+    }
+
     /// The entries of a dictionary or module.
     fn named(&self, id: Id) -> Option<Vec<(Name, Id)>> {
         let is_list = matches!(self.pickle.value(id), Value::List(_) | Value::Tuple(_));
@@ -112,6 +120,9 @@ impl Contents {
                     return Err(format!("names its tensors in more than {MAX_BYTES} bytes: refused"));
                 }
                 let name = keys.join(".");
+                if found.tensors.len() == MAX_TENSORS {
+                    return Err(format!("holds more than {MAX_TENSORS} tensors: refused"));
+                }
                 if !found.names.insert(name.clone()) {
                     return Err(format!("holds two tensors {}: refused", short(&name)));
                 }
@@ -158,7 +169,7 @@ impl Contents {
     /// What is beside the pickle: the tensor of a tar archive, or a storage that is no tensor's.
     fn outside(&self, name: Id) -> Result<Read, String> {
         let Some(tensors) = &self.tensors else { return Ok(Err("a storage without a shape, which is not read")) };
-        let key = self.pickle.key(name).unwrap_or_default();
+        let key = self.pickle.name(name).unwrap_or_default();
         tensors.get(&key).cloned().ok_or_else(|| format!("refers to a tensor {}, which is not there", short(&key)))
     }
 
@@ -185,6 +196,7 @@ impl Contents {
             return Ok(None);
         };
         let passing = self.pickle.get(state, "_non_persistent_buffers_set");
+        passing.map_or(Ok(()), |set| self.count(set, found))?;
         let passing: HashSet<String> =
             passing.into_iter().flat_map(|set| self.pickle.items(set)).filter_map(|id| self.pickle.key(*id)).collect();
         let mut all = Vec::new();
@@ -198,7 +210,9 @@ impl Contents {
     fn entries(&self, id: Id, more: bool, found: &mut Found) -> Result<Meaning, String> {
         self.count(id, found)?;
         let entries = match self.pickle.value(id) {
-            Value::Dict(entries) => entries.iter().map(|(key, value)| (self.name(*key), *value)).collect(),
+            Value::Dict(entries) => {
+                entries.iter().enumerate().map(|(index, (key, value))| (self.name(*key, index), *value)).collect()
+            }
             Value::List(items) | Value::Tuple(items) => {
                 let name = |index: usize| Name { text: index.to_string(), is_text: false };
                 items.iter().enumerate().map(|(index, value)| (name(index), *value)).collect()
@@ -215,9 +229,9 @@ impl Contents {
             Value::Text(text) => 1 + text.len() / 16,
             _ => 1,
         };
-        let length = match self.pickle.value(id) {
+        let length: usize = match self.pickle.value(id) {
             Value::Dict(entries) => entries.iter().map(|(key, _)| size(*key)).sum(),
-            _ => self.pickle.items(id).len(),
+            _ => self.pickle.items(id).iter().map(|item| size(*item)).sum(),
         };
         found.visits = found.visits.saturating_add(length + 1);
         if found.visits > MAX_VISITS {
@@ -226,11 +240,12 @@ impl Contents {
         Ok(())
     }
 
-    fn name(&self, key: Id) -> Name {
+    /// What a key is called; one that is neither text nor an integer by its place.
+    fn name(&self, key: Id, index: usize) -> Name {
         let text = match self.pickle.value(key) {
             Value::Bool(true) => "True".into(),
             Value::Bool(false) => "False".into(),
-            _ => self.pickle.key(key).unwrap_or_else(|| format!("({})", self.pickle.kind(key))),
+            _ => self.pickle.key(key).unwrap_or_else(|| format!("(key {index})")),
         };
         Name { text, is_text: matches!(self.pickle.value(key), Value::Text(_)) }
     }
@@ -261,11 +276,10 @@ fn holds(pickle: &Pickle, all_outside: bool) -> Vec<bool> {
                 }
             }
             // In the legacy layout also the class of a module, beside its source.
-            Value::Outside(name) => {
-                let tag = pickle.items(*name).first().and_then(|tag| pickle.key(*tag));
-                if all_outside || tag.as_deref() == Some("storage") {
-                    rest.push(id);
-                }
+            Value::Outside(name)
+                if all_outside || pickle.items(*name).first().is_some_and(|tag| pickle.is_text(*tag, "storage")) =>
+            {
+                rest.push(id);
             }
             _ => {}
         }

@@ -11,7 +11,7 @@ use super::{
         guard::Archive,
         pickle::{self, End, MAX_BYTES, Pickle, Value},
     },
-    open,
+    open, short,
     stream::{CUT, Stream, too_long},
     tar,
     values::Storages,
@@ -60,8 +60,13 @@ pub(in super::super) fn open_zip(path: &Path, mut archive: Archive, key: Option<
 fn zipped_pickle(archive: &mut Archive) -> std::result::Result<(Pickle, String), String> {
     let names = archive.file_names().flatten();
     let roots = names.filter_map(|name| name.strip_suffix("data.pkl").map(str::to_owned));
-    let root = roots.filter(|root| root.is_empty() || root.ends_with('/')).min_by_key(String::len);
-    let root = root.ok_or("is a zip archive of something else: a PyTorch checkpoint has an entry data.pkl")?;
+    let mut roots = roots.filter(|root| root.is_empty() || root.ends_with('/'));
+    let root = roots.next().ok_or("is a zip archive of something else: a PyTorch checkpoint has an entry data.pkl")?;
+    if let Some(other) = roots.next() {
+        let (root, other) = (short(&root), short(&other));
+        return Err(format!("is a zip archive of two pickles, {root}data.pkl and {other}data.pkl: refused"));
+    }
+    drop(roots);
     let bytes = entry(archive, &format!("{root}data.pkl"))?.ok_or(CUT)?;
     if bytes.len() > MAX_BYTES {
         return Err(too_long());
@@ -128,7 +133,7 @@ fn legacy(stream: &mut Stream<'_>) -> std::result::Result<(Pickle, Places), Stri
     for value in pickle.values() {
         let Value::Outside(outside) = value else { continue };
         // Beside the classes of modules.
-        if pickle.items(*outside).first().and_then(|tag| pickle.key(*tag)).as_deref() == Some("module") {
+        if pickle.items(*outside).first().is_some_and(|tag| pickle.is_text(*tag, "module")) {
             continue;
         }
         let storage = view::storage(&pickle, *outside)?;
@@ -140,7 +145,7 @@ fn legacy(stream: &mut Stream<'_>) -> std::result::Result<(Pickle, Places), Stri
     }
     let mut places = Places::new();
     for key in keys.items(keys.root) {
-        let key = keys.key(*key).unwrap_or_default();
+        let key = keys.name(*key).unwrap_or_default();
         let storage = declared.get(&key).ok_or_else(|| format!("has a storage {key} of a size that nothing tells"))?;
         let elements = stream.number()?;
         if elements != storage.elements {

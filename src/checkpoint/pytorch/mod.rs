@@ -10,7 +10,7 @@ mod view;
 use std::{borrow::Cow, collections::BTreeSet, fmt::Display, io, path::Path, sync::Arc};
 
 use super::{
-    CheckpointFile, FileTensor, StoredTensor, TensorSource, calls,
+    CheckpointFile, FileTensor, StoredTensor, calls,
     guard::{self, Archive},
     pickle::{Global, Id},
     stored::{BESIDE, check_key},
@@ -97,6 +97,7 @@ fn open(
     };
 
     let storages = Arc::new(storages);
+    let mut bytes = 0u64;
     for (full, read) in found.tensors {
         let (name, view) = match (full.strip_prefix(&prefix), read) {
             (None, _) => {
@@ -109,6 +110,7 @@ fn open(
             }
             (Some(name), Ok(view)) => (name.to_owned(), view),
         };
+        bytes = bytes.saturating_add(storages.bytes_to_read(&view));
         let (dtype, shape) = (view.dtype, view.shape.clone());
         let (file, storages) = (path.to_owned(), storages.clone());
         let read = move || {
@@ -123,9 +125,7 @@ fn open(
         checkpoint.note_other_sets(&prefix);
     }
     checkpoint.partial |= !checkpoint.left_out.is_empty();
-    let sizes = checkpoint.tensors.values();
-    let sizes = sizes.map(|tensor| (tensor.elements() as u64).saturating_mul(tensor.dtype().size() as u64));
-    guard::check_total(path, &guard::PYTORCH, sizes)?;
+    guard::check_total(path, &guard::PYTORCH, std::iter::once(bytes))?;
     Ok(checkpoint)
 }
 
@@ -137,7 +137,8 @@ fn prefix(contents: &Contents, key: Option<&str>, is_used: &dyn Fn(&str) -> bool
         Some(key) => below(contents, contents.pickle.root, key),
         None => Some(contents.pickle.root),
     };
-    while let Some(outer) = values {
+    // What a module calls its parts says nothing.
+    while let Some(outer) = values.filter(|values| contents.is_dictionary(*values)) {
         values = None;
         for key in WRAPPERS {
             let longer = format!("{prefix}{key}.");
@@ -174,7 +175,7 @@ fn no_tensors(imports: &BTreeSet<Global>) -> String {
     format!("holds no tensors, only Python objects that are not interpreted, {foreign}: save the weights, {SAVE}")
 }
 
-/// A message that may say as much as the file does.
+/// A message that may say as much as the file does, and anything.
 fn short(message: &dyn Display) -> String {
     const LONGEST: usize = 400;
     let text = message.to_string();

@@ -14,16 +14,15 @@ use super::{
     super::{
         Format,
         pickle::{Global, Id, Pickle, Value},
+        stored::MAX_RANK,
     },
     layouts::{Layout, Places, check_machine},
+    short,
     stream::Stream,
     values::Storages,
     view::{Kind, Read, View},
 };
 use crate::{Error, Result};
-
-/// The most extents of a tensor.
-const MAX_RANK: usize = 64;
 
 /// The entries, in the order in which each needs those before.
 const ENTRIES: [&str; 4] = ["sys_info", "storages", "tensors", "pickle"];
@@ -115,7 +114,7 @@ impl Tables {
         for view in views.items(views.root) {
             let bad = || "has a view of a storage that cannot be".to_owned();
             let &[key, storage, first, elements] = views.items(*view) else { return Err(bad()) };
-            let [Some(key), Some(storage)] = [key, storage].map(|id| views.key(id)) else { return Err(bad()) };
+            let [Some(key), Some(storage)] = [key, storage].map(|id| views.name(id)) else { return Err(bad()) };
             let [Some(first), Some(elements)] = [first, elements].map(|id| views.number(id)) else { return Err(bad()) };
             let &(kind, whole) = self.storages.get(&storage).ok_or_else(bad)?;
             if first.checked_add(elements).is_none_or(|end| end > whole) {
@@ -165,7 +164,7 @@ fn fields(pickle: &Pickle) -> std::result::Result<(String, String, Kind), String
     let &[key, second, class] = pickle.items(pickle.root) else { return Err(bad()) };
     let Value::Class(class) = pickle.value(class) else { return Err(bad()) };
     let storage = class.name.replace("Tensor", "Storage");
-    let kind = Kind::of_class(&storage).ok_or_else(|| format!("has a storage that is not known, {class}"))?;
-    let key_of = |id: Id| pickle.key(id).ok_or_else(bad);
+    let kind = Kind::of_class(&storage).ok_or_else(|| format!("has a storage that is not known, {}", short(class)))?;
+    let key_of = |id: Id| pickle.name(id).ok_or_else(bad);
     Ok((key_of(key)?, key_of(second)?, kind))
 }

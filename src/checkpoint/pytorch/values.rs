@@ -39,6 +39,22 @@ impl Storages {
         }
     }
 
+    /// How much is read for a tensor, or comes of it.
+    pub fn bytes_to_read(&self, view: &View) -> u64 {
+        let (elements, reach) = view.extent().unwrap_or_default();
+        let first = if self.is_compressed(&view.storage) { 0 } else { view.offset };
+        let read = if elements == 0 { 0 } else { reach - first };
+        (elements.max(read) as u64).saturating_mul(view.dtype.size() as u64)
+    }
+
+    fn is_compressed(&self, key: &str) -> bool {
+        let Storages::Zip(archive, root) = self else { return false };
+        let archive = archive.lock().unwrap_or_else(PoisonError::into_inner);
+        let index = archive.index_for_name(&format!("{root}{key}"));
+        let entry = index.and_then(|index| archive.by_index_data(index).ok());
+        entry.is_some_and(|entry| entry.compression() != CompressionMethod::Stored)
+    }
+
     /// A tensor's bytes in row-major order. Nothing of the storage is read but what lies between its first element and
     /// its last; of a compressed one also what comes before.
     pub fn read(&self, view: &View) -> io::Result<Vec<u8>> {

@@ -1,8 +1,12 @@
 //! Tensors as PyTorch pickles them: views of storages, or what is not read.
 
-use super::super::{
-    FileDtype,
-    pickle::{Id, Pickle, Value},
+use super::{
+    super::{
+        FileDtype,
+        pickle::{Id, Pickle, Value},
+        stored::MAX_RANK,
+    },
+    short,
 };
 
 /// A tensor's elements in a storage.
@@ -131,22 +135,17 @@ const QUANTISED: &str = "quantised, which is not read: save what `dequantize()` 
 
 /// The storage that `('storage', class, key, device, elements[, view])` refers to.
 pub(super) fn storage(pickle: &Pickle, outside: Id) -> Result<Storage, String> {
-    let (tag, fields) = match pickle.items(outside) {
-        [tag, fields @ ..] => (pickle.key(*tag), fields),
-        [] => (None, &[][..]),
-    };
-    let [class, key, _device, elements, view @ ..] = fields else {
+    let [tag, class, key, _device, elements, view @ ..] = pickle.items(outside) else {
         return Err("refers to something beside its pickle that is no storage".into());
     };
-    let name = match pickle.value(*class) {
-        Value::Class(global) => global.name.clone(),
-        Value::Text(name) => name.clone(),
-        _ => String::new(),
+    let class = match pickle.value(*class) {
+        Value::Class(global) => &global.name,
+        _ => "",
     };
-    let (Some("storage"), Some(kind), Some(key), Some(elements)) =
-        (tag.as_deref(), Kind::of_class(&name), pickle.key(*key), pickle.number(*elements))
+    let (true, Some(kind), Some(key), Some(elements)) =
+        (pickle.is_text(*tag, "storage"), Kind::of_class(class), pickle.name(*key), pickle.number(*elements))
     else {
-        return Err(format!("has a storage that is not known, {name}"));
+        return Err(format!("has a storage that is not known, {}", short(&class)));
     };
     // A view of it: its own key, its first element and how many there are.
     let view = match view.first().map_or(&[][..], |view| pickle.items(*view)) {
@@ -190,13 +189,22 @@ pub(super) fn made(pickle: &Pickle, function: Id, arguments: Id) -> Result<Made,
                 },
                 _ => None,
             };
-            view(pickle, *storage, dtype, *offset, [*shape, *strides])?.ok_or_else(bad)?
+            // The backward pass and its hooks lie before; a third of these has a type there.
+            let flags = rest.get(if dtype.is_some() { 3 } else { 2 });
+            let is_lazy = |flag| flags.and_then(|flags| pickle.get(*flags, flag)).map(|flag| pickle.value(flag));
+            match ["neg", "conj"].into_iter().any(|flag| matches!(is_lazy(flag), Some(Value::Bool(true)))) {
+                true => Err("to be negated or conjugated, which is not read: save what `resolve_neg()` gives"),
+                false => view(pickle, *storage, dtype, *offset, [*shape, *strides])?.ok_or_else(bad)?,
+            }
         }
-        ("torch._utils", "_rebuild_parameter" | "_rebuild_parameter_with_state") => {
+        // The last two are those of PyTorch before 1.0.
+        ("torch._utils", "_rebuild_parameter" | "_rebuild_parameter_with_state")
+        | ("torch.nn.parameter", "Parameter")
+        | ("torch.autograd.variable", "Variable") => {
             return arguments.first().map(|data| Made::Same(*data)).ok_or_else(bad);
         }
         // The function that makes the tensor, its class, and the function's arguments.
-        ("torch._tensor", "_rebuild_from_type_v2") => match arguments {
+        ("torch._tensor", "_rebuild_from_type" | "_rebuild_from_type_v2") => match arguments {
             [function, _, arguments, ..] if !is_tensor_class(pickle, *function) => {
                 return made(pickle, *function, *arguments);
             }
@@ -209,7 +217,8 @@ pub(super) fn made(pickle: &Pickle, function: Id, arguments: Id) -> Result<Made,
         ("torch._utils", "_rebuild_nested_tensor") => Err("a nested tensor, which is not read"),
         ("torch._utils", "_rebuild_meta_tensor_no_storage") => Err("without values (of the device meta)"),
         ("torch._utils", name) if name.starts_with("_rebuild_") => Err("a tensor of a kind that is not read"),
-        ("numpy.core.multiarray" | "numpy._core.multiarray", "_reconstruct") => {
+        ("numpy.core.multiarray" | "numpy._core.multiarray", "_reconstruct")
+        | ("numpy.core.numeric" | "numpy._core.numeric", "_frombuffer") => {
             Err("a NumPy array in a pickle, which is not read: save it as a tensor")
         }
         _ => return Ok(Made::Else),
@@ -223,6 +232,7 @@ pub(super) fn makes_tensors(pickle: &Pickle, function: Id) -> bool {
     match function.module.as_str() {
         "torch._utils" | "torch._tensor" => function.name.starts_with("_rebuild_"),
         "numpy.core.multiarray" | "numpy._core.multiarray" => function.name == "_reconstruct",
+        "numpy.core.numeric" | "numpy._core.numeric" => function.name == "_frombuffer",
         _ => false,
     }
 }
@@ -250,13 +260,23 @@ fn view(
     if !matches!(storage.kind, Kind::Untyped) && storage.kind.size() != dtype.size() {
         return Err(format!("has a tensor of {dtype} in storage {} of another type", storage.key));
     }
-    let numbers = |id: Id| pickle.items(id).iter().map(|item| pickle.number(*item)).collect::<Option<Vec<_>>>();
-    let (Some(offset), Some(shape), Some(strides)) = (pickle.number(offset), numbers(extents[0]), numbers(extents[1]))
-    else {
-        return Ok(None);
-    };
+    let [Some(shape), Some(strides)] = extents.map(|extents| numbers(pickle, extents)) else { return Ok(None) };
+    let Some(offset) = pickle.number(offset) else { return Ok(None) };
     let (first, end) = storage.view;
     let offset = offset.checked_add(first).ok_or("has a tensor whose place cannot be")?;
     let end = end * storage.kind.size() / dtype.size();
     Ok(Some(Ok(View { storage: storage.key, dtype, offset, shape, strides }.check(end)?)))
+}
+
+/// The numbers of a tuple, as it is or as `torch.Size`; nothing if it is none, or longer than any tensor's.
+fn numbers(pickle: &Pickle, id: Id) -> Option<Vec<usize>> {
+    let items = match pickle.value(id) {
+        Value::Tuple(items) | Value::List(items) => items,
+        Value::Object(size) if matches!(pickle.value(size.class), Value::Class(class) if class.name == "Size") => {
+            pickle.items(*pickle.items(size.arguments).first()?)
+        }
+        _ => return None,
+    };
+    let numbers = items.iter().take(MAX_RANK + 1).map(|item| pickle.number(*item));
+    numbers.collect::<Option<Vec<_>>>().filter(|numbers| numbers.len() <= MAX_RANK)
 }
