@@ -183,6 +183,20 @@ pub(super) fn optional_biases(arch: Arch, head: &HeadSpec, classes: usize) -> BT
     head.plan(arch.features(), classes).into_iter().map(|(name, _, outputs)| (name + ".bias", outputs)).collect()
 }
 
+/// What the backbone of `arch` needs and `shapes` lack, or have in another shape; nothing if all is there.
+pub(super) fn incomplete(shapes: &Shapes, arch: Arch) -> Option<String> {
+    let expected = tensors_of(arch, &HeadSpec::Linear, 1);
+    let backbone = expected.iter().filter(|(name, _)| !name.starts_with("fc.") && !name.ends_with(COUNTER));
+    let lacking: Vec<String> = backbone
+        .filter_map(|(name, shape)| match shapes.get(name) {
+            None => Some(name.clone()),
+            Some(found) if found != shape => Some(format!("{name} (found {found:?}, expected {shape:?})")),
+            Some(_) => None,
+        })
+        .collect();
+    (!lacking.is_empty()).then(|| format!("lacks what {arch} needs, and makes no model: {}", listed(&lacking)))
+}
+
 /// What of `shapes` is missing, unknown or of another shape for `arch` with such a head, in lines; empty if all fits.
 /// Counters and [`optional_biases`] may be missing.
 pub(super) fn misfit(shapes: &Shapes, arch: Arch, head: &HeadSpec, classes: usize) -> String {

@@ -218,6 +218,7 @@ impl Conversion {
                 return Err(format!("is of {arch}, but does not fit it whole{text}"));
             }
         }
+        self.notes.extend(architecture::incomplete(&shapes, arch));
         let expected = architecture::tensors_of(arch, &head, classes);
         let near = |name: &str| nearest(name, expected.keys().map(String::as_str)).map(str::to_owned);
         let strangers = shapes.into_keys().filter(|name| !expected.contains_key(name)).enumerate();

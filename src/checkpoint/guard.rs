@@ -23,8 +23,11 @@ pub(super) struct Allowance {
     pub slack: u64,
 }
 
-/// `torch.save` compresses nothing, and weights hardly shrink.
-pub(super) const PYTORCH: Allowance = Allowance { ratio: 8, slack: 1 << 20 };
+/// `torch.save` compresses nothing, and weights hardly shrink; but a mask may repeat one element.
+pub(super) const PYTORCH: Allowance = Allowance { ratio: 8, slack: 32 << 20 };
+
+/// What small entries of its archives may have more, unpacked.
+const UNPACKED: u64 = 1 << 20;
 
 /// `numpy.savez_compressed` shrinks zeros a thousandfold, but weights hardly, even where nine of ten are zero.
 pub(super) const NUMPY: Allowance = Allowance { ratio: 64, slack: 64 << 20 };
@@ -44,7 +47,11 @@ pub(super) fn check_total(path: &Path, allowance: &Allowance, sizes: impl Iterat
     let file = std::fs::metadata(path).map_err(|error| Error::io(path, error))?.len();
     let total = sizes.fold(0, u64::saturating_add);
     if total > file.saturating_mul(allowance.ratio).saturating_add(allowance.slack) {
-        return Err(Error::checkpoint(path, format!("declares {total} bytes of tensors in {file} bytes: refused")));
+        let message = format!(
+            "declares {total} bytes of tensors in {file} bytes: refused (of views that repeat elements, `contiguous()` makes \
+             tensors of their own)"
+        );
+        return Err(Error::checkpoint(path, message));
     }
     Ok(())
 }
@@ -120,7 +127,7 @@ pub(super) fn check_unpacked(path: &Path, archive: &Archive) -> Result<()> {
     let sizes = (0..archive.len()).filter_map(|index| Some(archive.by_index_data(index).ok()?.size()));
     let unpacked = sizes.fold(0, u64::saturating_add);
     let file = std::fs::metadata(path).map_err(|error| Error::io(path, error))?.len();
-    if unpacked > file.saturating_mul(PYTORCH.ratio).saturating_add(PYTORCH.slack) {
+    if unpacked > file.saturating_mul(PYTORCH.ratio).saturating_add(UNPACKED) {
         return Err(Error::checkpoint(path, "is a zip archive that unpacks to far more than its size: refused"));
     }
     Ok(())

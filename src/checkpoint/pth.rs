@@ -49,13 +49,16 @@ pub fn write_pth<T: TensorSource>(path: impl AsRef<Path>, tensors: &BTreeMap<Str
 }
 
 /// The pickle of `{name: tensor}`, each a call of `torch._utils._rebuild_tensor_v2` on a storage of its own.
+fn cannot_hold(name: &str, dtype: FileDtype) -> String {
+    format!("cannot hold the tensor {name}: only recent versions of PyTorch have {dtype}; write a .safetensors file")
+}
+
 fn pickle<T: TensorSource>(tensors: &BTreeMap<String, T>) -> Result<Vec<u8>, String> {
     // PROTO 2, EMPTY_DICT, MARK
     let mut out = b"\x80\x02}(".to_vec();
     for (index, (name, tensor)) in tensors.iter().enumerate() {
         let (dtype, shape) = (tensor.dtype(), tensor.shape());
-        let storage =
-            storage(dtype).ok_or_else(|| format!("cannot hold the tensor {name}: PyTorch's format has no {dtype}"))?;
+        let storage = storage(dtype).ok_or_else(|| cannot_hold(name, dtype))?;
         let elements = byte_length(tensor).ok_or_else(|| format!("cannot hold {name} of {shape:?}"))? / dtype.size();
         string(&mut out, name);
         out.extend(b"ctorch._utils\n_rebuild_tensor_v2\n((");

@@ -87,7 +87,12 @@ fn header<T: TensorSource>(tensors: &[(&String, &T)], metadata: &BTreeMap<String
     for (name, tensor) in tensors {
         let (dtype, shape) = (tensor.dtype(), tensor.shape());
         let end = byte_length(*tensor).and_then(|length| start.checked_add(length));
-        let Some(end) = end.filter(|_| *name != METADATA) else {
+        if *name == METADATA {
+            return Err(format!(
+                "cannot hold the tensor {METADATA}, a name that its format keeps for itself: write a .pth"
+            ));
+        }
+        let Some(end) = end else {
             return Err(format!("cannot hold the tensor {name}: {dtype} {shape:?}"));
         };
         let entry = json!({ "dtype": dtype.to_string().to_uppercase(), "shape": shape, "data_offsets": [start, end] });

@@ -23,6 +23,9 @@ use super::{
     options::{check_output, open_checkpoint, side},
 };
 
+/// As many tensors of a kind are named where others are only counted.
+const FEW: usize = 3;
+
 fn float(text: &str) -> Result<FileDtype, String> {
     match text.parse::<FileDtype>() {
         Ok(dtype) if dtype.is_float() => Ok(dtype),
@@ -149,12 +152,11 @@ impl Convert {
             interrupt::cancels(token.clone())?;
             conversion.cancelled_by(&token);
             let written = conversion.write(output)?;
-            if let Some((name, what)) = written.flawed.first() {
-                let more = match written.flawed.len() - 1 {
-                    0 => String::new(),
-                    more => format!(", and {more} more are no better"),
-                };
-                errln!("note: {} has {what}{more}: no network computes with that", short_name(name));
+            for (name, what) in written.flawed.iter().take(FEW) {
+                errln!("note: {} has {what}: no network computes with that", short_name(name));
+            }
+            if written.flawed.len() > FEW {
+                errln!("note: and {} more with such values", written.flawed.len() - FEW);
             }
             errln!("{}: {} tensors", output.display(), written.tensors);
         }
@@ -253,8 +255,13 @@ impl Convert {
             errln!("note: and {} more that are not known", conversion.unknown.len() - LISTED);
         }
         conversion.notes.iter().for_each(|note| errln!("note: {}", printable(note)));
-        if !conversion.dropped.is_empty() && !self.dry_run {
-            errln!("note: {} tensors are left out; --dry-run lists them", conversion.dropped.len());
+        match conversion.dropped.len() {
+            _ if self.dry_run => {}
+            count if count > FEW => errln!("note: {count} tensors are left out; --dry-run lists them"),
+            _ => conversion
+                .dropped
+                .iter()
+                .for_each(|(name, why)| errln!("note: {} is left out: {why}", short_name(name))),
         }
         if let Some(transforms) = &conversion.transforms {
             let why = match conversion.published {

@@ -86,6 +86,19 @@ fn a_classifier_of_one_layer_is_found_in_a_sequence_and_without_a_bias() {
 }
 
 #[test]
+fn what_a_network_lacks_is_noted_where_no_network_is_asked_for() {
+    let mut tensors = small(HeadSpec::Linear);
+    let notes = |tensors: &Tensors| modelled(tensors, to(Target::Safetensors)).expect("tensors are tensors").notes;
+    assert!(notes(&tensors).is_empty());
+    tensors.retain(|name, _| !name.starts_with("fc."));
+    assert!(notes(&tensors).is_empty(), "a backbone is whole");
+    tensors.remove("layer2.0.bn1.weight");
+    tensors.insert("layer3.0.bn2.bias".into(), zeros(&[5]));
+    let notes = notes(&tensors);
+    assert!(notes.len() == 1 && notes[0].contains("layer2.0.bn1.weight, layer3.0.bn2.bias (found [5]"), "{notes:?}");
+}
+
+#[test]
 fn what_was_brought_instead_is_named() {
     let sign = [("a/archive_format", &b"pt2"[..]), ("a/data/weights/weight_0", &[0; 8])];
     for (name, file) in [("exported.pt", zip(&sign, 0, |n| n as u32)), ("exported.pt2", b"PK\x03\x04".to_vec())] {

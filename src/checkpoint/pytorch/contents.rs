@@ -124,7 +124,10 @@ impl Contents {
                     return Err(format!("holds more than {MAX_TENSORS} tensors: refused"));
                 }
                 if !found.names.insert(name.clone()) {
-                    return Err(format!("holds two tensors {}: refused", short(&name)));
+                    let name = short(&name);
+                    return Err(format!(
+                        "holds two tensors {name}, one under a key with a dot or digits: rename one of them"
+                    ));
                 }
                 found.tensors.push((name, read));
             }

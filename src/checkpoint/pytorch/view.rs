@@ -178,7 +178,12 @@ pub(super) enum Made {
 pub(super) fn made(pickle: &Pickle, function: Id, arguments: Id) -> Result<Made, String> {
     let Value::Class(function) = pickle.value(function) else { return Ok(Made::Else) };
     let arguments = pickle.items(arguments);
-    let bad = || format!("calls {function} with arguments that are not known");
+    let bad = || {
+        format!(
+            "calls {}, with arguments that are not known: was it written by pickle.dump? torch.save writes others",
+            short(function)
+        )
+    };
     let read = match (function.module.as_str(), function.name.as_str()) {
         ("torch._utils", "_rebuild_tensor" | "_rebuild_tensor_v2" | "_rebuild_tensor_v3") => {
             let [storage, offset, shape, strides, rest @ ..] = arguments else { return Err(bad()) };
