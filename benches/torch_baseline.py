@@ -19,7 +19,7 @@ import tempfile
 import torch
 import torchvision
 from torch.nn.utils.fusion import fuse_conv_bn_eval
-from torch.profiler import ProfilerActivity, profile
+from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils.data import DataLoader, TensorDataset
 
 import baseline
@@ -31,6 +31,7 @@ CACHED = 8192
 LR, MOMENTUM, WD = 1e-4, 0.9, 1e-4
 # Steps in which a processor's tensors are counted: the optimizer's buffers are there from the second on.
 COUNTED_STEPS = 2
+COUNTED = "counted steps"
 DATALOADER = "dataloader"
 MODES = ["eager", "graph", "compile", "reduce-overhead", "max-autotune"]
 GPU_MODES = ["graph", "reduce-overhead"]
@@ -186,15 +187,15 @@ def freeze(model, work):
 
 
 def most_allocated(trace):
-    """Most bytes of a processor's tensors at a time while `trace` was taken; its sums go on from trace to trace."""
+    """Most bytes of a processor's tensors at a time in the steps of `trace`, whose sums go on from trace to trace."""
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder, "trace.json")
         trace.export_chrome_trace(str(path))
-        events = [event["args"] for event in json.loads(path.read_text())["traceEvents"] if event.get("name") == "[memory]"]
-    if not events:
-        return None
-    before = events[0]["Total Allocated"] - events[0]["Bytes"]
-    return max(event["Total Allocated"] for event in events) - before
+        events = sorted(json.loads(path.read_text())["traceEvents"], key=lambda event: event.get("ts", 0))
+    start = next(event["ts"] for event in events if event.get("name") == COUNTED)
+    sums = [event for event in events if event.get("name") == "[memory]"]
+    before = sums[0]["args"]["Total Allocated"] - sums[0]["args"]["Bytes"]
+    return max(event["args"]["Total Allocated"] for event in sums if event["ts"] >= start) - before
 
 
 def set_tf32(dtype):
@@ -235,12 +236,15 @@ class Server(baseline.Server):
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device)
         # A processor's tensors are counted while the profiler watches: those of the same task, made anew.
-        cell, variant = self.task.cell, self.task.variant
+        cell, variant, cached = self.task.cell, self.task.variant, self.task.cached
         self.forget()
+        if cached:
+            return None  # the other side counts no features that lie in the host's memory
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
             task = self.make(cell, variant)
-            for _ in range(COUNTED_STEPS):
-                task.step()
+            with record_function(COUNTED):
+                for _ in range(COUNTED_STEPS):
+                    task.step()
         return most_allocated(trace)
 
     def forget(self):

@@ -154,7 +154,8 @@ pub fn take_weight_grad<'a>(
     take: impl FnMut(usize, usize, &[f32]),
 ) {
     // What few rows make use of should still lie in the nearest cache.
-    let columns = if rows.len() < FEW { NARROWEST } else { Blocks::new(n, inputs).columns };
+    let most = PACKED / n.max(1) / NARROWEST * NARROWEST;
+    let columns = if rows.len() < FEW { NARROWEST } else { most.clamp(NARROWEST, inputs.next_multiple_of(NARROWEST)) };
     Arch::new().dispatch(Product {
         rows,
         row: |output: usize| &turned[output * n..][..n],
@@ -269,14 +270,18 @@ where
     #[inline(always)]
     fn compute<S: Simd, const V: usize>(self, simd: S) {
         let width = V * S::F32_LANES;
-        let zeros = [simd.splat_f32s(0.0); V];
         let strip = self.blocks.columns.min(self.columns.len()).next_multiple_of(width);
-        let (mut panels, mut sums) = (vec![zeros; self.blocks.terms * (strip / width)], vec![zeros; tile::ROWS]);
+        let lengths = [self.blocks.terms * strip, tile::ROWS * width];
+        let mut buffers = lengths.map(|length| vec![0.0; length + tile::SLACK]);
+        let [panels, sums] = &mut buffers;
+        let [panels, sums] = [(panels, lengths[0]), (sums, lengths[1])].map(|(buffer, length)| {
+            pulp::as_arrays_mut::<V, _>(S::as_mut_simd_f32s(tile::aligned_mut(buffer, length)).0).0
+        });
         for start in (0..self.terms).step_by(self.blocks.terms) {
             let terms = start..self.terms.min(start + self.blocks.terms);
             for first in self.columns.clone().step_by(strip) {
                 let columns = first..self.columns.end.min(first + strip);
-                self.pack::<S, V>(terms.clone(), columns.clone(), &mut panels);
+                self.pack::<S, V>(terms.clone(), columns.clone(), panels);
                 for first in self.rows.clone().step_by(tile::ROWS) {
                     let rows = first..self.rows.end.min(first + tile::ROWS);
                     // Beyond the last row the last is taken again, and its sums are not.
@@ -284,7 +289,7 @@ where
                     for (column, panel) in columns.clone().step_by(width).zip(panels.chunks_exact(terms.len())) {
                         let own = width.min(columns.end - column);
                         if start > 0 {
-                            let sums = rows.clone().zip(&mut sums);
+                            let sums = rows.clone().zip(&mut *sums);
                             sums.for_each(|(row, sums)| self.sums.load::<S, V>([row, column], own, sums));
                         }
                         for (from, panel) in terms.clone().step_by(TERMS).zip(panel.chunks(TERMS)) {
@@ -295,7 +300,7 @@ where
                             );
                             tile::multiply::<S, V>(simd, part, panel, sums, width, from > 0);
                         }
-                        let sums = rows.clone().zip(&sums);
+                        let sums = rows.clone().zip(&*sums);
                         sums.for_each(|(row, sums)| self.sums.store::<S, V>([row, column], own, sums));
                     }
                 }

@@ -33,8 +33,10 @@ impl Serve {
                 Request::Prepare { cell, variant, warm_up } if variant == VARIANT => {
                     device.reset_peak();
                     resident::reset();
+                    // Cached features lie in the host's memory, where nobody counts them.
+                    let is_counted = !(cell.work.is_cached() && matches!(device, Device::Cpu(_)));
                     let outcome = Task::new(cell, true, self.compute.seed, &device)
-                        .and_then(|mut task| measure(&device, warm_up, &mut lines, |most| task.step(most)));
+                        .and_then(|mut task| measure(&device, warm_up, is_counted, &mut lines, |most| task.step(most)));
                     if let Err(error) = outcome {
                         answer(&failed(&error));
                     }
@@ -65,8 +67,14 @@ impl Serve {
     }
 }
 
-/// Measures blocks of `step` until told to finish, or nobody asks any more.
-fn measure(device: &Device, warm_up: f64, lines: &mut Lines, step: impl FnMut(usize) -> Result<usize>) -> Result<()> {
+/// Measures blocks of `step` until told to finish, or nobody asks any more; and its tensors if they are counted.
+fn measure(
+    device: &Device,
+    warm_up: f64,
+    is_counted: bool,
+    lines: &mut Lines,
+    step: impl FnMut(usize) -> Result<usize>,
+) -> Result<()> {
     let mut timer = Timer::new(device, warm_up, step)?;
     answer(&json!(Ready { ready: true }));
     while let Some(request) = lines.take()? {
@@ -76,7 +84,7 @@ fn measure(device: &Device, warm_up: f64, lines: &mut Lines, step: impl FnMut(us
                 answer(&json!(Done { steps: block.steps, seconds: block.seconds }));
             }
             Request::Finish => {
-                let peak_memory = Some(device.memory().peak as u64);
+                let peak_memory = is_counted.then(|| device.memory().peak as u64);
                 answer(&json!(Peak { peak_memory, peak_resident: resident::peak() }));
                 return Ok(());
             }

@@ -102,10 +102,14 @@ impl Task {
         &self.cell
     }
 
-    /// Bytes of the network's parameters.
+    /// Bytes of the network's parameters, with their copies for tensor cores.
     pub fn weights(&self) -> usize {
         let mut bytes = 0;
-        self.model.visit(&mut |Parameter { value, .. }| bytes += value.shape().elements() * value.dtype().bytes());
+        self.model.visit(&mut |Parameter { value, packed, .. }| {
+            let copies = packed.iter().flat_map(|packed| [Some(&packed.forward), packed.flipped.as_ref()]).flatten();
+            let size = |tensor: &Tensor| tensor.shape().elements() * tensor.dtype().bytes();
+            bytes += size(value) + copies.map(size).sum::<usize>();
+        });
         bytes
     }
 

@@ -58,7 +58,7 @@ pub fn forward(
     };
     // A convolution with its batchnorm fixed is not in training: its weights stay what they are, for a while.
     let kept = match epilogue.norm {
-        Some(_) => Some(weight.derived(way.key(), pack)?),
+        Some(_) => Some(weight.derived(way.key(extents.groups), pack)?),
         None => None,
     };
     let packed = match &kept {
@@ -104,12 +104,12 @@ impl Way {
         }
     }
 
-    /// Tells apart what weights are packed for.
-    fn key(self) -> usize {
+    /// Tells apart what weights are packed for; `groups` is 1 but where windows are gathered.
+    fn key(self, groups: usize) -> usize {
         match self {
-            Way::Gathered => 0,
-            Way::Winograd(method) => 1 + method as usize,
-            Way::Rows => 3,
+            Way::Winograd(method) => method as usize,
+            Way::Rows => 2,
+            Way::Gathered => 2 + groups,
         }
     }
 }
